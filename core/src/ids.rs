@@ -1,0 +1,132 @@
+//! Identifiers. Each is a type of its own, checked where it comes in, so that a GPU's name can't be taken for
+//! a slice's and none can carry a line break into a log, a path or a header.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// Why a text is not an identifier.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is not a {kind}: it takes 1 to {max} characters out of letters, digits and -_.:")]
+pub struct BadId {
+    kind: &'static str,
+    text: String,
+    max: usize,
+}
+
+/// The longest identifier, in characters: what a Kubernetes label value, and so a device ID, may have.
+pub const MAX_ID_LEN: usize = 63;
+
+fn check(kind: &'static str, text: &str) -> Result<(), BadId> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.:".contains(c);
+    if (1..=MAX_ID_LEN).contains(&text.len()) && text.chars().all(allowed) {
+        return Ok(());
+    }
+    let text = text.chars().take(MAX_ID_LEN + 1).collect();
+    Err(BadId {
+        kind,
+        text,
+        max: MAX_ID_LEN,
+    })
+}
+
+macro_rules! id {
+    ($(#[$doc:meta])* $name:ident, $kind:literal) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(String);
+
+        impl $name {
+            /// Takes 1 to 63 characters out of letters, digits, `-`, `_`, `.` and `:`.
+            ///
+            /// # Errors
+            /// [`BadId`] for anything else.
+            pub fn new(text: impl Into<String>) -> Result<Self, BadId> {
+                let text = text.into();
+                check($kind, &text)?;
+                Ok(Self(text))
+            }
+
+            /// The identifier as text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = BadId;
+            fn from_str(text: &str) -> Result<Self, BadId> {
+                Self::new(text)
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = BadId;
+            fn try_from(text: String) -> Result<Self, BadId> {
+                Self::new(text)
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(id: $name) -> String {
+                id.0
+            }
+        }
+    };
+}
+
+id!(
+    /// A GPU or MIG instance by the name NVML gives it (`GPU-…`, `MIG-…`), or `CPU-…` for a node's software
+    /// encoder.
+    GpuUuid,
+    "GPU UUID"
+);
+id!(
+    /// A slice: part of one GPU, held by one pod or, stand-alone, by one streamer process.
+    SliceId,
+    "slice name"
+);
+id!(
+    /// A streamer as browsers see it in `streamerList`. It names no address.
+    StreamerId,
+    "streamer name"
+);
+id!(
+    /// A session: one player, or one group of viewers, on one running application.
+    SessionId,
+    "session name"
+);
+id!(
+    /// One browser page's connection to a streamer.
+    PlayerId,
+    "player name"
+);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_identifier_takes_what_kubernetes_takes() {
+        let mig = "MIG-5c89852c-d268-5e9a-8e7c-0a1b2c3d4e5f";
+        assert_eq!(GpuUuid::new(mig).unwrap().as_str(), mig);
+        assert!(SliceId::new("a".repeat(63)).is_ok());
+    }
+
+    #[test]
+    fn an_identifier_refuses_what_could_be_mistaken() {
+        for bad in ["", "a b", "a\nb", "../etc", "é", &"a".repeat(64)] {
+            let error = SliceId::new(bad).unwrap_err().to_string();
+            assert!(error.contains("slice name"), "{error}");
+        }
+        assert!(serde_json::from_str::<SessionId>("\"a/b\"").is_err());
+    }
+}

@@ -1,0 +1,21 @@
+//! Types and decisions that every Penstock program shares.
+//!
+//! ```text
+//!  ids, names      what things are called
+//!  units           encoder units, SM percent, video memory, stream sizes
+//!  packing         which GPU a demand goes to: a ledger and best fit
+//!  turn_rest       short-lived TURN credentials, made and checked
+//!  wire            what crosses between our programs, and to the browser
+//!  metrics         the names of all metrics
+//! ```
+//!
+//! Nothing here does I/O, waits, or looks at a clock: time and randomness are arguments. `clippy.toml`
+//! beside this crate's manifest holds that.
+
+pub mod ids;
+pub mod metrics;
+pub mod names;
+pub mod packing;
+pub mod turn_rest;
+pub mod units;
+pub mod wire;

@@ -1,0 +1,79 @@
+//! The names of all metrics, each spelled once. Labels are bounded: none carries a player, a session or an
+//! address.
+
+/// A metric's name and what it says.
+#[derive(Debug, Clone, Copy)]
+pub struct Metric {
+    /// The name, with its unit.
+    pub name: &'static str,
+    /// One sentence for `# HELP`.
+    pub help: &'static str,
+}
+
+macro_rules! metrics {
+    ($($(#[$doc:meta])* $ident:ident = $name:literal, $help:literal;)*) => {
+        $($(#[$doc])* #[doc = $help] pub const $ident: Metric = Metric { name: $name, help: $help };)*
+
+        /// Every metric that a Penstock program may export.
+        pub const ALL: &[Metric] = &[$($ident),*];
+    };
+}
+
+metrics! {
+    STREAMER_PLAYERS = "penstock_streamer_players", "Players connected to this streamer.";
+    STREAMER_VIEWERS = "penstock_streamer_viewers", "Viewers connected to this streamer.";
+    STREAMER_UNITS = "penstock_streamer_encoder_units", "Encoder units that the stream takes of its slice.";
+    STREAMER_FRAMES = "penstock_streamer_frames_encoded_total", "Frames encoded.";
+    STREAMER_KEYFRAMES = "penstock_streamer_keyframes_encoded_total", "Keyframes encoded.";
+    STREAMER_FRAMES_DROPPED = "penstock_streamer_viewer_frames_dropped_total", "Encoded frames that a viewer skipped because it fell behind.";
+    STREAMER_ENCODED_BYTES = "penstock_streamer_encoded_bytes_total", "Bytes of encoded video.";
+    STREAMER_COPIED_BYTES = "penstock_streamer_copied_bytes_total", "Bytes of raw video that were copied between capture and encoder.";
+    STREAMER_SENT_BYTES = "penstock_streamer_sent_bytes_total", "Bytes of media sent to players and viewers.";
+    STREAMER_CLAIMS = "penstock_streamer_claims_total", "Claims by what became of them.";
+    STREAMER_INPUT_EVENTS = "penstock_streamer_input_events_total", "Input events of players by kind.";
+    STREAMER_BAD_MESSAGES = "penstock_streamer_bad_messages_total", "Messages that could not be understood, by link.";
+    STREAMER_APP_RESTARTS = "penstock_streamer_app_restarts_total", "Times that the streamed application was started again.";
+
+    AGENT_SLICES = "penstock_agent_slices", "Slices by the state of their process.";
+    AGENT_RESTARTS = "penstock_agent_streamer_restarts_total", "Streamer processes that were started again.";
+    AGENT_CAPACITY = "penstock_agent_capacity", "What each GPU offers, by resource.";
+    AGENT_FREE = "penstock_agent_free", "What each GPU has left, by resource.";
+
+    MATCHMAKER_PLAYERS = "penstock_matchmaker_players", "Players connected to this matchmaker, playing or waiting.";
+    MATCHMAKER_QUEUE = "penstock_matchmaker_queue_length", "Players that wait for a streamer.";
+    MATCHMAKER_STREAMERS = "penstock_matchmaker_streamers", "Streamers known, by state.";
+    MATCHMAKER_CLAIMS = "penstock_matchmaker_claims_total", "Claims made on streamers by what became of them.";
+    MATCHMAKER_BAD_MESSAGES = "penstock_matchmaker_bad_messages_total", "Messages of pages that could not be understood.";
+    MATCHMAKER_WAIT = "penstock_matchmaker_wait_seconds", "How long players waited for a streamer.";
+
+    TURN_ALLOCATIONS = "penstock_turn_allocations", "Allocations alive.";
+    TURN_RECEIVED_BYTES = "penstock_turn_received_bytes_total", "Bytes received by side (client, peer).";
+    TURN_RECEIVED_PACKETS = "penstock_turn_received_packets_total", "Packets received by side (client, peer).";
+    TURN_RELAYED_BYTES = "penstock_turn_relayed_bytes_total", "Bytes of payload relayed by direction (to_peer, to_client).";
+    TURN_RELAYED_PACKETS = "penstock_turn_relayed_packets_total", "Packets relayed by direction (to_peer, to_client).";
+    TURN_DROPPED_PACKETS = "penstock_turn_dropped_packets_total", "Packets dropped by reason.";
+    TURN_REQUESTS = "penstock_turn_requests_total", "Requests by method and by class of the answer.";
+    TURN_AUTH_FAILURES = "penstock_turn_auth_failures_total", "Requests that failed authentication by reason.";
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn names_are_ours_unlike_and_of_prometheus_form() {
+        let names: BTreeSet<_> = ALL.iter().map(|m| m.name).collect();
+        assert_eq!(names.len(), ALL.len());
+        for metric in ALL {
+            assert!(metric.name.starts_with("penstock_"), "{}", metric.name);
+            assert!(
+                metric.name.chars().all(|c| c.is_ascii_lowercase() || c == '_'),
+                "{}",
+                metric.name
+            );
+            assert!(metric.help.ends_with('.'), "{}", metric.name);
+        }
+    }
+}

@@ -1,0 +1,12 @@
+//! What crosses between our programs, and to the browser.
+//!
+//! ```text
+//!  browser ◄── signalling ──► matchmaker ◄── link ──► streamer
+//!                                 ▲ └──── status ────────┘
+//!                                 └── agent ── penstock-plugin standalone
+//! ```
+
+pub mod agent;
+pub mod link;
+pub mod signalling;
+pub mod status;

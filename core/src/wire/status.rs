@@ -1,0 +1,47 @@
+//! What a streamer says of itself: `GET /status` once, `GET /events` as server-sent events (the whole
+//! [`StreamerStatus`] at once, then on every change).
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{SessionId, StreamerId};
+use crate::units::{EncoderUnits, StreamSize};
+
+/// A streamer as it stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StreamerStatus {
+    /// Its name.
+    pub streamer_id: StreamerId,
+    /// Whether it can take a player.
+    pub state: StreamerState,
+    /// The session on it; absent while it is free.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session_id: Option<SessionId>,
+    /// Players connected: 0 or 1, who steer.
+    pub players: u32,
+    /// Viewers connected, who only watch.
+    pub viewers: u32,
+    /// What it encodes.
+    pub stream: StreamSize,
+    /// What that takes of its slice.
+    pub units: EncoderUnits,
+    /// Where its media comes from and goes to: what ICE candidates name, and what TURN credentials are bound to.
+    #[serde(default)]
+    pub media_addresses: Vec<IpAddr>,
+}
+
+/// Whether a streamer can take a player.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StreamerState {
+    /// The source shows no picture yet (or none again: its application is being restarted).
+    Starting,
+    /// It takes a player.
+    Free,
+    /// It has a player.
+    Busy,
+    /// It ends once its player leaves, and takes no new one.
+    Draining,
+}

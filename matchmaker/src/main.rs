@@ -1,0 +1,3 @@
+//! penstock-matchmaker.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! penstock-plugin.
+
+fn main() {}

@@ -1,0 +1,164 @@
+//! Child processes that never outlive us.
+//!
+//! ```text
+//!  agent ──┬─ streamer ──┬─ Xvfb
+//!          │             └─ application ── whatever that starts, detached or not
+//!          └─ streamer …
+//! ```
+//!
+//! Three kernel features together: every child is told when its parent dies ([`guard`], `PR_SET_PDEATHSIG`); agent
+//! and streamer are the "init" of what they started ([`adopt_orphans`], `PR_SET_CHILD_SUBREAPER`), so that a
+//! process whose parent died becomes their child instead of getting away; and [`sweep`] kills such foundlings.
+//! See prctl(2).
+
+use std::collections::BTreeSet;
+use std::io;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, kill_process_group, waitpid};
+use tokio::process::{Child, Command};
+
+/// From now on, a descendant whose parent dies becomes a child of this process.
+///
+/// # Errors
+/// Where the kernel has no `PR_SET_CHILD_SUBREAPER` (before 3.4).
+pub fn adopt_orphans() -> io::Result<()> {
+    // Any pid means "yes" here; the kernel looks only at whether there is one.
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
+    Ok(())
+}
+
+/// Makes `command`'s process the leader of a group of its own, and sends it `signal` when this process's calling
+/// thread ends. Spawn from a thread that lives as long as the process: the main one of a single-threaded runtime.
+pub fn guard(command: &mut Command, signal: Signal) -> &mut Command {
+    let parent = rustix::process::getpid();
+    command.process_group(0).kill_on_drop(true);
+    let tie = move || {
+        rustix::process::set_parent_process_death_signal(Some(signal))?;
+        // The parent may have died before the line above; then no signal ever comes.
+        if rustix::process::getppid() != Some(parent) {
+            return Err(io::Error::other("the parent process is gone"));
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec only two system calls are made; nothing is allocated unless it fails, and
+    // then the child ends without running another program.
+    #[allow(unsafe_code)]
+    unsafe {
+        command.pre_exec(tie)
+    }
+}
+
+/// Ends a guarded child: SIGTERM to its group, SIGKILL after `grace`. It is gone, and reaped, on return.
+///
+/// # Errors
+/// Where the child can't be waited for.
+pub async fn end(child: &mut Child, grace: Duration) -> io::Result<()> {
+    signal_group(child, Signal::TERM);
+    if tokio::time::timeout(grace, child.wait()).await.is_err() {
+        signal_group(child, Signal::KILL);
+    }
+    child.wait().await?;
+    Ok(())
+}
+
+/// Sends `signal` to a guarded child's process group; nothing happens where the child was reaped already.
+pub fn signal_group(child: &Child, signal: Signal) {
+    if let Some(pid) = child.id().and_then(pid) {
+        // The group may have ended by itself in between.
+        let _ = kill_process_group(pid, signal);
+    }
+}
+
+/// Kills and reaps every child of this process that is not in `ours`: processes that were adopted. Their own
+/// children become ours as they die, so this goes on until none is left, for two seconds at most. Gives how many
+/// were killed.
+pub async fn sweep(ours: &BTreeSet<u32>) -> usize {
+    let mut killed = BTreeSet::new();
+    for _ in 0..100 {
+        let foundlings: Vec<_> = children_of_self()
+            .into_iter()
+            .filter(|pid| !ours.contains(pid))
+            .collect();
+        if foundlings.is_empty() {
+            break;
+        }
+        for raw in foundlings {
+            let Some(pid) = pid(raw) else { continue };
+            let _ = kill_process(pid, Signal::KILL);
+            let _ = waitpid(Some(pid), WaitOptions::NOHANG);
+            killed.insert(raw);
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    killed.len()
+}
+
+/// Reaps adopted processes that ended by themselves, so that they don't stay as zombies.
+pub fn reap_adopted(ours: &BTreeSet<u32>) {
+    for raw in children_of_self() {
+        if let Some(pid) = pid(raw).filter(|_| !ours.contains(&raw)) {
+            let _ = waitpid(Some(pid), WaitOptions::NOHANG);
+        }
+    }
+}
+
+fn pid(raw: u32) -> Option<Pid> {
+    Pid::from_raw(i32::try_from(raw).ok()?)
+}
+
+/// The process IDs whose parent is this process, zombies included.
+fn children_of_self() -> Vec<u32> {
+    let own = std::process::id();
+    let Ok(entries) = std::fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|pid| parent_of(*pid) == Some(own))
+        .collect()
+}
+
+/// The parent from `/proc/<pid>/stat`: the second field after the command's closing bracket (proc(5)).
+fn parent_of(pid: u32) -> Option<u32> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, after_name) = stat.rsplit_once(')')?;
+    after_name.split_whitespace().nth(1)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_guarded_child_and_what_it_left_behind_end() {
+        adopt_orphans().unwrap();
+        let mut command = Command::new("sh");
+        // The inner shell detaches a sleeper into a session of its own, then ends.
+        command.args([
+            "-c",
+            "setsid sleep 1000 & setsid sh -c 'sleep 1001 & sleep 0.1' & exec sleep 1002",
+        ]);
+        let mut child = guard(&mut command, Signal::KILL).spawn().unwrap();
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        end(&mut child, Duration::from_secs(5)).await.unwrap();
+        assert!(sweep(&BTreeSet::new()).await >= 2);
+        assert_eq!(children_of_self(), Vec::<u32>::new());
+    }
+
+    #[tokio::test]
+    async fn a_child_that_ignores_sigterm_is_killed_after_the_grace() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "trap '' TERM; while :; do sleep 0.05; done"]);
+        let mut child = guard(&mut command, Signal::KILL).spawn().unwrap();
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        end(&mut child, Duration::from_millis(200)).await.unwrap();
+        assert_eq!(
+            child
+                .try_wait()
+                .unwrap()
+                .and_then(|s| std::os::unix::process::ExitStatusExt::signal(&s)),
+            Some(9)
+        );
+    }
+}

@@ -1,0 +1,15 @@
+//! What every Penstock program's shell shares.
+//!
+//! ```text
+//!  logging    LogArgs::init          one line per event, text or JSON
+//!  shutdown   until_told_to_end()    SIGTERM, SIGINT
+//!  ops        router(registry, …)    /metrics, /healthz, /readyz
+//!  events     sse(watch)             a value as server-sent events, now and on every change
+//!  children   Child, Reaper          processes that never outlive us
+//! ```
+
+pub mod children;
+pub mod events;
+pub mod logging;
+pub mod ops;
+pub mod shutdown;

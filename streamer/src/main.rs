@@ -1,0 +1,3 @@
+//! penstock-streamer.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! penstock-turn.
+
+fn main() {}
