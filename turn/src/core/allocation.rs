@@ -1,0 +1,256 @@
+//! One allocation: a relay for one client, the peers it may exchange packets with, and its channels
+//! (RFC 8656, sections 3.2, 9 and 12).
+//!
+//! Both lists are short (a client has one peer, or a few), so they are searched from the front; and each ends at
+//! [`MAX_PEERS`], so that one client can't fill the memory.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use super::FiveTuple;
+use super::answer::Asked;
+use super::auth::User;
+use super::wire::ChannelNumber;
+
+/// How long a permission lasts (RFC 8656, section 9).
+pub const PERMISSION_LIFETIME: Duration = Duration::from_secs(300);
+/// How long a channel lasts (RFC 8656, section 12).
+pub const CHANNEL_LIFETIME: Duration = Duration::from_secs(600);
+/// How many permissions, and how many channels, one allocation may have.
+pub const MAX_PEERS: usize = 64;
+
+/// One client's relay.
+#[derive(Debug)]
+pub struct Allocation {
+    /// Whose it is.
+    pub client: FiveTuple,
+    /// Who made it.
+    pub user: User,
+    /// The request that made it.
+    pub asked: Asked,
+    /// The address that its socket is bound to.
+    pub bind: SocketAddr,
+    /// Whether that socket is there yet.
+    pub state: State,
+    /// The lifetime it was made with.
+    pub granted: Duration,
+    permissions: Vec<Permission>,
+    channels: Vec<Channel>,
+}
+
+/// Whether an allocation's socket is there yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// The shell was told to open it. How many more ports will be tried should this one be taken.
+    Opening {
+        /// Tries left.
+        tries_left: u8,
+    },
+    /// It is, and the client knows it by this address.
+    Open {
+        /// XOR-RELAYED-ADDRESS.
+        relayed: SocketAddr,
+    },
+}
+
+#[derive(Debug)]
+struct Permission {
+    peer: IpAddr,
+    expires: Instant,
+}
+
+#[derive(Debug)]
+struct Channel {
+    number: ChannelNumber,
+    peer: SocketAddr,
+    expires: Instant,
+}
+
+/// Why a channel was not bound.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BindError {
+    /// The number is another peer's, or the peer has another number (RFC 8656, section 12.2).
+    Taken,
+    /// There are [`MAX_PEERS`] already.
+    Full,
+}
+
+/// There are [`MAX_PEERS`] already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Full;
+
+impl Allocation {
+    /// A new one, whose socket is still to be opened.
+    pub fn new(client: FiveTuple, user: User, asked: Asked, bind: SocketAddr, granted: Duration) -> Self {
+        Self {
+            client,
+            user,
+            asked,
+            bind,
+            state: State::Opening { tries_left: MAX_TRIES },
+            granted,
+            permissions: Vec::new(),
+            channels: Vec::new(),
+        }
+    }
+
+    /// Installs or renews a permission for each of `peers`, or none where there is no room for all.
+    ///
+    /// # Errors
+    /// [`Full`].
+    pub fn permit(&mut self, now: Instant, peers: &[IpAddr]) -> Result<(), Full> {
+        self.permissions.retain(|permission| now < permission.expires);
+        let new = peers.iter().filter(|peer| !self.is_permitted(now, **peer)).count();
+        if self.permissions.len() + new > MAX_PEERS {
+            return Err(Full);
+        }
+        peers.iter().for_each(|peer| self.permit_one(now, *peer));
+        Ok(())
+    }
+
+    fn permit_one(&mut self, now: Instant, peer: IpAddr) {
+        let expires = now + PERMISSION_LIFETIME;
+        match self.permissions.iter_mut().find(|known| known.peer == peer) {
+            Some(known) => known.expires = expires,
+            None => self.permissions.push(Permission { peer, expires }),
+        }
+    }
+
+    /// Whether packets may go to and come from `peer`.
+    pub fn is_permitted(&self, now: Instant, peer: IpAddr) -> bool {
+        self.permissions.iter().any(|known| known.peer == peer && now < known.expires)
+    }
+
+    /// Binds or renews a channel, and the permission for its peer.
+    ///
+    /// # Errors
+    /// [`BindError`]; then nothing has changed.
+    pub fn bind_channel(&mut self, now: Instant, number: ChannelNumber, peer: SocketAddr) -> Result<(), BindError> {
+        self.channels.retain(|channel| now < channel.expires);
+        let at = self.channels.iter().position(|known| known.number == number || known.peer == peer);
+        let room = match at.map(|at| &self.channels[at]) {
+            Some(known) => {
+                if (known.number, known.peer) != (number, peer) {
+                    return Err(BindError::Taken);
+                }
+                true
+            }
+            None => self.channels.len() < MAX_PEERS,
+        };
+        if !room {
+            return Err(BindError::Full);
+        }
+        self.permit(now, &[peer.ip()]).map_err(|Full| BindError::Full)?;
+        let expires = now + CHANNEL_LIFETIME;
+        match at {
+            Some(at) => self.channels[at].expires = expires,
+            None => self.channels.push(Channel { number, peer, expires }),
+        }
+        Ok(())
+    }
+
+    /// The peer behind a channel.
+    pub fn peer_of(&self, now: Instant, number: ChannelNumber) -> Option<SocketAddr> {
+        let channel = self.channels.iter().find(|channel| channel.number == number)?;
+        (now < channel.expires).then_some(channel.peer)
+    }
+
+    /// The channel to a peer.
+    pub fn channel_to(&self, now: Instant, peer: SocketAddr) -> Option<ChannelNumber> {
+        let channel = self.channels.iter().find(|channel| channel.peer == peer)?;
+        (now < channel.expires).then_some(channel.number)
+    }
+}
+
+/// How many ports are tried before an Allocate fails: others on this machine may hold some of our range.
+const MAX_TRIES: u8 = 10;
+
+#[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "any instant serves as the beginning of a held clock")]
+mod tests {
+    use super::super::Transport;
+    use super::*;
+
+    #[test]
+    fn a_permission_ends_after_300_seconds_unless_renewed() {
+        let (mut allocation, now) = setup();
+        allocation.permit(now, &[ip(1), ip(2)]).unwrap();
+        let later = now + Duration::from_secs(299);
+        allocation.permit(later, &[ip(1)]).unwrap();
+        let end = now + PERMISSION_LIFETIME;
+        assert!(allocation.is_permitted(end - Duration::from_millis(1), ip(2)));
+        assert!(!allocation.is_permitted(end, ip(2)));
+        assert!(allocation.is_permitted(end, ip(1)));
+        assert!(!allocation.is_permitted(later + PERMISSION_LIFETIME, ip(1)));
+    }
+
+    #[test]
+    fn a_channel_outlives_its_permission() {
+        let (mut allocation, now) = setup();
+        allocation.bind_channel(now, channel(0x4000), peer(1)).unwrap();
+        let between = now + Duration::from_secs(599);
+        assert_eq!(allocation.peer_of(between, channel(0x4000)), Some(peer(1)));
+        assert_eq!(allocation.channel_to(between, peer(1)), Some(channel(0x4000)));
+        assert!(!allocation.is_permitted(between, peer(1).ip()));
+        assert_eq!(allocation.peer_of(now + CHANNEL_LIFETIME, channel(0x4000)), None);
+        assert_eq!(allocation.channel_to(now + CHANNEL_LIFETIME, peer(1)), None);
+    }
+
+    #[test]
+    fn a_channel_and_a_peer_belong_to_each_other() {
+        let (mut allocation, now) = setup();
+        allocation.bind_channel(now, channel(0x4000), peer(1)).unwrap();
+        assert_eq!(allocation.bind_channel(now, channel(0x4000), peer(1)), Ok(()));
+        assert_eq!(allocation.bind_channel(now, channel(0x4000), peer(2)), Err(BindError::Taken));
+        assert_eq!(allocation.bind_channel(now, channel(0x4001), peer(1)), Err(BindError::Taken));
+        let end = now + CHANNEL_LIFETIME;
+        assert_eq!(allocation.bind_channel(end, channel(0x4000), peer(2)), Ok(()));
+    }
+
+    #[test]
+    fn memory_is_bounded_and_what_is_over_makes_room() {
+        let (mut allocation, now) = setup();
+        for n in 0..MAX_PEERS as u8 {
+            allocation.bind_channel(now, channel(0x4000 + u16::from(n)), peer(n)).unwrap();
+        }
+        assert_eq!(allocation.permit(now, &[ip(200)]), Err(Full));
+        assert_eq!(allocation.bind_channel(now, channel(0x4FFF), peer(200)), Err(BindError::Full));
+        assert_eq!(allocation.permit(now + PERMISSION_LIFETIME, &[ip(200)]), Ok(()));
+    }
+
+    fn setup() -> (Allocation, Instant) {
+        let local = "192.0.2.1:3478".parse().unwrap();
+        let client = FiveTuple {
+            transport: Transport::Udp,
+            local,
+            remote: "192.0.2.7:5000".parse().unwrap(),
+        };
+        let key = stun_types::message::ShortTermCredentials::new("p".to_owned()).make_key();
+        let user = User {
+            name: "u".into(),
+            who: "u".into(),
+            only_peer: None,
+            expiry_unix: None,
+            key,
+        };
+        let asked = Asked {
+            method: turn_types::message::ALLOCATE,
+            transaction: 1_u128.into(),
+            fingerprint: false,
+        };
+        let allocation = Allocation::new(client, user, asked, local, Duration::from_secs(600));
+        (allocation, Instant::now())
+    }
+
+    fn channel(number: u16) -> ChannelNumber {
+        ChannelNumber::new(number).unwrap()
+    }
+
+    fn ip(n: u8) -> IpAddr {
+        [203, 0, 113, n].into()
+    }
+
+    fn peer(n: u8) -> SocketAddr {
+        (ip(n), 4000).into()
+    }
+}

@@ -1,0 +1,9 @@
+//! A STUN and TURN server (RFC 8489, RFC 8656).
+//!
+//! ```text
+//!  core      the protocol, sans I/O: bytes and clock readings in, commands out
+//!  options   the command line
+//!  shell     sockets, the loop that drives the core, metrics
+//! ```
+
+pub mod core;
