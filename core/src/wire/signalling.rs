@@ -86,6 +86,9 @@ pub enum ToPlayer {
     Config(Config),
     /// The streamers that the page may subscribe to: one, once the player has a claim.
     StreamerList(StreamerList),
+    /// The streamer that the page is subscribed to has another name now. Sent before the second `streamerList` on one
+    /// socket: a stock page otherwise waits for the first one's name to come back.
+    StreamerIdChanged(StreamerIdChanged),
     /// No.
     SubscribeFailed(Failure),
     /// The streamer's offer.
@@ -137,6 +140,14 @@ pub struct IceServer {
 pub struct StreamerList {
     /// Their names.
     pub ids: Vec<StreamerId>,
+}
+
+/// A streamer's new name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StreamerIdChanged {
+    /// The name from now on.
+    #[serde(rename = "newID")]
+    pub new_id: StreamerId,
 }
 
 /// The page's choice.

@@ -1,0 +1,247 @@
+//! The command line.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use clap::{ArgGroup, Parser};
+use penstock_shell::logging::LogArgs;
+
+use crate::ice::{Ice, Turn};
+
+/// The front door for players: serves the page, queues players, claims a free streamer for the one that has waited
+/// longest, and relays the signalling of the two.
+///
+/// Players open http://<listen address>/. The first to come gets the first streamer that is free; the others see
+/// their place in the queue. A link with ?watch=<session> shows a running session without steering it.
+///
+/// For pages:      GET /   WebSocket /signalling (and /, for stock Pixel Streaming pages)
+/// For operators:  GET /status   /healthz   /readyz   /metrics
+#[derive(Debug, Clone, Parser)]
+#[command(version, verbatim_doc_comment)]
+#[command(after_help = "Examples:
+  penstock-matchmaker
+      streamers of the stand-alone agent on this machine, page on http://127.0.0.1:8080/
+  penstock-matchmaker --streamer 127.0.0.1:9001
+      one streamer that was started by hand, and no agent
+  penstock-matchmaker --listen 0.0.0.0:8080 --turn-url 'turn:198.51.100.7:3478?transport=udp' --turn-secret-file secret
+      players from elsewhere, with a TURN server that knows the same secret")]
+#[command(group = ArgGroup::new("secret").args(["turn_secret", "turn_secret_file"]))]
+pub struct Args {
+    /// Where to listen for players (HTTP and WebSocket)
+    #[arg(long, env = "PENSTOCK_MATCHMAKER_LISTEN", default_value = "127.0.0.1:8080")]
+    pub listen: SocketAddr,
+    /// The directory of the page, as `make player` builds it; by default player/dist beside the working directory
+    /// or beside this program
+    #[arg(long, env = "PENSTOCK_PAGE", value_name = "DIR")]
+    pub page: Option<PathBuf>,
+
+    /// The stand-alone agent's Unix socket, whose slices are the streamers. By default
+    /// /run/penstock/agent.sock, unless --streamer is given
+    #[arg(
+        long,
+        env = "PENSTOCK_AGENT_SOCKET",
+        value_name = "SOCKET",
+        help_heading = "Streamers"
+    )]
+    pub agent: Option<PathBuf>,
+    /// A streamer that runs without an agent; may be given several times
+    #[arg(long, value_name = "ADDR:PORT", help_heading = "Streamers")]
+    pub streamer: Vec<SocketAddr>,
+
+    /// A TURN server for pages, such as turn:198.51.100.7:3478?transport=udp; may be given several times
+    #[arg(long, env = "PENSTOCK_TURN_URL", value_name = "URL", value_delimiter = ',', value_parser = turn_url)]
+    #[arg(requires = "secret", help_heading = "ICE servers")]
+    pub turn_url: Vec<String>,
+    /// The secret shared with the TURN servers. It shows in the list of processes: prefer the environment, or a file
+    #[arg(
+        long,
+        env = "PENSTOCK_TURN_SECRET",
+        value_name = "SECRET",
+        hide_env_values = true
+    )]
+    #[arg(help_heading = "ICE servers")]
+    pub turn_secret: Option<String>,
+    /// A file with that secret; white space around it is left out
+    #[arg(long, value_name = "FILE", help_heading = "ICE servers")]
+    pub turn_secret_file: Option<PathBuf>,
+    /// How long a player's TURN credentials last: a number with s, m or h
+    #[arg(long, env = "PENSTOCK_TURN_TTL", value_name = "TIME", default_value = "6h", value_parser = duration)]
+    #[arg(help_heading = "ICE servers")]
+    pub turn_ttl: Duration,
+    /// A STUN server for pages, such as stun:198.51.100.7:3478; may be given several times
+    #[arg(long, env = "PENSTOCK_STUN_URL", value_name = "URL", value_delimiter = ',', value_parser = stun_url)]
+    #[arg(help_heading = "ICE servers")]
+    pub stun_url: Vec<String>,
+
+    /// The log options.
+    #[command(flatten)]
+    pub logs: LogArgs,
+}
+
+impl Args {
+    /// The agent's socket, if an agent is to be asked.
+    pub fn agent(&self) -> Option<PathBuf> {
+        let default = || self.streamer.is_empty().then(|| PathBuf::from(AGENT_SOCKET));
+        self.agent.clone().or_else(default)
+    }
+
+    /// The directory with the page in it.
+    ///
+    /// # Errors
+    /// Where there is no `index.html` in it.
+    pub fn page(&self) -> anyhow::Result<PathBuf> {
+        let candidates = match &self.page {
+            Some(page) => vec![page.clone()],
+            None => default_pages(),
+        };
+        let found = candidates.iter().find(|page| page.join("index.html").is_file());
+        let Some(found) = found else {
+            let places: Vec<_> = candidates.iter().map(|page| page.display().to_string()).collect();
+            bail!(
+                "looking for the page: there is no index.html in {}. Run `make player`, or name the directory with --page",
+                places.join(" nor in ")
+            );
+        };
+        Ok(found.clone())
+    }
+
+    /// The ICE servers that pages are told of.
+    ///
+    /// # Errors
+    /// Where the secret's file can't be read, or the secret is empty.
+    pub fn ice(&self) -> anyhow::Result<Ice> {
+        let turn = match (self.turn_url.is_empty(), self.turn_secret()?) {
+            (false, Some(secret)) => Some(Turn {
+                urls: self.turn_url.clone(),
+                secret,
+                lifetime: self.turn_ttl,
+            }),
+            _ => None,
+        };
+        let stun = self.stun_url.clone();
+        Ok(Ice { stun, turn })
+    }
+
+    fn turn_secret(&self) -> anyhow::Result<Option<Vec<u8>>> {
+        let secret = match (&self.turn_secret, &self.turn_secret_file) {
+            (Some(secret), _) => secret.clone(),
+            (None, Some(file)) => read_secret(file)?,
+            (None, None) => return Ok(None),
+        };
+        if secret.is_empty() {
+            bail!("reading the TURN secret: it is empty. Give the one that the TURN server was started with");
+        }
+        Ok(Some(secret.into_bytes()))
+    }
+}
+
+fn read_secret(file: &Path) -> anyhow::Result<String> {
+    let text = std::fs::read_to_string(file)
+        .with_context(|| format!("reading the TURN secret from {}", file.display()))?;
+    Ok(text.trim().to_owned())
+}
+
+/// Beside the working directory, then beside the program, upwards: `target/debug/` is two levels below the page.
+fn default_pages() -> Vec<PathBuf> {
+    let mut pages = vec![PathBuf::from(PAGE)];
+    let program = std::env::current_exe().unwrap_or_default();
+    pages.extend(
+        program
+            .ancestors()
+            .skip(1)
+            .take(3)
+            .map(|directory| directory.join(PAGE)),
+    );
+    pages
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let (number, unit) = text.split_at(text.trim_end_matches(|c: char| c.is_ascii_alphabetic()).len());
+    let seconds = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        _ => return Err("it takes a whole number and a unit: 90s, 15m or 6h".to_owned()),
+    };
+    let number: u32 = number
+        .parse()
+        .map_err(|_| format!("{number:?} is not a whole number"))?;
+    if number == 0 {
+        return Err("it must be more than 0".to_owned());
+    }
+    Ok(Duration::from_secs(u64::from(number) * seconds))
+}
+
+fn turn_url(text: &str) -> Result<String, String> {
+    url(text, &["turn:", "turns:"])
+}
+
+fn stun_url(text: &str) -> Result<String, String> {
+    url(text, &["stun:", "stuns:"])
+}
+
+/// A page throws on a URL of another scheme, and would show nothing at all.
+fn url(text: &str, schemes: &[&str]) -> Result<String, String> {
+    let fits = schemes
+        .iter()
+        .any(|scheme| text.len() > scheme.len() && text.starts_with(scheme));
+    if fits {
+        return Ok(text.to_owned());
+    }
+    Err(format!(
+        "it must begin with {}, then a host",
+        schemes.join(" or ")
+    ))
+}
+
+const AGENT_SOCKET: &str = "/run/penstock/agent.sock";
+const PAGE: &str = "player/dist";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(args: &[&str]) -> Result<Args, clap::Error> {
+        Args::try_parse_from([&["penstock-matchmaker"], args].concat())
+    }
+
+    #[test]
+    fn the_agent_is_asked_unless_a_streamer_is_named() {
+        assert_eq!(parse(&[]).unwrap().agent(), Some(AGENT_SOCKET.into()));
+        let by_hand = parse(&["--streamer", "127.0.0.1:1"]).unwrap();
+        assert_eq!(by_hand.agent(), None);
+        let both = parse(&["--streamer", "127.0.0.1:1", "--agent", "/a"]).unwrap();
+        assert_eq!(both.agent(), Some("/a".into()));
+    }
+
+    #[test]
+    fn a_turn_server_needs_a_secret_and_a_url_its_scheme() {
+        assert!(parse(&["--turn-url", "turn:h:1"]).is_err());
+        assert!(parse(&["--turn-url", "h:1", "--turn-secret", "s"]).is_err());
+        let args = parse(&[
+            "--turn-url",
+            "turn:h:1",
+            "--turn-secret",
+            "s",
+            "--turn-ttl",
+            "90s",
+        ])
+        .unwrap();
+        assert_eq!(args.turn_ttl, Duration::from_secs(90));
+        for bad in ["", "6", "h", "0s", "1d", "-1s"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_missing_page_says_how_to_build_it() {
+        let args = parse(&["--page", "/nowhere"]).unwrap();
+        let error = args.page().unwrap_err().to_string();
+        assert!(
+            error.contains("/nowhere") && error.contains("make player"),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,295 @@
+//! The lobby: who waits, who plays where, and which streamer is asked next. One synchronous struct, owned by one
+//! task; time is an argument. Inputs go in, [`Command`]s come out, and nothing else happens.
+//!
+//! ```text
+//!            joined                    claimed                 list, subscribe
+//!  (page) ──────────► Waiting ─ Dial ─► Claiming ──────────► Matched ─────────► playing
+//!                        ▲                 │ refused, failed    │ streamer gone
+//!                        └─────────────────┴────────────────────┘   the place in the order is kept
+//!                        ▲ listStreamers
+//!                      Idle ◄─ unsubscribe; a viewer whose session is not there
+//! ```
+//!
+//! Invariants, which the property test checks: a player holds one link at most; a streamer has one claim of a
+//! player of ours at most, in flight or granted; whoever waited longer is placed first.
+
+mod pages;
+#[cfg(test)]
+mod properties;
+mod streamers;
+#[cfg(test)]
+mod tests;
+mod types;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use penstock_core::ids::PlayerId;
+use penstock_core::wire::link::{Claim, Role};
+use penstock_core::wire::signalling::{Failure, Notice, ToPlayer};
+use penstock_core::wire::status::StreamerState;
+
+pub use types::{Command, Input, LinkId, Outcome, StreamerView, View, Want};
+use types::{Order, Place, Player, Streamer};
+
+/// How long a viewer waits for a session that no streamer has yet: after a restart of ours the streamers' states
+/// come in one by one.
+pub const VIEWER_GRACE: Duration = Duration::from_secs(3);
+/// How long a streamer may take to answer a claim.
+pub const CLAIM_TIMEOUT: Duration = Duration::from_secs(5);
+/// A page that was given its list and does not subscribe gets its offer all the same: stock pages that look for a
+/// streamer by another name would wait for ever, and the streamer with them.
+pub const UNASKED_OFFER_AFTER: Duration = Duration::from_secs(2);
+/// How long a streamer that said no is left alone, unless it says something new of itself.
+pub const REFUSED_PAUSE: Duration = Duration::from_secs(1);
+/// How often those who wait hear of their places, at most.
+pub const POSITIONS_EVERY: Duration = Duration::from_millis(200);
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Lobby {
+    players: BTreeMap<PlayerId, Player>,
+    /// Those in [`Place::Waiting`] or [`Place::Claiming`] who want to play, longest waiting first.
+    queue: BTreeMap<Order, PlayerId>,
+    streamers: BTreeMap<SocketAddr, Streamer>,
+    /// Which player has a claim on a streamer, in flight or granted. Kept apart from `streamers`, since a link may
+    /// outlive the stream of states.
+    holders: BTreeMap<SocketAddr, PlayerId>,
+    links: BTreeMap<LinkId, PlayerId>,
+    last_order: Order,
+    last_link: u64,
+    positions_told: Option<Instant>,
+    /// Whether someone in the queue was told of no place yet.
+    newcomers: bool,
+    out: Vec<Command>,
+}
+
+impl Lobby {
+    /// Takes in what happened, and gives what to do about it, in order.
+    pub fn handle(&mut self, now: Instant, input: Input) -> Vec<Command> {
+        match input {
+            Input::Joined {
+                player,
+                session,
+                want,
+            } => self.joined(now, player, session, want),
+            Input::Said { player, message } => self.said(now, &player, message),
+            Input::Left { player } => self.left(&player),
+            Input::Status { address, status } => self.status(address, status),
+            Input::StreamerLost { address } => {
+                self.streamers.remove(&address);
+            }
+            Input::LinkSaid { link, message } => self.link_said(now, link, message),
+            Input::LinkClosed { link } => self.link_closed(now, link),
+            Input::Tick => self.overdue(now),
+        }
+        self.place_waiting(now);
+        self.tell_positions(now);
+        std::mem::take(&mut self.out)
+    }
+
+    /// What there is to see from outside. It names no address and no session.
+    pub fn view(&self) -> View {
+        let streamers = self.streamers.values().map(|streamer| StreamerView {
+            streamer_id: streamer.status.streamer_id.clone(),
+            state: streamer.status.state,
+            players: streamer.status.players,
+            viewers: streamer.status.viewers,
+        });
+        View {
+            streamers: streamers.collect(),
+            waiting: self.queue.len(),
+            players: self.players.len(),
+        }
+    }
+
+    /// Gives those who wait what is free, longest waiting first.
+    fn place_waiting(&mut self, now: Instant) {
+        let free = self.free_streamers(now);
+        let waits = |id: &&PlayerId| {
+            self.players
+                .get(*id)
+                .is_some_and(|player| player.place.is_waiting())
+        };
+        let first: Vec<_> = self
+            .queue
+            .values()
+            .filter(waits)
+            .take(free.len())
+            .cloned()
+            .collect();
+        for (player, address) in first.into_iter().zip(free) {
+            self.holders.insert(address, player.clone());
+            self.dial(now, &player, address);
+        }
+        self.place_viewers(now);
+    }
+
+    fn free_streamers(&self, now: Instant) -> Vec<SocketAddr> {
+        let free = self.streamers.iter().filter(|(address, streamer)| {
+            streamer.status.state == StreamerState::Free
+                && !streamer.is_paused(now)
+                && !self.holders.contains_key(address)
+        });
+        free.map(|(address, _)| *address).collect()
+    }
+
+    fn place_viewers(&mut self, now: Instant) {
+        let placed: Vec<_> = self
+            .players
+            .iter()
+            .filter(|(_, player)| player.place.is_waiting())
+            .filter_map(|(id, player)| Some((id.clone(), self.streamer_of(now, player.watches()?)?)))
+            .collect();
+        for (player, address) in placed {
+            self.dial(now, &player, address);
+        }
+    }
+
+    fn streamer_of(&self, now: Instant, session: &str) -> Option<SocketAddr> {
+        let has = |streamer: &Streamer| {
+            let id = streamer.status.session_id.as_ref();
+            !streamer.is_paused(now) && id.is_some_and(|id| id.as_str() == session)
+        };
+        let found = self.streamers.iter().find(|(_, streamer)| has(streamer));
+        found.map(|(address, _)| *address)
+    }
+
+    fn dial(&mut self, now: Instant, id: &PlayerId, address: SocketAddr) {
+        self.last_link += 1;
+        let link = LinkId(self.last_link);
+        let watched = self
+            .streamers
+            .get(&address)
+            .and_then(|s| s.status.session_id.clone());
+        let Some(player) = self.players.get_mut(id) else {
+            return;
+        };
+        let (role, session_id) = match (&player.want, watched) {
+            (Want::Watch(_), Some(session)) => (Role::Viewer, session),
+            _ => (Role::Player, player.session.clone()),
+        };
+        let waited = now.saturating_duration_since(player.in_order_since);
+        player.place = Place::Claiming {
+            link,
+            address,
+            since: now,
+        };
+        self.links.insert(link, id.clone());
+        let claim = Claim {
+            player_id: id.clone(),
+            session_id,
+            role,
+            waited_ms: u64::try_from(waited.as_millis()).unwrap_or(u64::MAX),
+        };
+        self.out.push(Command::Dial { link, address, claim });
+    }
+
+    /// Ends a player's link, if there is one, and frees what it held. The place is the caller's to set.
+    fn release(&mut self, id: &PlayerId) {
+        let Some(player) = self.players.get(id) else {
+            return;
+        };
+        let Some((link, address)) = player.place.link() else {
+            return;
+        };
+        self.links.remove(&link);
+        if self.holders.get(&address) == Some(id) {
+            self.holders.remove(&address);
+        }
+        self.out.push(Command::HangUp { link });
+    }
+
+    /// Puts a player back where its order says, with a claim to the next free streamer.
+    fn requeue(&mut self, now: Instant, id: &PlayerId) {
+        let Some(player) = self.players.get_mut(id) else {
+            return;
+        };
+        player.place = Place::Waiting { since: now };
+        player.told = None;
+        self.newcomers = true;
+        if player.want == Want::Play {
+            self.queue.insert(player.order, id.clone());
+        }
+    }
+
+    fn overdue(&mut self, now: Instant) {
+        let ids: Vec<_> = self.players.keys().cloned().collect();
+        for id in ids {
+            let Some(player) = self.players.get(&id) else {
+                continue;
+            };
+            match player.place {
+                Place::Waiting { since } if player.watches().is_some() && now >= since + VIEWER_GRACE => {
+                    self.no_such_session(&id);
+                }
+                Place::Claiming { link, since, .. } if now >= since + CLAIM_TIMEOUT => {
+                    self.out.push(Command::HangUp { link });
+                    self.link_closed(now, link);
+                }
+                Place::Matched {
+                    subscribed: false,
+                    since,
+                    ..
+                } if now >= since + UNASKED_OFFER_AFTER => {
+                    self.connect(&id);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn no_such_session(&mut self, id: &PlayerId) {
+        let message = "There is no such session (any more). Ask for a new link.";
+        self.fail_viewer(id, message);
+    }
+
+    fn fail_viewer(&mut self, id: &PlayerId, message: &str) {
+        self.release(id);
+        if let Some(player) = self.players.get_mut(id) {
+            player.place = Place::Idle;
+        }
+        self.send(
+            id,
+            ToPlayer::SubscribeFailed(Failure {
+                message: message.to_owned(),
+            }),
+        );
+    }
+
+    /// Tells those who wait of their places: a newcomer at once, the others a few times a second.
+    fn tell_positions(&mut self, now: Instant) {
+        let due = self
+            .positions_told
+            .is_none_or(|told| now >= told + POSITIONS_EVERY);
+        if due {
+            self.positions_told = Some(now);
+        } else if !self.newcomers {
+            return;
+        }
+        self.newcomers = false;
+        let waiting = u32::try_from(self.queue.len()).unwrap_or(u32::MAX);
+        let queued = self.queue.values().zip(1_u32..);
+        for (id, position) in queued {
+            let Some(player) = self.players.get_mut(id) else {
+                continue;
+            };
+            let new = Some((position, waiting));
+            let hears = player.place.is_waiting() && player.told != new && (due || player.told.is_none());
+            if hears {
+                player.told = new;
+                let message = ToPlayer::Matchmaker(Notice::Queued { position, waiting });
+                self.out.push(Command::Send {
+                    player: id.clone(),
+                    message,
+                });
+            }
+        }
+    }
+
+    fn send(&mut self, player: &PlayerId, message: ToPlayer) {
+        let player = player.clone();
+        self.out.push(Command::Send { player, message });
+    }
+}

@@ -1,0 +1,231 @@
+//! What goes into the lobby, what comes out of it, and what it remembers.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use penstock_core::ids::{PlayerId, SessionId, StreamerId};
+use penstock_core::wire::link::{Claim, FromStreamer, ToStreamer};
+use penstock_core::wire::signalling::{FromPlayer, ToPlayer};
+use penstock_core::wire::status::{StreamerState, StreamerStatus};
+use serde::Serialize;
+
+/// One WebSocket of ours to a streamer. Never used twice, so that what an old link still says is told apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LinkId(pub u64);
+
+/// What a page came for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Want {
+    /// To play: any streamer that is free.
+    Play,
+    /// To watch the session of this name. Text, since it comes from a URL.
+    Watch(String),
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Input {
+    /// A page connected, and has its `config`.
+    Joined {
+        /// Who: random, given out by us.
+        player: PlayerId,
+        /// The session that it begins if it plays: random, and a capability to watch.
+        session: SessionId,
+        /// What for.
+        want: Want,
+    },
+    /// A page sent a message.
+    Said {
+        /// Who.
+        player: PlayerId,
+        /// What.
+        message: FromPlayer,
+    },
+    /// A page's socket is closed.
+    Left {
+        /// Whose.
+        player: PlayerId,
+    },
+    /// A streamer said how it stands.
+    Status {
+        /// Where it listens.
+        address: SocketAddr,
+        /// How it stands.
+        status: StreamerStatus,
+    },
+    /// A streamer's states can't be heard, or it is gone.
+    StreamerLost {
+        /// Where it listened.
+        address: SocketAddr,
+    },
+    /// A streamer sent a message.
+    LinkSaid {
+        /// Over which link.
+        link: LinkId,
+        /// What.
+        message: FromStreamer,
+    },
+    /// A link ended, or never came about.
+    LinkClosed {
+        /// Which.
+        link: LinkId,
+    },
+    /// Time passed.
+    Tick,
+}
+
+/// What to do.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Command {
+    /// Send a message to a page.
+    Send {
+        /// To whom.
+        player: PlayerId,
+        /// What.
+        message: ToPlayer,
+    },
+    /// Close a page's socket.
+    Close {
+        /// Whose.
+        player: PlayerId,
+        /// The WebSocket close code.
+        code: u16,
+        /// Why, for people; 123 bytes at most.
+        reason: String,
+    },
+    /// Open a link to a streamer, and send the claim over it.
+    Dial {
+        /// The new link.
+        link: LinkId,
+        /// Where to.
+        address: SocketAddr,
+        /// The first message.
+        claim: Claim,
+    },
+    /// Send a message to a streamer.
+    Tell {
+        /// Over which link.
+        link: LinkId,
+        /// What.
+        message: ToStreamer,
+    },
+    /// Close a link. Nothing more need be said of it.
+    HangUp {
+        /// Which.
+        link: LinkId,
+    },
+    /// Count what became of a claim.
+    Count(Outcome),
+}
+
+/// What became of a claim.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// The streamer said yes, after the player waited so long.
+    Claimed(Duration),
+    /// The streamer said no.
+    Refused,
+    /// The streamer said nothing.
+    Failed,
+}
+
+/// The lobby as others may see it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct View {
+    /// The streamers that say how they stand.
+    pub streamers: Vec<StreamerView>,
+    /// How many wait.
+    pub waiting: usize,
+    /// How many pages are connected: playing, watching or waiting.
+    pub players: usize,
+}
+
+/// A streamer as others may see it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StreamerView {
+    /// Its name.
+    pub streamer_id: StreamerId,
+    /// Whether it takes a player.
+    pub state: StreamerState,
+    /// Players on it.
+    pub players: u32,
+    /// Viewers on it.
+    pub viewers: u32,
+}
+
+/// A place in the order of arrival. It is kept while a player plays, so one whose streamer dies comes first again.
+pub(super) type Order = u64;
+
+#[derive(Debug)]
+pub(super) struct Player {
+    pub(super) want: Want,
+    pub(super) session: SessionId,
+    pub(super) order: Order,
+    pub(super) in_order_since: Instant,
+    pub(super) place: Place,
+    /// The position and queue length that it was told last.
+    pub(super) told: Option<(u32, u32)>,
+    /// Whether the page asked for a list on this socket.
+    pub(super) asked: bool,
+    /// The name of the streamer that the page subscribed to last.
+    pub(super) subscribed_to: Option<StreamerId>,
+}
+
+impl Player {
+    pub(super) fn watches(&self) -> Option<&str> {
+        match &self.want {
+            Want::Play => None,
+            Want::Watch(session) => Some(session),
+        }
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    Idle,
+    Waiting {
+        since: Instant,
+    },
+    Claiming {
+        link: LinkId,
+        address: SocketAddr,
+        since: Instant,
+    },
+    Matched {
+        link: LinkId,
+        address: SocketAddr,
+        streamer: StreamerId,
+        since: Instant,
+        subscribed: bool,
+        offered: bool,
+    },
+}
+
+impl Place {
+    pub(super) fn is_waiting(&self) -> bool {
+        matches!(self, Self::Waiting { .. })
+    }
+
+    pub(super) fn link(&self) -> Option<(LinkId, SocketAddr)> {
+        match self {
+            Self::Idle | Self::Waiting { .. } => None,
+            Self::Claiming { link, address, .. } | Self::Matched { link, address, .. } => {
+                Some((*link, *address))
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Streamer {
+    pub(super) status: StreamerStatus,
+    /// It said no to a claim although it had said it was free.
+    pub(super) paused_until: Option<Instant>,
+}
+
+impl Streamer {
+    pub(super) fn is_paused(&self, now: Instant) -> bool {
+        self.paused_until.is_some_and(|until| now < until)
+    }
+}

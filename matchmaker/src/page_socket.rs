@@ -1,0 +1,286 @@
+//! One page's WebSocket. Messages are read here, and come to the desk as types; what is too long, too much or not
+//! text ends the socket here, and nobody else notices.
+//!
+//! | close code | why |
+//! |---|---|
+//! | 1001 | the matchmaker ends |
+//! | 1003 | a binary frame |
+//! | 1008 | too many messages in too short a time, or too many that were wrong |
+//! | 1009 | a message longer than `MAX_MESSAGE_BYTES` |
+//! | 1011 | the streamer ended the player |
+//! | 1013 | the page takes its messages too slowly: try again later |
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use axum::extract::ws::{CloseFrame, Message, WebSocket};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use penstock_core::ids::{PlayerId, SessionId};
+use penstock_core::wire::signalling::{Failure, FromPlayer, ToPlayer};
+use tokio::sync::mpsc;
+use tokio::time::{Interval, MissedTickBehavior, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::desk::{Event, OUTBOX, ToPage};
+use crate::ice::Ice;
+use crate::limits::Allowance;
+use crate::lobby::{Input, Want};
+use crate::metrics::Metrics;
+
+/// A page that just connected.
+pub struct Page {
+    /// What it came for.
+    pub want: Want,
+    /// Where the desk is.
+    pub events: mpsc::Sender<Event>,
+    /// What to tell it of ICE servers.
+    pub ice: Ice,
+    /// The metrics.
+    pub metrics: Metrics,
+    /// Cancelled when the program ends.
+    pub stop: CancellationToken,
+}
+
+/// Why a socket ends.
+#[derive(Debug)]
+enum End {
+    /// The page closed it, or its network did.
+    Gone,
+    /// We close it.
+    Close(u16, String),
+}
+
+impl Page {
+    /// Serves the page until its socket ends.
+    pub async fn serve(self, mut socket: WebSocket) {
+        let Ok(player) = PlayerId::new(random_name()) else {
+            return;
+        };
+        let Ok(session) = SessionId::new(random_name()) else {
+            return;
+        };
+        let config = ToPlayer::Config(self.ice.config(&player, now_unix()));
+        if send(&mut socket, &config).await.is_err() {
+            return;
+        }
+        let (page, outbox) = mpsc::channel(OUTBOX);
+        let joined = Event::Joined {
+            player: player.clone(),
+            session,
+            want: self.want.clone(),
+            page,
+        };
+        if self.events.send(joined).await.is_err() {
+            return;
+        }
+        tracing::debug!(%player, "a page connected");
+        let end = self.carry(&mut socket, &player, outbox).await;
+        tracing::debug!(%player, ?end, "a page's socket ends");
+        // Before the goodbye, which may take a while: a streamer is freed by it.
+        let left = Input::Left { player };
+        let _ = self.events.send(Event::Input(left)).await;
+        if let End::Close(code, reason) = end {
+            close(socket, code, &reason).await;
+        }
+    }
+
+    async fn carry(
+        &self,
+        socket: &mut WebSocket,
+        player: &PlayerId,
+        mut outbox: mpsc::Receiver<ToPage>,
+    ) -> End {
+        let mut allowance = Allowance::new(Instant::now());
+        let mut pings = pings();
+        let mut heard = Instant::now();
+        loop {
+            let step = tokio::select! {
+                () = self.stop.cancelled() => Err(End::Close(1001, "The matchmaker ends.".to_owned())),
+                message = outbox.recv() => deliver(socket, message).await,
+                frame = socket.recv() => {
+                    heard = Instant::now();
+                    self.take(socket, player, &mut allowance, frame).await
+                }
+                _ = pings.tick() => ping(socket, heard).await,
+            };
+            if let Err(end) = step {
+                return end;
+            }
+        }
+    }
+
+    async fn take(
+        &self,
+        socket: &mut WebSocket,
+        player: &PlayerId,
+        allowance: &mut Allowance,
+        frame: Option<Result<Message, axum::Error>>,
+    ) -> Result<(), End> {
+        let frame = match frame {
+            None | Some(Ok(Message::Close(_))) => return Err(End::Gone),
+            Some(Err(error)) => return Err(self.unreadable(&error)),
+            Some(Ok(frame)) => frame,
+        };
+        if !allowance.take(Instant::now()) {
+            let why = "Too many messages in too short a time.";
+            return Err(End::Close(1008, why.to_owned()));
+        }
+        let text = match frame {
+            Message::Text(text) => text,
+            Message::Binary(_) => {
+                self.metrics.bad_message();
+                return Err(End::Close(1003, "Signalling is text, not binary.".to_owned()));
+            }
+            _ => return Ok(()),
+        };
+        match FromPlayer::parse(&text) {
+            Ok(message) => {
+                let input = Input::Said {
+                    player: player.clone(),
+                    message,
+                };
+                let sent = self.events.send(Event::Input(input)).await;
+                sent.map_err(|_| End::Close(1001, "The matchmaker ends.".to_owned()))
+            }
+            Err(error) => self.malformed(socket, allowance, &error.to_string()).await,
+        }
+    }
+
+    /// A mistake is answered with what is wrong; too many of them end the socket.
+    async fn malformed(
+        &self,
+        socket: &mut WebSocket,
+        allowance: &mut Allowance,
+        why: &str,
+    ) -> Result<(), End> {
+        self.metrics.bad_message();
+        let error = ToPlayer::Error(Failure {
+            message: why.to_owned(),
+        });
+        send(socket, &error).await?;
+        if allowance.forgive() {
+            return Ok(());
+        }
+        Err(End::Close(
+            1008,
+            "Too many messages could not be read.".to_owned(),
+        ))
+    }
+
+    fn unreadable(&self, error: &axum::Error) -> End {
+        use tokio_tungstenite::tungstenite::Error as WsError;
+        let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<WsError>());
+        match cause {
+            Some(WsError::Capacity(_)) => {
+                self.metrics.bad_message();
+                End::Close(1009, "A message was too long.".to_owned())
+            }
+            Some(WsError::Utf8(_)) => {
+                self.metrics.bad_message();
+                End::Close(1007, "A message was not UTF-8.".to_owned())
+            }
+            _ => End::Gone,
+        }
+    }
+}
+
+async fn deliver(socket: &mut WebSocket, message: Option<ToPage>) -> Result<(), End> {
+    match message {
+        Some(ToPage::Message(message)) => send(socket, &message).await,
+        Some(ToPage::Close { code, reason }) => Err(End::Close(code, reason)),
+        None => Err(End::Close(
+            1013,
+            "The page takes its messages too slowly.".to_owned(),
+        )),
+    }
+}
+
+async fn ping(socket: &mut WebSocket, heard: Instant) -> Result<(), End> {
+    if heard.elapsed() > SILENCE {
+        return Err(End::Gone);
+    }
+    write(socket, Message::Ping(Vec::new().into())).await
+}
+
+async fn send(socket: &mut WebSocket, message: &ToPlayer) -> Result<(), End> {
+    // These types always are JSON: text keys, and no map with other ones.
+    let Ok(text) = serde_json::to_string(message) else {
+        return Ok(());
+    };
+    write(socket, Message::text(text)).await
+}
+
+async fn write(socket: &mut WebSocket, message: Message) -> Result<(), End> {
+    match timeout(SEND_TIMEOUT, socket.send(message)).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) | Err(_) => Err(End::Gone),
+    }
+}
+
+/// Says why, and stays a moment: if the connection ended with bytes of the page unread, the page would see a reset
+/// in place of the reason.
+async fn close(mut socket: WebSocket, code: u16, reason: &str) {
+    let reason = shorten(reason).into();
+    if write(&mut socket, Message::Close(Some(CloseFrame { code, reason })))
+        .await
+        .is_err()
+    {
+        return;
+    }
+    let read_on = async { while let Some(Ok(_)) = socket.recv().await {} };
+    let _ = timeout(LINGER, read_on).await;
+    if code == 1009 {
+        // The rest of the long message is in the way of the page's own goodbye.
+        tokio::time::sleep(LINGER).await;
+    }
+}
+
+/// A close frame takes 123 bytes of reason (RFC 6455, section 5.5).
+fn shorten(reason: &str) -> String {
+    let mut end = reason.len().min(123);
+    while !reason.is_char_boundary(end) {
+        end -= 1;
+    }
+    reason[..end].to_owned()
+}
+
+fn pings() -> Interval {
+    let mut pings = tokio::time::interval(PING_EVERY);
+    pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    pings.reset();
+    pings
+}
+
+/// 128 random bits, safe in a URL: a session's name in a link is what allows to watch it.
+fn random_name() -> String {
+    URL_SAFE_NO_PAD.encode(rand::random::<[u8; 16]>())
+}
+
+fn now_unix() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+const PING_EVERY: Duration = Duration::from_secs(15);
+const SILENCE: Duration = Duration::from_secs(40);
+const SEND_TIMEOUT: Duration = Duration::from_secs(10);
+const LINGER: Duration = Duration::from_millis(500);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_is_cut_between_characters() {
+        assert_eq!(shorten("short"), "short");
+        let long = "é".repeat(100);
+        assert_eq!(shorten(&long), "é".repeat(61));
+    }
+
+    #[test]
+    fn names_are_unlike_and_fit_into_a_link() {
+        let name = random_name();
+        assert_eq!(name.len(), 22);
+        assert_ne!(name, random_name());
+        assert!(SessionId::new(name).is_ok());
+    }
+}
