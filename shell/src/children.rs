@@ -76,22 +76,26 @@ pub fn signal_group(child: &Child, signal: Signal) {
 pub async fn sweep(ours: &BTreeSet<u32>) -> usize {
     let mut killed = BTreeSet::new();
     for _ in 0..100 {
-        let foundlings: Vec<_> = children_of_self()
-            .into_iter()
-            .filter(|pid| !ours.contains(pid))
-            .collect();
+        let foundlings = sweep_once(ours);
         if foundlings.is_empty() {
             break;
         }
-        for raw in foundlings {
-            let Some(pid) = pid(raw) else { continue };
-            let _ = kill_process(pid, Signal::KILL);
-            let _ = waitpid(Some(pid), WaitOptions::NOHANG);
-            killed.insert(raw);
-        }
+        killed.extend(foundlings);
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     killed.len()
+}
+
+/// One pass of [`sweep`], and whom it killed: for a program that starts children while it sweeps, and so must
+/// name anew for each pass which ones are its own. An empty answer means that none is left.
+pub fn sweep_once(ours: &BTreeSet<u32>) -> Vec<u32> {
+    let mut foundlings = children_of_self();
+    foundlings.retain(|pid| !ours.contains(pid));
+    for foundling in foundlings.iter().filter_map(|raw| pid(*raw)) {
+        let _ = kill_process(foundling, Signal::KILL);
+        let _ = waitpid(Some(foundling), WaitOptions::NOHANG);
+    }
+    foundlings
 }
 
 /// Reaps adopted processes that ended by themselves, so that they don't stay as zombies.
