@@ -7,3 +7,5 @@
 //! ```
 
 pub mod core;
+pub mod options;
+pub mod shell;

@@ -87,7 +87,9 @@ impl Allocation {
             user,
             asked,
             bind,
-            state: State::Opening { tries_left: MAX_TRIES },
+            state: State::Opening {
+                tries_left: MAX_TRIES,
+            },
             granted,
             permissions: Vec::new(),
             channels: Vec::new(),
@@ -100,7 +102,10 @@ impl Allocation {
     /// [`Full`].
     pub fn permit(&mut self, now: Instant, peers: &[IpAddr]) -> Result<(), Full> {
         self.permissions.retain(|permission| now < permission.expires);
-        let new = peers.iter().filter(|peer| !self.is_permitted(now, **peer)).count();
+        let new = peers
+            .iter()
+            .filter(|peer| !self.is_permitted(now, **peer))
+            .count();
         if self.permissions.len() + new > MAX_PEERS {
             return Err(Full);
         }
@@ -118,16 +123,26 @@ impl Allocation {
 
     /// Whether packets may go to and come from `peer`.
     pub fn is_permitted(&self, now: Instant, peer: IpAddr) -> bool {
-        self.permissions.iter().any(|known| known.peer == peer && now < known.expires)
+        self.permissions
+            .iter()
+            .any(|known| known.peer == peer && now < known.expires)
     }
 
     /// Binds or renews a channel, and the permission for its peer.
     ///
     /// # Errors
     /// [`BindError`]; then nothing has changed.
-    pub fn bind_channel(&mut self, now: Instant, number: ChannelNumber, peer: SocketAddr) -> Result<(), BindError> {
+    pub fn bind_channel(
+        &mut self,
+        now: Instant,
+        number: ChannelNumber,
+        peer: SocketAddr,
+    ) -> Result<(), BindError> {
         self.channels.retain(|channel| now < channel.expires);
-        let at = self.channels.iter().position(|known| known.number == number || known.peer == peer);
+        let at = self
+            .channels
+            .iter()
+            .position(|known| known.number == number || known.peer == peer);
         let room = match at.map(|at| &self.channels[at]) {
             Some(known) => {
                 if (known.number, known.peer) != (number, peer) {
@@ -144,7 +159,11 @@ impl Allocation {
         let expires = now + CHANNEL_LIFETIME;
         match at {
             Some(at) => self.channels[at].expires = expires,
-            None => self.channels.push(Channel { number, peer, expires }),
+            None => self.channels.push(Channel {
+                number,
+                peer,
+                expires,
+            }),
         }
         Ok(())
     }
@@ -166,7 +185,10 @@ impl Allocation {
 const MAX_TRIES: u8 = 10;
 
 #[cfg(test)]
-#[allow(clippy::disallowed_methods, reason = "any instant serves as the beginning of a held clock")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "any instant serves as the beginning of a held clock"
+)]
 mod tests {
     use super::super::Transport;
     use super::*;
@@ -201,8 +223,14 @@ mod tests {
         let (mut allocation, now) = setup();
         allocation.bind_channel(now, channel(0x4000), peer(1)).unwrap();
         assert_eq!(allocation.bind_channel(now, channel(0x4000), peer(1)), Ok(()));
-        assert_eq!(allocation.bind_channel(now, channel(0x4000), peer(2)), Err(BindError::Taken));
-        assert_eq!(allocation.bind_channel(now, channel(0x4001), peer(1)), Err(BindError::Taken));
+        assert_eq!(
+            allocation.bind_channel(now, channel(0x4000), peer(2)),
+            Err(BindError::Taken)
+        );
+        assert_eq!(
+            allocation.bind_channel(now, channel(0x4001), peer(1)),
+            Err(BindError::Taken)
+        );
         let end = now + CHANNEL_LIFETIME;
         assert_eq!(allocation.bind_channel(end, channel(0x4000), peer(2)), Ok(()));
     }
@@ -211,10 +239,15 @@ mod tests {
     fn memory_is_bounded_and_what_is_over_makes_room() {
         let (mut allocation, now) = setup();
         for n in 0..MAX_PEERS as u8 {
-            allocation.bind_channel(now, channel(0x4000 + u16::from(n)), peer(n)).unwrap();
+            allocation
+                .bind_channel(now, channel(0x4000 + u16::from(n)), peer(n))
+                .unwrap();
         }
         assert_eq!(allocation.permit(now, &[ip(200)]), Err(Full));
-        assert_eq!(allocation.bind_channel(now, channel(0x4FFF), peer(200)), Err(BindError::Full));
+        assert_eq!(
+            allocation.bind_channel(now, channel(0x4FFF), peer(200)),
+            Err(BindError::Full)
+        );
         assert_eq!(allocation.permit(now + PERMISSION_LIFETIME, &[ip(200)]), Ok(()));
     }
 

@@ -7,8 +7,8 @@ use stun_types::attribute::{
     UnknownAttributes, XorMappedAddress,
 };
 use stun_types::message::{
-    IntegrityAlgorithm, IntegrityKey, Message, MessageClass, MessageType, MessageWrite as _, MessageWriteExt as _,
-    MessageWriteVec, Method, TransactionId,
+    IntegrityAlgorithm, IntegrityKey, Message, MessageClass, MessageType, MessageWrite as _,
+    MessageWriteExt as _, MessageWriteVec, Method, TransactionId,
 };
 use turn_types::attribute::{Lifetime, XorRelayedAddress};
 
@@ -124,7 +124,9 @@ pub fn allocated(
 /// A success response, signed with `key` if there is one.
 pub fn success(asked: Asked, key: Option<&IntegrityKey>, attributes: &[&dyn AttributeWrite]) -> Vec<u8> {
     let mut message = begin(asked, MessageClass::Success);
-    attributes.iter().for_each(|attribute| put(&mut message, *attribute));
+    attributes
+        .iter()
+        .for_each(|attribute| put(&mut message, *attribute));
     put_software(&mut message);
     finish(message, asked, key)
 }
@@ -182,7 +184,10 @@ fn put_software(message: &mut MessageWriteVec) {
 
 fn put(message: &mut MessageWriteVec, attribute: &dyn AttributeWrite) {
     let written = message.add_attribute(attribute);
-    debug_assert!(written.is_ok(), "ours are few and short, and come before the signature");
+    debug_assert!(
+        written.is_ok(),
+        "ours are few and short, and come before the signature"
+    );
 }
 
 /// What the server calls itself. No version: an attacker need not know it.
@@ -211,7 +216,10 @@ mod tests {
         ];
         for refusal in refusals {
             let bytes = refused(asked(), &refusal, None, None);
-            let error = Message::from_bytes(&bytes).unwrap().attribute::<ErrorCode>().unwrap();
+            let error = Message::from_bytes(&bytes)
+                .unwrap()
+                .attribute::<ErrorCode>()
+                .unwrap();
             assert_eq!(error.code(), refusal.code());
             assert_ne!(error.reason(), "Unknown");
         }

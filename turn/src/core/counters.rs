@@ -124,9 +124,11 @@ impl Count {
     pub fn all() -> impl Iterator<Item = Self> {
         let sides = [Side::Client, Side::Peer].into_iter();
         let directions = [Direction::ToPeer, Direction::ToClient].into_iter();
-        let requests = Method::ALL
-            .into_iter()
-            .flat_map(|method| Class::ALL.into_iter().map(move |class| Self::Requests(method, class)));
+        let requests = Method::ALL.into_iter().flat_map(|method| {
+            Class::ALL
+                .into_iter()
+                .map(move |class| Self::Requests(method, class))
+        });
         (sides.clone().map(Self::ReceivedPackets))
             .chain(sides.map(Self::ReceivedBytes))
             .chain(directions.clone().map(Self::RelayedPackets))

@@ -54,7 +54,10 @@ impl Nonces {
             return false;
         }
         let end = [bytes[0], bytes[1], bytes[2], bytes[3]];
-        let genuine = self.mac(end, client).verify_truncated_left(&bytes[END_LEN..]).is_ok();
+        let genuine = self
+            .mac(end, client)
+            .verify_truncated_left(&bytes[END_LEN..])
+            .is_ok();
         genuine && self.seconds(now) < u32::from_be_bytes(end)
     }
 
@@ -83,7 +86,10 @@ const TAG_LEN: usize = 12;
 const NONCE_LEN: usize = END_LEN + TAG_LEN;
 
 #[cfg(test)]
-#[allow(clippy::disallowed_methods, reason = "any instant serves as the beginning of a held clock")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "any instant serves as the beginning of a held clock"
+)]
 mod tests {
     use super::*;
 
@@ -119,11 +125,19 @@ mod tests {
     #[test]
     fn a_shard_takes_another_shards_nonce() {
         let (nonces, began, client) = setup();
-        assert!(nonces.clone().accepts(began, client, &nonces.issue(began, client)));
+        assert!(
+            nonces
+                .clone()
+                .accepts(began, client, &nonces.issue(began, client))
+        );
     }
 
     fn setup() -> (Nonces, Instant, SocketAddr) {
         let began = Instant::now();
-        (Nonces::new([7; 32], began), began, "192.0.2.1:1000".parse().unwrap())
+        (
+            Nonces::new([7; 32], began),
+            began,
+            "192.0.2.1:1000".parse().unwrap(),
+        )
     }
 }

@@ -77,7 +77,11 @@ impl PeerPolicy {
         if let Some(denied) = special_purpose(ip) {
             return Err(denied);
         }
-        if self.named_only { Err(Denied::NotNamed) } else { Ok(()) }
+        if self.named_only {
+            Err(Denied::NotNamed)
+        } else {
+            Ok(())
+        }
     }
 
     fn is_named(&self, ip: IpAddr) -> bool {
@@ -209,10 +213,22 @@ mod tests {
 
     #[test]
     fn the_public_internet_is_allowed() {
-        for ip in ["1.1.1.1", "100.63.255.255", "100.128.0.1", "172.15.0.1", "172.32.0.1", "223.255.255.255"] {
+        for ip in [
+            "1.1.1.1",
+            "100.63.255.255",
+            "100.128.0.1",
+            "172.15.0.1",
+            "172.32.0.1",
+            "223.255.255.255",
+        ] {
             assert_eq!(PeerPolicy::default().check(parse(ip)), Ok(()), "{ip}");
         }
-        for ip in ["2606:4700::1111", "2a00::1", "2002:0101:0101::1", "64:ff9b::1.1.1.1"] {
+        for ip in [
+            "2606:4700::1111",
+            "2a00::1",
+            "2002:0101:0101::1",
+            "64:ff9b::1.1.1.1",
+        ] {
             assert_eq!(PeerPolicy::default().check(parse(ip)), Ok(()), "{ip}");
         }
     }
@@ -257,7 +273,10 @@ mod tests {
     fn loopback_is_opened_as_a_network_though_the_server_listens_there() {
         let policy = PeerPolicy::new(vec![net("127.0.0.0/8")], [parse("127.0.0.1")], false);
         assert_eq!(policy.check(parse("127.0.0.1")), Ok(()));
-        assert_eq!(PeerPolicy::new(vec![], [parse("127.0.0.1")], false).check(parse("127.0.0.1")), Err(Denied::Loopback));
+        assert_eq!(
+            PeerPolicy::new(vec![], [parse("127.0.0.1")], false).check(parse("127.0.0.1")),
+            Err(Denied::Loopback)
+        );
     }
 
     #[test]

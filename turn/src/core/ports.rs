@@ -15,7 +15,9 @@ pub struct PortRange {
 
 /// Why a text is not a range of ports.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not a range of ports: give FIRST-LAST with 1 <= FIRST <= LAST <= 65535, such as 49152-65535")]
+#[error(
+    "{0:?} is not a range of ports: give FIRST-LAST with 1 <= FIRST <= LAST <= 65535, such as 49152-65535"
+)]
 pub struct BadPortRange(String);
 
 impl PortRange {
@@ -73,7 +75,9 @@ impl PortPool {
         }
         let drawn = rng.random_range(self.range.ports());
         let after = drawn..=self.range.last;
-        let port = after.chain(self.range.ports()).find(|port| !self.taken[self.index(*port)])?;
+        let port = after
+            .chain(self.range.ports())
+            .find(|port| !self.taken[self.index(*port)])?;
         let index = self.index(port);
         self.taken[index] = true;
         self.taken_count += 1;

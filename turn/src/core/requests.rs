@@ -14,12 +14,13 @@ use std::time::Duration;
 use rand::CryptoRng;
 use stun_types::AddressFamily;
 use stun_types::attribute::{
-    Attribute as _, AttributeStaticType as _, AttributeType, MessageIntegrity, MessageIntegritySha256, Nonce, Realm,
-    Username,
+    Attribute as _, AttributeStaticType as _, AttributeType, MessageIntegrity, MessageIntegritySha256, Nonce,
+    Realm, Username,
 };
 use stun_types::message::{BINDING, IntegrityKey, Message, MessageClass};
 use turn_types::attribute::{
-    ChannelNumber as ChannelNumberAttribute, Data, Lifetime, RequestedAddressFamily, RequestedTransport, XorPeerAddress,
+    ChannelNumber as ChannelNumberAttribute, Data, Lifetime, RequestedAddressFamily, RequestedTransport,
+    XorPeerAddress,
 };
 use turn_types::message::{ALLOCATE, CHANNEL_BIND, CREATE_PERMISSION, REFRESH};
 
@@ -121,7 +122,9 @@ impl<R: CryptoRng> Server<R> {
             AuthFailure::Incomplete => Refusal::BadRequest,
             AuthFailure::StaleNonce => Refusal::StaleNonce,
             AuthFailure::WrongUser => Refusal::WrongCredentials,
-            AuthFailure::UnknownUser | AuthFailure::Expired | AuthFailure::WrongPassword => Refusal::Unauthorized,
+            AuthFailure::UnknownUser | AuthFailure::Expired | AuthFailure::WrongPassword => {
+                Refusal::Unauthorized
+            }
         }
     }
 
@@ -139,13 +142,17 @@ impl<R: CryptoRng> Server<R> {
             return Err(Refusal::InsufficientCapacity);
         }
         self.table.room_for(&request.user.who)?;
-        let port = self.ports.take(&mut self.rng).ok_or(Refusal::InsufficientCapacity)?;
+        let port = self
+            .ports
+            .take(&mut self.rng)
+            .ok_or(Refusal::InsufficientCapacity)?;
         let bind = SocketAddr::new(self.relay_ip, port);
         let lifetime = granted(lifetime_asked(request.message)?);
         let client = request.from;
         let allocation = Allocation::new(client, request.user, request.asked, bind, lifetime);
         let relay = self.table.insert(allocation, request.now.instant + lifetime);
-        self.commands.push_back(Command::OpenRelay { relay, bind, client });
+        self.commands
+            .push_back(Command::OpenRelay { relay, bind, client });
         Ok(None)
     }
 
@@ -165,7 +172,11 @@ impl<R: CryptoRng> Server<R> {
             }
         };
         let lifetime = Lifetime::new(lifetime.as_secs() as u32);
-        Ok(answer::success(request.asked, Some(&request.user.key), &[&lifetime]))
+        Ok(answer::success(
+            request.asked,
+            Some(&request.user.key),
+            &[&lifetime],
+        ))
     }
 
     /// RFC 8656, section 10.2.
@@ -185,7 +196,9 @@ impl<R: CryptoRng> Server<R> {
     fn channel_bind(&mut self, request: &Request<'_>) -> Result<Vec<u8>, Refusal> {
         let relay = self.own_relay(request)?;
         let number = request.message.attribute::<ChannelNumberAttribute>();
-        let number = number.ok().and_then(|number| ChannelNumber::new(number.channel()));
+        let number = number
+            .ok()
+            .and_then(|number| ChannelNumber::new(number.channel()));
         let number = number.ok_or(Refusal::BadRequest)?;
         let peer = *peers_of(request.message)?.first().ok_or(Refusal::BadRequest)?;
         self.check_peer(&request.user, peer.ip())?;
@@ -211,7 +224,10 @@ impl<R: CryptoRng> Server<R> {
         if peer.is_ipv4() != self.relay_ip.is_ipv4() {
             return Err(Refusal::PeerAddressFamilyMismatch);
         }
-        if user.only_peer.is_some_and(|only| canonical(only) != canonical(peer)) {
+        if user
+            .only_peer
+            .is_some_and(|only| canonical(only) != canonical(peer))
+        {
             return Err(Denied::OtherPeer.into());
         }
         Ok(self.policy.check(peer)?)
@@ -238,7 +254,8 @@ impl<R: CryptoRng> Server<R> {
     /// Answers an Allocate request whose relay could not be opened.
     pub(super) fn answer_full(&mut self, to: FiveTuple, asked: Asked, key: &IntegrityKey) {
         let refusal = Refusal::InsufficientCapacity;
-        self.counters.add(Count::Requests(Method::Allocate, refusal.class()), 1);
+        self.counters
+            .add(Count::Requests(Method::Allocate, refusal.class()), 1);
         let bytes = answer::refused(asked, &refusal, Some(key), None);
         self.commands.push_back(Command::ToClient { to, bytes });
     }
@@ -280,7 +297,8 @@ fn method_of(message: &Message<'_>) -> Option<Method> {
 
 /// A second Allocate request of one client: the same success if it was sent again, else 437.
 fn repeated(existing: &Allocation, request: &Request<'_>) -> Handled {
-    let same = existing.asked.transaction == request.asked.transaction && existing.user.name == request.user.name;
+    let same =
+        existing.asked.transaction == request.asked.transaction && existing.user.name == request.user.name;
     match existing.state {
         State::Open { relayed } if same => Ok(Some(allocated(existing, relayed))),
         // The answer to the first is on its way.
@@ -321,12 +339,16 @@ fn lifetime_asked(message: &Message<'_>) -> Result<Option<Duration>, Refusal> {
 }
 
 fn granted(asked: Option<Duration>) -> Duration {
-    asked.unwrap_or(DEFAULT_LIFETIME).clamp(DEFAULT_LIFETIME, MAX_LIFETIME)
+    asked
+        .unwrap_or(DEFAULT_LIFETIME)
+        .clamp(DEFAULT_LIFETIME, MAX_LIFETIME)
 }
 
 /// Every XOR-PEER-ADDRESS, at least one.
 fn peers_of(message: &Message<'_>) -> Result<Vec<SocketAddr>, Refusal> {
-    let raw = message.iter_attributes().filter(|(_, raw)| raw.get_type() == XorPeerAddress::TYPE);
+    let raw = message
+        .iter_attributes()
+        .filter(|(_, raw)| raw.get_type() == XorPeerAddress::TYPE);
     let transaction = message.transaction_id();
     let peers: Result<Vec<_>, _> = raw
         .map(|(_, raw)| XorPeerAddress::try_from(&raw).map(|peer| peer.addr(transaction)))

@@ -128,7 +128,9 @@ impl<R: CryptoRng> Server<R> {
         self.handle_timeout(now.instant);
         self.counters.received(Side::Client, bytes.len());
         let forward = match classify(bytes) {
-            Some(Inbound::ChannelData(channel, data)) => self.channel_to_peer(now.instant, from, channel, data),
+            Some(Inbound::ChannelData(channel, data)) => {
+                self.channel_to_peer(now.instant, from, channel, data)
+            }
             Some(Inbound::Send(indication)) => self.send_to_peer(now.instant, from, indication),
             Some(Inbound::Stun(message)) => {
                 self.stun_input(now, from, message);
@@ -140,7 +142,13 @@ impl<R: CryptoRng> Server<R> {
     }
 
     /// Takes a datagram that a peer sent to a relay.
-    pub fn peer_input<'a>(&mut self, now: Now, relay: RelayId, peer: SocketAddr, bytes: &'a [u8]) -> Forward<'a> {
+    pub fn peer_input<'a>(
+        &mut self,
+        now: Now,
+        relay: RelayId,
+        peer: SocketAddr,
+        bytes: &'a [u8],
+    ) -> Forward<'a> {
         self.handle_timeout(now.instant);
         self.counters.received(Side::Peer, bytes.len());
         let forward = self.peer_to_client(now.instant, relay, peer, bytes);
@@ -248,7 +256,11 @@ impl<R: CryptoRng> Server<R> {
                 Envelope::data_indication(peer, length, transaction).ok_or(Drop::TooLong)?
             }
         };
-        Ok(Forward::ToClient { to, envelope, payload })
+        Ok(Forward::ToClient {
+            to,
+            envelope,
+            payload,
+        })
     }
 
     fn or_drop<'a>(&mut self, forward: Result<Forward<'a>, Drop>) -> Forward<'a> {
@@ -298,7 +310,8 @@ impl<R: CryptoRng> Server<R> {
             *tries_left -= 1;
             allocation.bind.set_port(port);
             let (bind, client) = (allocation.bind, allocation.client);
-            self.commands.push_back(Command::OpenRelay { relay, bind, client });
+            self.commands
+                .push_back(Command::OpenRelay { relay, bind, client });
         }
     }
 
@@ -321,7 +334,6 @@ pub(super) fn allocated(allocation: &Allocation, relayed: SocketAddr) -> Vec<u8>
         allocation.granted.as_secs() as u32,
     )
 }
-
 
 fn to_permitted_peer<'a>(
     now: Instant,

@@ -73,7 +73,11 @@ impl Table {
         if self.len() >= self.limits.total {
             return Err(NoRoom::Server);
         }
-        if self.by_user.get(who).is_some_and(|count| *count >= self.limits.per_user) {
+        if self
+            .by_user
+            .get(who)
+            .is_some_and(|count| *count >= self.limits.per_user)
+        {
             return Err(NoRoom::User);
         }
         Ok(())

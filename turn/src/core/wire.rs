@@ -283,7 +283,9 @@ mod tests {
         let peer = "203.0.113.9:4000".parse().unwrap();
         let mut message = Message::builder_indication(SEND, MessageWriteVec::new());
         let transaction = message.transaction_id();
-        message.add_attribute(&XorPeerAddress::new(peer, transaction)).unwrap();
+        message
+            .add_attribute(&XorPeerAddress::new(peer, transaction))
+            .unwrap();
         message.add_attribute(&DontFragment::new()).unwrap();
         message.add_attribute(&Data::new(b"hello")).unwrap();
         assert_eq!(classify(&message.finish()), None);
@@ -309,7 +311,10 @@ mod tests {
             let message = Message::from_bytes(&bytes).unwrap();
             assert!(message.has_method(DATA));
             let transaction = message.transaction_id();
-            assert_eq!(message.attribute::<XorPeerAddress>().unwrap().addr(transaction), peer);
+            assert_eq!(
+                message.attribute::<XorPeerAddress>().unwrap().addr(transaction),
+                peer
+            );
             assert_eq!(message.attribute::<Data<'_>>().unwrap().data(), payload);
         }
     }
@@ -325,7 +330,10 @@ mod tests {
     fn channel_data_is_padded_on_streams_only() {
         let channel = ChannelNumber::new(0x4FFF).unwrap();
         let datagram = Envelope::channel_data(channel, 5, false);
-        assert_eq!((datagram.head(), datagram.padding().len()), (&[0x4F, 0xFF, 0, 5][..], 0));
+        assert_eq!(
+            (datagram.head(), datagram.padding().len()),
+            (&[0x4F, 0xFF, 0, 5][..], 0)
+        );
         assert_eq!(Envelope::channel_data(channel, 5, true).padding().len(), 3);
         assert_eq!(Envelope::channel_data(channel, 8, true).padding().len(), 0);
     }
@@ -333,7 +341,9 @@ mod tests {
     fn indication(method: stun_types::message::Method, peer: SocketAddr, data: &[u8]) -> Vec<u8> {
         let mut message = Message::builder_indication(method, MessageWriteVec::new());
         let transaction = message.transaction_id();
-        message.add_attribute(&XorPeerAddress::new(peer, transaction)).unwrap();
+        message
+            .add_attribute(&XorPeerAddress::new(peer, transaction))
+            .unwrap();
         message.add_attribute(&Data::new(data)).unwrap();
         message.add_fingerprint().unwrap();
         message.finish()

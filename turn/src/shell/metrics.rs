@@ -1,0 +1,116 @@
+//! The core's counters as Prometheus metrics.
+
+use penstock_core::metrics::{self, Metric};
+use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+
+use crate::core::counters::{Count, Counters};
+
+/// Carries a shard's counters over to the registry. Shards may share one registry through clones.
+#[derive(Debug, Clone)]
+pub(super) struct Meter {
+    allocations: IntGauge,
+    counters: Vec<(Count, IntCounter)>,
+    published: Counters,
+    published_allocations: usize,
+}
+
+impl Meter {
+    /// Registers all there is, at 0.
+    pub(super) fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let allocations = IntGauge::with_opts(opts(metrics::TURN_ALLOCATIONS))?;
+        registry.register(Box::new(allocations.clone()))?;
+        let family = |metric, labels: &[&str]| {
+            let family = IntCounterVec::new(opts(metric), labels)?;
+            registry.register(Box::new(family.clone()))?;
+            Ok::<_, prometheus::Error>(family)
+        };
+        let families = Families {
+            received_packets: family(metrics::TURN_RECEIVED_PACKETS, &["side"])?,
+            received_bytes: family(metrics::TURN_RECEIVED_BYTES, &["side"])?,
+            relayed_packets: family(metrics::TURN_RELAYED_PACKETS, &["direction"])?,
+            relayed_bytes: family(metrics::TURN_RELAYED_BYTES, &["direction"])?,
+            dropped: family(metrics::TURN_DROPPED_PACKETS, &["reason"])?,
+            requests: family(metrics::TURN_REQUESTS, &["method", "class"])?,
+            auth_failures: family(metrics::TURN_AUTH_FAILURES, &["reason"])?,
+        };
+        Ok(Self {
+            allocations,
+            counters: Count::all()
+                .map(|count| (count, families.counter(count)))
+                .collect(),
+            published: Counters::default(),
+            published_allocations: 0,
+        })
+    }
+
+    /// Adds what came since the last call.
+    pub(super) fn publish(&mut self, counters: &Counters, allocations: usize) {
+        for (count, counter) in &self.counters {
+            let new = counters.get(*count) - self.published.get(*count);
+            if new > 0 {
+                counter.inc_by(new);
+                self.published.add(*count, new);
+            }
+        }
+        if allocations != self.published_allocations {
+            self.allocations
+                .add(allocations as i64 - self.published_allocations as i64);
+            self.published_allocations = allocations;
+        }
+    }
+}
+
+struct Families {
+    received_packets: IntCounterVec,
+    received_bytes: IntCounterVec,
+    relayed_packets: IntCounterVec,
+    relayed_bytes: IntCounterVec,
+    dropped: IntCounterVec,
+    requests: IntCounterVec,
+    auth_failures: IntCounterVec,
+}
+
+impl Families {
+    fn counter(&self, count: Count) -> IntCounter {
+        match count {
+            Count::ReceivedPackets(side) => self.received_packets.with_label_values(&[side.label()]),
+            Count::ReceivedBytes(side) => self.received_bytes.with_label_values(&[side.label()]),
+            Count::RelayedPackets(direction) => self.relayed_packets.with_label_values(&[direction.label()]),
+            Count::RelayedBytes(direction) => self.relayed_bytes.with_label_values(&[direction.label()]),
+            Count::Dropped(reason) => self.dropped.with_label_values(&[reason.label()]),
+            Count::Requests(method, class) => {
+                self.requests.with_label_values(&[method.label(), class.label()])
+            }
+            Count::AuthFailures(reason) => self.auth_failures.with_label_values(&[reason.label()]),
+        }
+    }
+}
+
+fn opts(metric: Metric) -> Opts {
+    Opts::new(metric.name, metric.help)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::counters::Direction;
+
+    #[test]
+    fn what_was_counted_is_published_once() {
+        let registry = Registry::new();
+        let mut meter = Meter::new(&registry).unwrap();
+        let mut counters = Counters::default();
+        counters.relayed(Direction::ToPeer, 100);
+        meter.publish(&counters, 2);
+        meter.publish(&counters, 1);
+        let text = prometheus::TextEncoder::new()
+            .encode_to_string(&registry.gather())
+            .unwrap();
+        assert!(
+            text.contains("penstock_turn_relayed_bytes_total{direction=\"to_peer\"} 100\n"),
+            "{text}"
+        );
+        assert!(text.contains("penstock_turn_relayed_packets_total{direction=\"to_peer\"} 1\n"));
+        assert!(text.contains("penstock_turn_allocations 1\n"));
+    }
+}

@@ -1,0 +1,292 @@
+//! One shard: a loop over epoll that feeds the core and does what it says.
+//!
+//! ```text
+//!  epoll ─┬─ listener ─► client_input ─┐
+//!         ├─ relay ────► peer_input ───┼─► Forward: send at once      commands: answer, open, close
+//!         ├─ eventfd ──► drain         │
+//!         └─ timeout ──► handle_timeout┘
+//! ```
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use rand::rngs::StdRng;
+use rustix::buffer::spare_capacity;
+use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
+use rustix::fd::{AsFd, OwnedFd};
+
+use super::clock;
+use super::metrics::Meter;
+use super::sockets::{Listener, Sockets, open_failure, route_to, udp};
+use crate::core::server::{Command, OpenFailure, Server};
+use crate::core::{FiveTuple, Now, RelayId, Transport};
+
+/// How another thread tells a shard to drain.
+#[derive(Debug)]
+pub(super) struct Control {
+    draining: AtomicBool,
+    wake: OwnedFd,
+}
+
+impl Control {
+    pub(super) fn new() -> io::Result<Self> {
+        Ok(Self {
+            draining: AtomicBool::new(false),
+            wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+        })
+    }
+
+    /// Tells it.
+    pub(super) fn drain(&self) -> io::Result<()> {
+        self.draining.store(true, Ordering::Release);
+        rustix::io::write(&self.wake, &1_u64.to_ne_bytes())?;
+        Ok(())
+    }
+
+    /// Whether it was told.
+    pub(super) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+}
+
+/// What an epoll event is about, packed into its 64 bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Token {
+    Wake,
+    Listener(u32),
+    Relay(RelayId),
+}
+
+impl Token {
+    fn pack(self) -> u64 {
+        match self {
+            Self::Wake => 0,
+            Self::Listener(index) => (1 << 32) | u64::from(index),
+            Self::Relay(RelayId(relay)) => (2 << 32) | u64::from(relay),
+        }
+    }
+
+    fn unpack(bits: u64) -> Self {
+        let low = bits as u32;
+        match bits >> 32 {
+            1 => Self::Listener(low),
+            2 => Self::Relay(RelayId(low)),
+            _ => Self::Wake,
+        }
+    }
+}
+
+/// A server with its sockets.
+#[derive(Debug)]
+pub(super) struct Shard {
+    server: Server<StdRng>,
+    sockets: Sockets,
+    external_ip: Option<IpAddr>,
+    grace: Duration,
+    meter: Meter,
+    control: Arc<Control>,
+    epoll: OwnedFd,
+    buffer: Vec<u8>,
+    /// When the grace period is over, once draining.
+    deadline: Option<Instant>,
+}
+
+impl Shard {
+    pub(super) fn new(
+        server: Server<StdRng>,
+        listeners: Vec<Listener>,
+        external_ip: Option<IpAddr>,
+        grace: Duration,
+        meter: Meter,
+        control: Arc<Control>,
+    ) -> io::Result<Self> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        watch(&epoll, &control.wake, Token::Wake)?;
+        for (index, listener) in (0..).zip(&listeners) {
+            watch(&epoll, &listener.socket, Token::Listener(index))?;
+        }
+        Ok(Self {
+            server,
+            sockets: Sockets::new(listeners),
+            external_ip,
+            grace,
+            meter,
+            control,
+            epoll,
+            buffer: vec![0; MAX_DATAGRAM],
+            deadline: None,
+        })
+    }
+
+    pub(super) fn listen_addresses(&self) -> impl Iterator<Item = SocketAddr> {
+        self.sockets.listeners.iter().map(|listener| listener.local)
+    }
+
+    /// Serves until it has drained.
+    pub(super) fn run(mut self) -> io::Result<()> {
+        let mut events = Vec::with_capacity(EVENTS_PER_WAIT);
+        while !self.is_done(clock::read().instant) {
+            self.turn(&mut events)?;
+        }
+        tracing::info!(allocations = self.server.allocation_count(), "drained");
+        Ok(())
+    }
+
+    /// One round: waits, and does all that has come up.
+    fn turn(&mut self, events: &mut Vec<epoll::Event>) -> io::Result<()> {
+        self.wait(events)?;
+        let now = clock::read();
+        for event in events.drain(..) {
+            match Token::unpack(event.data.u64()) {
+                Token::Wake => self.wake(now.instant),
+                Token::Listener(listener) => self.read_listener(listener, now),
+                Token::Relay(relay) => self.read_relay(relay, now),
+            }
+        }
+        self.server.handle_timeout(now.instant);
+        self.do_commands();
+        self.meter
+            .publish(self.server.counters(), self.server.allocation_count());
+        Ok(())
+    }
+
+    fn wait(&self, events: &mut Vec<epoll::Event>) -> io::Result<()> {
+        let next = self.server.next_timeout().into_iter().chain(self.deadline).min();
+        let timeout = next.map(|next| until(next, clock::read().instant));
+        match epoll::wait(&self.epoll, spare_capacity(events), timeout.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn is_done(&self, now: Instant) -> bool {
+        self.deadline
+            .is_some_and(|deadline| now >= deadline || self.server.allocation_count() == 0)
+    }
+
+    fn wake(&mut self, now: Instant) {
+        // The number read says only that it was woken.
+        let _ = rustix::io::read(&self.control.wake, &mut [0_u8; 8]);
+        if self.control.is_draining() && self.deadline.is_none() {
+            self.server.drain();
+            self.deadline = Some(now + self.grace);
+            let (allocations, grace_s) = (self.server.allocation_count(), self.grace.as_secs());
+            tracing::info!(allocations, grace_s, "draining: no new allocations");
+        }
+    }
+
+    /// Reads at most [`PACKETS_PER_SOCKET`], so that one busy client doesn't starve the others.
+    fn read_listener(&mut self, index: u32, now: Now) {
+        for _ in 0..PACKETS_PER_SOCKET {
+            let listener = &self.sockets.listeners[index as usize];
+            let Some((length, remote)) = received(listener.socket.recv_from(&mut self.buffer)) else {
+                return;
+            };
+            let from = FiveTuple {
+                transport: Transport::Udp,
+                local: listener.local,
+                remote,
+            };
+            let forward = self.server.client_input(now, from, &self.buffer[..length]);
+            self.sockets.pass_on(&forward, self.server.counters_mut());
+            self.do_commands();
+        }
+    }
+
+    fn read_relay(&mut self, relay: RelayId, now: Now) {
+        for _ in 0..PACKETS_PER_SOCKET {
+            // It may have been closed by an event before this one.
+            let Some(socket) = self.sockets.relay(relay) else {
+                return;
+            };
+            let Some((length, peer)) = received(socket.recv_from(&mut self.buffer)) else {
+                return;
+            };
+            let forward = self.server.peer_input(now, relay, peer, &self.buffer[..length]);
+            self.sockets.pass_on(&forward, self.server.counters_mut());
+        }
+    }
+
+    #[inline]
+    fn do_commands(&mut self) {
+        while let Some(command) = self.server.poll_command() {
+            self.do_command(command);
+        }
+    }
+
+    fn do_command(&mut self, command: Command) {
+        match command {
+            Command::ToClient { to, bytes } => {
+                if let Err(error) = self.sockets.answer(&to, &bytes) {
+                    tracing::debug!(client = %to.remote, %error, "an answer was not sent");
+                }
+            }
+            Command::OpenRelay { relay, bind, client } => {
+                let opened = self.open(relay, bind, &client);
+                self.server.relay_opened(relay, opened);
+            }
+            Command::CloseRelay { relay } => {
+                tracing::debug!(relay = relay.0, "allocation ended");
+                self.sockets.remove(relay);
+            }
+        }
+    }
+
+    fn open(&mut self, relay: RelayId, bind: SocketAddr, client: &FiveTuple) -> Result<IpAddr, OpenFailure> {
+        let open = || {
+            let advertised = self.advertised(client)?;
+            let socket = udp(bind)?;
+            watch(&self.epoll, &socket, Token::Relay(relay))?;
+            Ok((advertised, socket))
+        };
+        let (advertised, socket) = open().map_err(|error: io::Error| {
+            tracing::debug!(%bind, %error, "a relay was not opened");
+            open_failure(&error)
+        })?;
+        self.sockets.insert(relay, socket);
+        tracing::debug!(relay = relay.0, client = %client.remote, %bind, %advertised, "allocation made");
+        Ok(advertised)
+    }
+
+    /// What a client is told as its relay's address.
+    fn advertised(&self, client: &FiveTuple) -> io::Result<IpAddr> {
+        match self.external_ip {
+            Some(ip) => Ok(ip),
+            None if client.local.ip().is_unspecified() => route_to(client.remote),
+            None => Ok(client.local.ip()),
+        }
+    }
+}
+
+/// A datagram and its sender; `None` where there is none now. An error of an earlier datagram (ICMP) ends this
+/// socket's round, no more: epoll says so if there is something left to read.
+fn received(result: io::Result<(usize, SocketAddr)>) -> Option<(usize, SocketAddr)> {
+    result.ok()
+}
+
+fn watch(epoll: &OwnedFd, socket: impl AsFd, token: Token) -> io::Result<()> {
+    epoll::add(
+        epoll,
+        socket,
+        epoll::EventData::new_u64(token.pack()),
+        epoll::EventFlags::IN,
+    )?;
+    Ok(())
+}
+
+/// A millisecond more than there is, since the kernel may round down and the loop would then spin.
+fn until(next: Instant, now: Instant) -> Timespec {
+    let left = next.saturating_duration_since(now) + Duration::from_millis(1);
+    Timespec {
+        tv_sec: left.as_secs() as i64,
+        tv_nsec: i64::from(left.subsec_nanos()),
+    }
+}
+
+const EVENTS_PER_WAIT: usize = 256;
+const PACKETS_PER_SOCKET: usize = 64;
+/// More than UDP can carry, so that nothing is cut off.
+const MAX_DATAGRAM: usize = 65_536;

@@ -1,0 +1,240 @@
+//! Sockets, and what the system says about addresses.
+
+use std::collections::BTreeSet;
+use std::io::{self, IoSlice};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+
+use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg_addr, sockopt};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::core::counters::{Counters, Direction, Drop};
+use crate::core::server::{Forward, OpenFailure};
+use crate::core::wire::Envelope;
+use crate::core::{FiveTuple, RelayId};
+
+/// Where clients come in.
+#[derive(Debug)]
+pub struct Listener {
+    /// Its address.
+    pub local: SocketAddr,
+    /// Its socket.
+    pub socket: UdpSocket,
+}
+
+impl Listener {
+    /// Listens on `address`; port 0 lets the system choose.
+    ///
+    /// # Errors
+    /// Where the address can't be bound.
+    pub fn bind(address: SocketAddr) -> io::Result<Self> {
+        let socket = udp(address)?;
+        let local = socket.local_addr()?;
+        Ok(Self { local, socket })
+    }
+}
+
+/// All sockets of a shard.
+#[derive(Debug)]
+pub(super) struct Sockets {
+    pub(super) listeners: Vec<Listener>,
+    relays: Vec<Option<UdpSocket>>,
+}
+
+impl Sockets {
+    pub(super) fn new(listeners: Vec<Listener>) -> Self {
+        Self {
+            listeners,
+            relays: Vec::new(),
+        }
+    }
+
+    /// Takes in the socket of a relay.
+    pub(super) fn insert(&mut self, relay: RelayId, socket: UdpSocket) {
+        let index = relay.0 as usize;
+        if self.relays.len() <= index {
+            self.relays.resize_with(index + 1, || None);
+        }
+        self.relays[index] = Some(socket);
+    }
+
+    /// Closes the socket of a relay; epoll forgets it by that.
+    pub(super) fn remove(&mut self, relay: RelayId) {
+        if let Some(slot) = self.relays.get_mut(relay.0 as usize) {
+            *slot = None;
+        }
+    }
+
+    pub(super) fn relay(&self, relay: RelayId) -> Option<&UdpSocket> {
+        self.relays.get(relay.0 as usize)?.as_ref()
+    }
+
+    /// Sends what the core wants passed on, and counts what became of it.
+    #[inline]
+    pub(super) fn pass_on(&self, forward: &Forward<'_>, counters: &mut Counters) {
+        let (sent, direction, length) = match forward {
+            Forward::Nothing => return,
+            Forward::ToPeer { relay, peer, payload } => (
+                self.to_peer(*relay, *peer, payload),
+                Direction::ToPeer,
+                payload.len(),
+            ),
+            Forward::ToClient {
+                to,
+                envelope,
+                payload,
+            } => (
+                self.to_client(to, envelope, payload),
+                Direction::ToClient,
+                payload.len(),
+            ),
+        };
+        match sent {
+            Ok(()) => counters.relayed(direction, length),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => counters.dropped(Drop::SendBufferFull),
+            Err(_) => counters.dropped(Drop::SendFailed),
+        }
+    }
+
+    /// Sends an answer. Whether it arrives is the client's to find out, by asking again.
+    pub(super) fn answer(&self, to: &FiveTuple, bytes: &[u8]) -> io::Result<()> {
+        self.listener(to)?.socket.send_to(bytes, to.remote)?;
+        Ok(())
+    }
+
+    fn to_peer(&self, relay: RelayId, peer: SocketAddr, payload: &[u8]) -> io::Result<()> {
+        let socket = self.relay(relay).ok_or(io::ErrorKind::NotFound)?;
+        socket.send_to(payload, peer)?;
+        Ok(())
+    }
+
+    /// Head, payload and padding go out as one datagram without being copied together first.
+    fn to_client(&self, to: &FiveTuple, envelope: &Envelope, payload: &[u8]) -> io::Result<()> {
+        let parts = [
+            IoSlice::new(envelope.head()),
+            IoSlice::new(payload),
+            IoSlice::new(envelope.padding()),
+        ];
+        let socket = &self.listener(to)?.socket;
+        sendmsg_addr(
+            socket,
+            &to.remote,
+            &parts,
+            &mut SendAncillaryBuffer::default(),
+            SendFlags::empty(),
+        )?;
+        Ok(())
+    }
+
+    /// There are few, so looking at each is the quickest.
+    fn listener(&self, client: &FiveTuple) -> io::Result<&Listener> {
+        let found = self
+            .listeners
+            .iter()
+            .find(|listener| listener.local == client.local);
+        found.ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+}
+
+/// A UDP socket that doesn't block, with large buffers: video comes in bursts.
+///
+/// # Errors
+/// Where the address can't be bound.
+#[allow(clippy::disallowed_methods, reason = "the one place that opens sockets")]
+pub fn udp(address: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = UdpSocket::bind(address)?;
+    socket.set_nonblocking(true)?;
+    // The kernel cuts these to net.core.rmem_max and wmem_max; there is nothing to do about less.
+    let _ = sockopt::set_socket_recv_buffer_size(&socket, BUFFER_BYTES);
+    let _ = sockopt::set_socket_send_buffer_size(&socket, BUFFER_BYTES);
+    Ok(socket)
+}
+
+/// What a failure to open a relay's socket means for the core.
+pub(super) fn open_failure(error: &io::Error) -> OpenFailure {
+    match error.kind() {
+        io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied => OpenFailure::PortTaken,
+        _ => OpenFailure::Other,
+    }
+}
+
+/// The address of ours that packets to `client` come from, and that it therefore reached. Nothing is sent.
+pub(super) fn route_to(client: SocketAddr) -> io::Result<IpAddr> {
+    let any = (Ipv4Addr::UNSPECIFIED, 0);
+    #[allow(clippy::disallowed_methods, reason = "asks the system for a route")]
+    let socket = UdpSocket::bind(any)?;
+    socket.connect(client)?;
+    Ok(socket.local_addr()?.ip())
+}
+
+/// Lets this process have a socket for each allocation, as far as the system does.
+pub(super) fn raise_open_files(allocations: usize) {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    // What can't be raised stays as it is, and the warning below says what that means.
+    let _ = setrlimit(Resource::Nofile, raised);
+    let wanted = allocations as u64 + OTHER_FILES;
+    if let Some(files) = getrlimit(Resource::Nofile)
+        .current
+        .filter(|files| *files < wanted)
+    {
+        tracing::warn!(
+            "only {files} files may be open, so there is room for about {} allocations and not for {allocations}: \
+             raise it (ulimit -Hn), or lower --max-allocations",
+            files.saturating_sub(OTHER_FILES)
+        );
+    }
+}
+
+/// Every address of this machine, as far as the system tells.
+pub fn own_addresses() -> BTreeSet<IpAddr> {
+    let read = |path| std::fs::read_to_string(path).unwrap_or_default();
+    let v4 = local_v4(&read("/proc/net/fib_trie")).into_iter().map(IpAddr::V4);
+    let v6 = local_v6(&read("/proc/net/if_inet6")).into_iter().map(IpAddr::V6);
+    v4.chain(v6).collect()
+}
+
+/// `|-- 10.0.0.5`, and on the next line `/32 host LOCAL`.
+fn local_v4(fib_trie: &str) -> Vec<Ipv4Addr> {
+    let lines: Vec<_> = fib_trie.lines().map(str::trim).collect();
+    lines
+        .windows(2)
+        .filter(|pair| pair[1] == "/32 host LOCAL")
+        .filter_map(|pair| pair[0].strip_prefix("|-- ")?.parse().ok())
+        .collect()
+}
+
+/// 32 hexadecimal digits at the beginning of each line.
+fn local_v6(if_inet6: &str) -> Vec<Ipv6Addr> {
+    let digits = |line: &str| u128::from_str_radix(line.split_whitespace().next()?, 16).ok();
+    if_inet6.lines().filter_map(digits).map(Ipv6Addr::from).collect()
+}
+
+const BUFFER_BYTES: usize = 4 << 20;
+/// Files that are not relays' sockets: listeners, the operators' connections, standard streams.
+const OTHER_FILES: u64 = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_machines_addresses_are_found() {
+        let fib_trie = "Main:\n  +-- 0.0.0.0/0 3 0 5\n        |-- 10.0.0.0\n           /24 link UNICAST\n        \
+             |-- 10.0.0.5\n           /32 host LOCAL\n        |-- 10.0.0.255\n           /32 link BROADCAST\n";
+        assert_eq!(local_v4(fib_trie), [Ipv4Addr::new(10, 0, 0, 5)]);
+        let if_inet6 = "00000000000000000000000000000001 01 80 10 80       lo\n";
+        assert_eq!(local_v6(if_inet6), [Ipv6Addr::LOCALHOST]);
+        assert!(own_addresses().contains(&IpAddr::V4(Ipv4Addr::LOCALHOST)));
+    }
+
+    #[test]
+    fn a_client_on_loopback_reached_loopback() {
+        assert_eq!(
+            route_to("127.0.0.1:9".parse().unwrap()).unwrap(),
+            Ipv4Addr::LOCALHOST
+        );
+    }
+}
