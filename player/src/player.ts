@@ -1,0 +1,219 @@
+// The player's page. Epic's library does the streaming; this file connects it at once, says what is going on, and
+// connects it again whenever the stream or the signalling ends.
+//
+//   connecting ──► waiting (place in the queue) ──► starting ──► playing
+//       ▲  └───────────────────────────────────────────┘            │
+//       └──────────────── ended, failed (back-off, or a click) ◄────┘
+import { Config, Logger, LogLevel, PixelStreaming, type WebSocketTransport } from '@epicgames-ps/lib-pixelstreamingfrontend-ue5.7';
+import { Overlay, type State } from './overlay';
+import { settings, watched, watchLink } from './settings';
+
+/** What the matchmaker says about the waiting; stock servers never send it. */
+type Notice =
+  | { status: 'queued'; position: number; waiting: number }
+  | { status: 'matched'; streamerId: string; sessionId: string }
+  | { status: 'ended'; reason: string };
+
+interface Hooks {
+  readonly state: State;
+  readonly pixelStreaming: PixelStreaming;
+  readonly sessionId: string | null;
+  /** When things happened, in milliseconds since the page began to load. */
+  readonly times: Record<string, number>;
+  peer(): RTCPeerConnection | null;
+  stats(): Promise<Record<string, unknown>[]>;
+}
+
+declare global {
+  interface Window {
+    penstock: Hooks;
+  }
+}
+
+const url = new URL(window.location.href);
+const overlay = new Overlay();
+const times: Record<string, number> = {};
+let sessionId: string | null = null;
+let failures = 0;
+let retry: ReturnType<typeof setTimeout> | undefined;
+let over = false;
+
+// The library logs every message, with a stack trace each: milliseconds that the first picture would wait for.
+Logger.InitLogging(url.searchParams.has('debug') ? LogLevel.Debug : LogLevel.Error, false);
+const config = new Config({ initialSettings: settings(url), useUrlParams: false });
+const stream = new PixelStreaming(config, { videoElementParent: document.getElementById('stage')! });
+const controller = stream.webRtcController;
+
+/** The library makes a new connection each time that it subscribes. */
+const peer = (): RTCPeerConnection | null => controller.peerConnectionController?.peerConnection ?? null;
+const video = controller.videoPlayer.getVideoElement();
+const mark = (what: string): void => {
+  times[what] ??= Math.round(performance.now());
+};
+
+function connect(): void {
+  clearTimeout(retry);
+  retry = undefined;
+  hangUp();
+  over = false;
+  overlay.show('connecting');
+  mark('connect');
+  stream.connect();
+}
+
+/** Leaves nothing of the last connection behind: the library would keep its socket, its pings and its peer. */
+function hangUp(): void {
+  over = true;
+  overlay.share.hidden = true;
+  peer()?.close();
+  const transport = controller.protocol.transport as WebSocketTransport;
+  const socket = transport.webSocket;
+  if (!socket || socket.readyState === WebSocket.CLOSED) return;
+  // Its close event may come long after; the library is told now, so that it can't take it for the next one's.
+  socket.onopen = socket.onmessage = socket.onerror = socket.onclose = null;
+  socket.close();
+  transport.handleOnClose(new CloseEvent('close', { code: 1000 }));
+}
+
+/** Says that it is over, and tries again: soon at first, then less and less often. */
+function ended(state: 'ended' | 'failed', why: string): void {
+  if (retry !== undefined) return;
+  hangUp();
+  const wait = Math.min(500 * 2 ** failures, 15_000) * (0.75 + Math.random() / 2);
+  failures += 1;
+  overlay.show(state, `${why} Connecting again${wait > 2000 ? ` in ${Math.round(wait / 1000)} s` : ''}.`);
+  retry = setTimeout(connect, wait);
+}
+
+/** Over for good, unless the player wants it again. */
+function finished(state: 'ended' | 'failed', why: string): void {
+  hangUp();
+  clearTimeout(retry);
+  retry = undefined;
+  overlay.show(state, why);
+}
+
+function hear(notice: Notice): void {
+  mark(notice.status);
+  switch (notice.status) {
+    case 'queued':
+      return overlay.show('waiting', `You are number ${notice.position} of ${notice.waiting}.`);
+    case 'matched':
+      sessionId = notice.sessionId;
+      overlay.share.hidden = false;
+      return overlay.show('starting');
+    case 'ended':
+      // The socket stays, and the place in the queue with it; only the picture is over.
+      overlay.share.hidden = true;
+      peer()?.close();
+      return overlay.show('ended', notice.reason);
+  }
+}
+
+function playing(): void {
+  if (over || peer()?.connectionState === 'closed') return;
+  mark('firstFrame');
+  failures = 0;
+  overlay.show('playing');
+  void unmute();
+}
+
+/** Turns the sound on, or offers a button for it where the browser wants a click first. */
+async function unmute(): Promise<void> {
+  const hasSound = controller.peerConnectionController?.audioTrack !== undefined;
+  if (!hasSound || config.isFlagEnabled('StartVideoMuted') === false || asksForSilence()) return;
+  // Where sound needs a click, unmuting a video that plays would stop it: so ask first.
+  const may = navigator.userActivation?.hasBeenActive ?? false;
+  overlay.sound.hidden = may;
+  if (may) setMuted(false);
+}
+
+const asksForSilence = (): boolean => url.searchParams.get('StartVideoMuted')?.toLowerCase() === 'true';
+
+function setMuted(muted: boolean): void {
+  const sounds = [video, controller.streamController.audioElement];
+  for (const sound of sounds) {
+    sound.muted = muted;
+    if (!muted && sound.srcObject) void sound.play().catch(() => (overlay.sound.hidden = false));
+  }
+}
+
+/** Frames are shown as they come: a buffer against jitter would be delay that a player feels. */
+function showAtOnce(connection: RTCPeerConnection): void {
+  for (const receiver of connection.getReceivers()) {
+    if (receiver.track.kind !== 'video') continue;
+    const tuned = receiver as RTCRtpReceiver & { jitterBufferTarget?: number | null; playoutDelayHint?: number };
+    if ('jitterBufferTarget' in tuned) tuned.jitterBufferTarget = 0;
+    if ('playoutDelayHint' in tuned) tuned.playoutDelayHint = 0;
+  }
+}
+
+function follow(connection: RTCPeerConnection): void {
+  showAtOnce(connection);
+  connection.addEventListener('connectionstatechange', () => {
+    if (connection !== peer() || over) return;
+    if (connection.connectionState === 'connected') mark('connected');
+    if (connection.connectionState === 'failed') {
+      ended('ended', 'The connection to the stream was lost.');
+    }
+  });
+}
+
+// The protocol's own listeners see each message parsed, and the library passes over types that it does not know.
+controller.protocol.addListener('matchmaker', (message: unknown) => hear(message as Notice));
+controller.protocol.transport.addListener('open', () => mark('open'));
+stream.addEventListener('webRtcSdpOffer', () => {
+  mark('offer');
+  const connection = peer();
+  if (connection) follow(connection);
+});
+stream.addEventListener('webRtcSdpAnswer', () => mark('answer'));
+stream.addEventListener('webRtcDisconnected', ({ data }) => {
+  if (!over) ended('ended', sentence(data.eventString) || 'The connection was lost.');
+});
+stream.addEventListener('subscribeFailed', ({ data }) => finished('failed', data.message));
+stream.addEventListener('playStreamRejected', () => {
+  overlay.sound.hidden = false;
+});
+
+function sentence(text: string | undefined): string {
+  const trimmed = (text ?? '').trim();
+  return trimmed === '' || /[.!?]$/.test(trimmed) ? trimmed : `${trimmed}.`;
+}
+
+// Each new stream shows its first frame through one of these, whichever the browser has.
+video.addEventListener('loadeddata', playing);
+video.addEventListener('playing', playing);
+
+overlay.again.addEventListener('click', () => {
+  failures = 0;
+  connect();
+});
+overlay.sound.addEventListener('click', () => {
+  overlay.sound.hidden = true;
+  setMuted(false);
+  void video.play();
+});
+overlay.share.addEventListener('click', () => {
+  if (sessionId) void overlay.copied(watchLink(url, sessionId));
+});
+window.addEventListener('online', () => retry !== undefined && connect());
+
+window.penstock = {
+  get state() {
+    return overlay.state;
+  },
+  get sessionId() {
+    return sessionId;
+  },
+  pixelStreaming: stream,
+  times,
+  peer,
+  async stats() {
+    const report = await peer()?.getStats();
+    return report ? [...report.values()] : [];
+  },
+};
+
+if (watched(url) !== null) document.body.dataset['role'] = 'viewer';
+connect();
