@@ -1,0 +1,195 @@
+//! The real program, and the agent that it follows.
+
+use std::net::SocketAddr;
+use std::process::{ExitStatus, Output, Stdio};
+
+use axum::Router;
+use axum::routing::get;
+use penstock_core::wire::agent::SliceStatus;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::{TcpStream, UnixListener};
+use tokio::process::{Child, Command};
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use super::{PATIENCE, Player, StandIn};
+
+/// A stand-in agent.
+pub(crate) struct Agent {
+    slices: watch::Sender<Vec<SliceStatus>>,
+}
+
+pub(crate) struct Matchmaker {
+    pub(crate) agent: Agent,
+    child: Child,
+    address: SocketAddr,
+    _files: TempDir,
+}
+
+impl Matchmaker {
+    /// With an agent that has these streamers, all of which the program knows on return.
+    pub(crate) async fn start(streamers: &[&StandIn], args: &[&str]) -> Self {
+        let files = tempfile::tempdir().unwrap();
+        let agent = Agent::serve(&files);
+        agent.list(streamers);
+        let door = Self::spawn(files, agent, args).await;
+        let known = async {
+            while door.status().await["streamers"].as_array().unwrap().len() < streamers.len() {
+                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            }
+        };
+        timeout(PATIENCE, known)
+            .await
+            .expect("the program should find its streamers");
+        door
+    }
+
+    /// With an agent's socket that nobody listens on.
+    pub(crate) async fn start_alone() -> Self {
+        let files = tempfile::tempdir().unwrap();
+        let slices = watch::Sender::new(Vec::new());
+        Self::spawn(files, Agent { slices }, &[]).await
+    }
+
+    async fn spawn(files: TempDir, agent: Agent, args: &[&str]) -> Self {
+        let page = files.path().join("page");
+        std::fs::create_dir_all(page.join("assets")).unwrap();
+        std::fs::write(page.join("index.html"), "<p>the page</p>").unwrap();
+        std::fs::write(page.join("assets/player.js"), "1").unwrap();
+        let mut child = program()
+            .args(["--listen", "127.0.0.1:0", "--log-format", "json"])
+            .arg("--page")
+            .arg(&page)
+            .arg("--agent")
+            .arg(files.path().join("agent.sock"))
+            .args(args)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let address = listening(&mut child).await;
+        Self {
+            agent,
+            child,
+            address,
+            _files: files,
+        }
+    }
+
+    pub(crate) async fn player(&self, path: &str) -> Player {
+        Player::connect(self.address, path).await
+    }
+
+    /// A player that has its offer.
+    pub(crate) async fn playing(&self) -> Player {
+        let mut player = self.player("/signalling").await;
+        player.say(json!({"type": "listStreamers"})).await;
+        let list = player.next_of("streamerList").await;
+        player
+            .say(json!({"type": "subscribe", "streamerId": list["ids"][0]}))
+            .await;
+        player.next_of("iceCandidate").await;
+        player
+    }
+
+    /// Head and body.
+    pub(crate) async fn get(&self, path: &str) -> (String, String) {
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        timeout(PATIENCE, stream.read_to_string(&mut answer))
+            .await
+            .expect("no answer")
+            .unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (head.to_owned(), body.to_owned())
+    }
+
+    pub(crate) async fn status(&self) -> Value {
+        serde_json::from_str(&self.get("/status").await.1).unwrap()
+    }
+
+    /// After the next tick, which shows the gauges.
+    pub(crate) async fn metrics(&self) -> String {
+        tokio::time::sleep(std::time::Duration::from_millis(250)).await;
+        self.get("/metrics").await.1
+    }
+
+    pub(crate) fn terminate(&self) {
+        let pid = i32::try_from(self.child.id().unwrap()).unwrap();
+        let pid = rustix::process::Pid::from_raw(pid).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    }
+
+    pub(crate) async fn ended(&mut self) -> ExitStatus {
+        timeout(PATIENCE, self.child.wait())
+            .await
+            .expect("it should end")
+            .unwrap()
+    }
+}
+
+impl Agent {
+    fn serve(files: &TempDir) -> Self {
+        let slices = watch::Sender::new(Vec::new());
+        let socket = UnixListener::bind(files.path().join("agent.sock")).unwrap();
+        let values = slices.subscribe();
+        let app = Router::new().route(
+            "/v1/events",
+            get(async move || penstock_shell::events::sse(values.clone())),
+        );
+        tokio::spawn(async move { axum::serve(socket, app).await.unwrap() });
+        Self { slices }
+    }
+
+    pub(crate) fn list(&self, streamers: &[&StandIn]) {
+        let slices = streamers.iter().map(|streamer| {
+            let slice = json!({
+                "id": streamer.name, "gpu": "CPU-0", "demand": {}, "state": "running", "restarts": 0,
+                "address": streamer.address,
+            });
+            serde_json::from_value(slice).unwrap()
+        });
+        self.slices.send_replace(slices.collect());
+    }
+}
+
+/// Runs the program until it ends.
+pub(crate) async fn run(args: &[&str]) -> Output {
+    timeout(PATIENCE, program().args(args).output())
+        .await
+        .expect("it should end")
+        .unwrap()
+}
+
+fn program() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_penstock-matchmaker"));
+    command.env_clear().kill_on_drop(true);
+    command
+}
+
+/// Reads the log up to the address, and passes the rest on.
+async fn listening(child: &mut Child) -> SocketAddr {
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    loop {
+        let line = timeout(PATIENCE, lines.next_line())
+            .await
+            .expect("no log")
+            .unwrap();
+        let line = line.expect("the program ended");
+        let event: Value = serde_json::from_str(&line).unwrap();
+        if let Some(address) = event["fields"]["address"]
+            .as_str()
+            .filter(|_| line.contains("serving players"))
+        {
+            tokio::spawn(async move {
+                while let Ok(Some(line)) = lines.next_line().await {
+                    eprintln!("{line}")
+                }
+            });
+            return address.parse().unwrap();
+        }
+    }
+}

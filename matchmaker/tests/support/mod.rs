@@ -1,0 +1,14 @@
+//! The stand-ins: a streamer, an agent, a player; and the real program between them.
+
+mod door;
+mod player;
+mod streamer;
+
+pub(crate) use door::{Matchmaker, run};
+pub(crate) use player::Player;
+pub(crate) use streamer::StandIn;
+
+use std::time::Duration;
+
+/// How long anything may take before a test gives up.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
