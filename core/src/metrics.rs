@@ -29,6 +29,8 @@ metrics! {
     STREAMER_ENCODED_BYTES = "penstock_streamer_encoded_bytes_total", "Bytes of encoded video.";
     STREAMER_COPIED_BYTES = "penstock_streamer_copied_bytes_total", "Bytes of raw video that were copied between capture and encoder.";
     STREAMER_SENT_BYTES = "penstock_streamer_sent_bytes_total", "Bytes of media sent to players and viewers.";
+    STREAMER_SENT_PACKETS = "penstock_streamer_sent_packets_total", "Media packets sent to players and viewers.";
+    STREAMER_TRANSPORT_FEEDBACK = "penstock_streamer_transport_feedback_total", "Congestion feedback packets received from players and viewers.";
     STREAMER_CLAIMS = "penstock_streamer_claims_total", "Claims by what became of them.";
     STREAMER_INPUT_EVENTS = "penstock_streamer_input_events_total", "Input events of players by kind.";
     STREAMER_BAD_MESSAGES = "penstock_streamer_bad_messages_total", "Messages that could not be understood, by link.";

@@ -1,0 +1,249 @@
+//! The command line and environment.
+
+use std::net::{IpAddr, SocketAddr};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use penstock_core::ids::StreamerId;
+use penstock_core::units::{EncoderUnits, StreamSize};
+use penstock_shell::logging::LogArgs;
+
+/// Captures, encodes and sends one application to a browser
+#[derive(Debug, Parser)]
+#[command(
+    name = "penstock-streamer",
+    version,
+    about,
+    args_conflicts_with_subcommands = true
+)]
+#[command(after_help = "Examples:
+  penstock-streamer --source test
+      A test picture and a tone, to see that the path works.
+  penstock-streamer --source x11 --app 'xterm -fullscreen' --stream 1280x720@30
+      An X server of its own with an application on it.
+  penstock-streamer --source x11 --display :0
+      A display that is there.
+
+A browser never talks to a streamer directly: point penstock-matchmaker at it (--streamer ADDRESS).")]
+pub struct Cli {
+    /// What to do instead of streaming
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// How to stream
+    #[command(flatten)]
+    pub stream: StreamArgs,
+    /// Logging
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
+/// What to do instead of streaming.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Measure how much this machine can encode, and print it as one line of JSON
+    Calibrate(CalibrateArgs),
+}
+
+/// Options of `calibrate`.
+#[derive(Debug, Clone, Args)]
+pub struct CalibrateArgs {
+    /// Seconds to measure for
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=60))]
+    pub seconds: u64,
+    /// The encoder preset to measure
+    #[arg(long, value_enum, default_value_t = Preset::Superfast)]
+    pub preset: Preset,
+}
+
+/// Options of streaming.
+#[derive(Debug, Clone, Args)]
+pub struct StreamArgs {
+    /// Where to listen for the matchmaker and for metrics
+    #[arg(
+        long,
+        env = "PENSTOCK_STREAMER_LISTEN",
+        default_value = "127.0.0.1:9000",
+        value_name = "ADDRESS"
+    )]
+    pub listen: SocketAddr,
+    /// What to stream
+    #[arg(long, value_enum, default_value_t = Source::Test)]
+    pub source: Source,
+    /// The application to start, as a shell command (source x11)
+    #[arg(long, value_name = "COMMAND")]
+    pub app: Option<String>,
+    /// Attach to this X display instead of starting an X server (source x11)
+    #[arg(long, value_name = "DISPLAY")]
+    pub display: Option<String>,
+    /// Capture the X pointer into the picture. The page shows its own pointer already
+    #[arg(long)]
+    pub show_pointer: bool,
+    /// Size and rate of the stream, such as 1280x720@30 or 720p30
+    #[arg(long, env = "PENSTOCK_STREAM", default_value = "720p30", value_name = "SIZE")]
+    pub stream: StreamSize,
+    /// Highest video bitrate in kbit/s [default: by the size of the stream; 720p30 has 4147]
+    #[arg(long, value_name = "KBIT/S", value_parser = clap::value_parser!(u32).range(100..=200_000))]
+    pub bitrate: Option<u32>,
+    /// x264's speed preset: faster ones take less CPU and give a worse picture
+    #[arg(long, value_enum, default_value_t = Preset::Superfast)]
+    pub preset: Preset,
+    /// Encoder units of the slice; a larger stream is refused [default: no limit]
+    #[arg(long, env = penstock_core::names::ENV_NVENC_UNITS, value_name = "UNITS")]
+    pub units: Option<u32>,
+    /// This streamer's name, which pages see
+    #[arg(long, env = penstock_core::names::ENV_SLICE, default_value = "streamer", value_name = "NAME")]
+    pub name: StreamerId,
+    /// Address that media is sent from, as ICE candidates name it [default: the one that has the default route]
+    #[arg(long, env = "PENSTOCK_MEDIA_IP", value_name = "IP")]
+    pub media_ip: Vec<IpAddr>,
+    /// How many viewers a session takes beside its player
+    #[arg(long, default_value_t = 8, value_name = "N")]
+    pub max_viewers: u32,
+    /// Seconds that a player may go on playing once this process is told to end
+    #[arg(long, default_value_t = 0, value_name = "SECONDS")]
+    pub grace: u64,
+    /// Print the encoding pipeline as gst-launch-1.0 takes it, and end
+    #[arg(long)]
+    pub print_pipeline: bool,
+}
+
+/// What to stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Source {
+    /// A moving pattern with a frame counter, and a tone
+    Test,
+    /// An X display
+    X11,
+}
+
+/// x264's speed presets that keep up with a live stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Preset {
+    /// Least CPU
+    Ultrafast,
+    /// A little more
+    Superfast,
+    /// Better picture
+    Veryfast,
+}
+
+impl Preset {
+    /// As x264enc spells it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ultrafast => "ultrafast",
+            Self::Superfast => "superfast",
+            Self::Veryfast => "veryfast",
+        }
+    }
+}
+
+/// Why the options can't be followed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BadOptions {
+    /// The stream does not fit into the slice.
+    #[error(
+        "a stream of {stream} takes {} and this slice has {units}: {}",
+        .stream.units(), advice(*.units, *.stream)
+    )]
+    TooLarge {
+        /// What was asked for.
+        stream: StreamSize,
+        /// What there is.
+        units: EncoderUnits,
+    },
+    /// `--source x11` has neither an application nor a display.
+    #[error(
+        "--source x11 needs something to show: give --app COMMAND to start, or --display :N to attach to"
+    )]
+    NothingToShow,
+    /// `--app` or `--display` without `--source x11`.
+    #[error("{0} means something for --source x11 only: add that, or leave {0} out")]
+    OnlyX11(&'static str),
+}
+
+fn advice(units: EncoderUnits, stream: StreamSize) -> String {
+    let fitting: Vec<_> = StreamSize::fitting(units)
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    let ask = format!(
+        "ask for {}: {} or more",
+        penstock_core::names::RESOURCE_NVENC,
+        stream.units().0
+    );
+    match fitting.as_slice() {
+        [] => format!("no usual size fits, so {ask}"),
+        sizes => format!("choose one of {}, or {ask}", sizes.join(", ")),
+    }
+}
+
+impl StreamArgs {
+    /// Checks what clap can't see option by option.
+    ///
+    /// # Errors
+    /// [`BadOptions`].
+    pub fn check(&self) -> Result<(), BadOptions> {
+        if let Some(units) = self.units.map(EncoderUnits)
+            && self.stream.units() > units
+        {
+            return Err(BadOptions::TooLarge {
+                stream: self.stream,
+                units,
+            });
+        }
+        match self.source {
+            Source::X11 if self.app.is_none() && self.display.is_none() => Err(BadOptions::NothingToShow),
+            Source::Test if self.app.is_some() => Err(BadOptions::OnlyX11("--app")),
+            Source::Test if self.display.is_some() => Err(BadOptions::OnlyX11("--display")),
+            _ => Ok(()),
+        }
+    }
+
+    /// The highest video bitrate in kbit/s: as given, or 0.15 bits a pixel.
+    pub fn bitrate_kbps(&self) -> u32 {
+        let by_size = (self.stream.pixel_rate() * 15 / 100_000).clamp(100, 200_000);
+        self.bitrate.unwrap_or(by_size as u32)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_stream_over_the_slice_is_refused_with_the_sizes_that_fit() {
+        let error = check(&["--stream", "1080p60", "--units", "6"])
+            .unwrap_err()
+            .to_string();
+        assert_eq!(
+            error,
+            "a stream of 1920x1080@60 takes 13 encoder units and this slice has 6 encoder units: choose one of \
+             1280x720@60, 1280x720@30, 960x540@30, 640x360@30, or ask for penstock.dev/nvenc: 13 or more"
+        );
+        assert_eq!(check(&["--stream", "720p30", "--units", "3"]), Ok(()));
+        assert!(
+            check(&["--stream", "720p30", "--units", "0"])
+                .unwrap_err()
+                .to_string()
+                .contains("no usual size")
+        );
+    }
+
+    #[test]
+    fn options_that_contradict_each_other_are_named() {
+        assert_eq!(check(&["--source", "x11"]), Err(BadOptions::NothingToShow));
+        assert_eq!(check(&["--app", "xterm"]), Err(BadOptions::OnlyX11("--app")));
+    }
+
+    fn check(args: &[&str]) -> Result<(), BadOptions> {
+        let args = std::iter::once("penstock-streamer").chain(args.iter().copied());
+        Cli::try_parse_from(args).unwrap().stream.check()
+    }
+}

@@ -1,0 +1,229 @@
+//! The X display and the application on it, as children of the streamer.
+//!
+//! ```text
+//!  streamer ──┬─ Xvfb                 dies: the streamer fails, and its supervisor starts it anew
+//!             └─ sh -c 'application'  dies: started again, the stream goes on
+//! ```
+//!
+//! There is no window manager. A small caretaker gives each new window the whole screen, or its middle where its
+//! size is fixed.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use penstock_core::units::StreamSize;
+use penstock_shell::children;
+use rustix::process::Signal;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::{Child, Command};
+use tokio::time::Instant;
+use x11rb::connection::Connection as _;
+use x11rb::properties::WmSizeHints;
+use x11rb::protocol::Event;
+use x11rb::protocol::xproto::{
+    ChangeWindowAttributesAux, ConfigureWindowAux, ConnectionExt as _, EventMask, InputFocus, Window,
+};
+use x11rb::rust_connection::RustConnection;
+
+use crate::config::StreamArgs;
+use crate::metrics::Metrics;
+
+/// An X display, ours or another's.
+pub(crate) struct Display {
+    /// Such as `:1`.
+    pub(crate) name: String,
+    server: Option<Child>,
+}
+
+impl Display {
+    /// Attaches to the display that `args` names, or starts an X server of the stream's size.
+    pub(crate) async fn open(args: &StreamArgs) -> anyhow::Result<Self> {
+        if let Some(name) = &args.display {
+            return Ok(Self {
+                name: name.clone(),
+                server: None,
+            });
+        }
+        let (name, server) = start_server(args.stream).await?;
+        let caretaker = Caretaker::new(&name, args.stream)?;
+        std::thread::Builder::new()
+            .name("caretaker".to_owned())
+            .spawn(move || caretaker.run())?;
+        Ok(Self {
+            name,
+            server: Some(server),
+        })
+    }
+
+    /// Waits until the X server ends by itself; for ever where it is another's.
+    pub(crate) async fn ended(&mut self) -> String {
+        match &mut self.server {
+            Some(server) => match server.wait().await {
+                Ok(status) => format!("the X server ended with {status}"),
+                Err(error) => format!("the X server can't be waited for: {error}"),
+            },
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Ends the X server, if it is ours.
+    pub(crate) async fn close(mut self) {
+        if let Some(server) = &mut self.server {
+            if let Err(error) = children::end(server, Duration::from_secs(2)).await {
+                tracing::warn!(%error, "ending the X server");
+            }
+        }
+    }
+
+    /// The X server's process, if it is ours.
+    pub(crate) fn server_pid(&self) -> Option<u32> {
+        self.server.as_ref().and_then(Child::id)
+    }
+}
+
+/// Starts Xvfb on a free display number, which it chooses and says (`-displayfd`).
+async fn start_server(size: StreamSize) -> anyhow::Result<(String, Child)> {
+    let screen = format!("{}x{}x24", size.width(), size.height());
+    let mut command = Command::new("Xvfb");
+    command.args([
+        "-displayfd",
+        "1",
+        "-screen",
+        "0",
+        &screen,
+        "-nolisten",
+        "tcp",
+        "-noreset",
+    ]);
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null());
+    let mut server = children::guard(&mut command, Signal::KILL)
+        .spawn()
+        .context("starting Xvfb: is the package xvfb installed?")?;
+    let said = server.stdout.take().context("Xvfb has no output")?;
+    let mut lines = BufReader::new(said).lines();
+    let number = tokio::time::timeout(Duration::from_secs(10), lines.next_line())
+        .await
+        .context("waiting for Xvfb to say its display number: it said nothing for 10 s")?
+        .context("reading Xvfb's display number")?;
+    match number {
+        Some(number) if number.parse::<u32>().is_ok() => Ok((format!(":{number}"), server)),
+        _ => bail!("Xvfb ended at once: try 'Xvfb -displayfd 1 -screen 0 {screen}' to see why"),
+    }
+}
+
+/// Starts `command` on `display` and starts it again whenever it ends. Dropping the future kills it; what it left
+/// behind is then the caller's to sweep. `server` is the X server, if it is ours.
+pub(crate) async fn keep_running(
+    command: &str,
+    display: &str,
+    server: Option<u32>,
+    metrics: &Metrics,
+) -> anyhow::Result<()> {
+    let ours = server.into_iter().collect();
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let started = Instant::now();
+        let status = start_app(command, display)?
+            .wait()
+            .await
+            .context("waiting for the application")?;
+        let left_behind = children::sweep(&ours).await;
+        pause = if started.elapsed() > RUNS_WELL {
+            FIRST_PAUSE
+        } else {
+            pause
+        };
+        tracing::warn!(command, %status, left_behind, ?pause, "the application ended, and is started again");
+        metrics.app_restarts.inc();
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+/// Pauses before the application is started again: the first, and the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// An application that ran for this long is taken to run well.
+const RUNS_WELL: Duration = Duration::from_secs(30);
+
+fn start_app(command: &str, display: &str) -> anyhow::Result<Child> {
+    let mut shell = Command::new("sh");
+    shell
+        .args(["-c", command])
+        .env("DISPLAY", display)
+        .env_remove("WAYLAND_DISPLAY");
+    // Its output belongs in the log beside ours, not into anything that reads our standard output.
+    shell.stdin(Stdio::null()).stdout(std::io::stderr());
+    children::guard(&mut shell, Signal::KILL)
+        .spawn()
+        .with_context(|| format!("starting the application {command:?}"))
+}
+
+/// Gives windows their place on a screen that has no window manager.
+struct Caretaker {
+    x: RustConnection,
+    root: Window,
+    size: StreamSize,
+}
+
+type XResult = Result<(), x11rb::errors::ReplyError>;
+
+impl Caretaker {
+    fn new(display: &str, size: StreamSize) -> anyhow::Result<Self> {
+        let (x, screen) =
+            x11rb::connect(Some(display)).with_context(|| format!("connecting to X display {display}"))?;
+        let root = x.setup().roots[screen].root;
+        let mask = ChangeWindowAttributesAux::new().event_mask(EventMask::SUBSTRUCTURE_NOTIFY);
+        x.change_window_attributes(root, &mask)?.check()?;
+        Ok(Self { x, root, size })
+    }
+
+    /// Runs until the X server ends.
+    fn run(self) {
+        while let Ok(event) = self.x.wait_for_event() {
+            if let Event::MapNotify(map) = event
+                && !map.override_redirect
+                && map.event == self.root
+                && let Err(error) = self.place(map.window)
+            {
+                // Windows may go at any time.
+                tracing::debug!(%error, "a window could not be placed");
+            }
+        }
+    }
+
+    fn place(&self, window: Window) -> XResult {
+        let (width, height) = (self.size.width(), self.size.height());
+        let place = match self.fixed_size(window)? {
+            Some((w, h)) => ConfigureWindowAux::new()
+                .x(width.saturating_sub(w) as i32 / 2)
+                .y(height.saturating_sub(h) as i32 / 2),
+            None => ConfigureWindowAux::new().x(0).y(0).width(width).height(height),
+        };
+        self.x.configure_window(window, &place.border_width(0))?.check()?;
+        self.x
+            .set_input_focus(InputFocus::POINTER_ROOT, window, x11rb::CURRENT_TIME)?
+            .check()
+    }
+
+    /// The size of a window that must not be resized: a dialogue, or one whose hints leave no choice (ICCCM,
+    /// section 4.1.2.3).
+    fn fixed_size(&self, window: Window) -> Result<Option<(u32, u32)>, x11rb::errors::ReplyError> {
+        let hints = WmSizeHints::get_normal_hints(&self.x, window)?.reply()?;
+        let fixed = hints.is_some_and(|hints| hints.min_size.is_some() && hints.min_size == hints.max_size);
+        let transient = x11rb::protocol::xproto::AtomEnum::WM_TRANSIENT_FOR;
+        let dialogue = self
+            .x
+            .get_property(false, window, transient, x11rb::NONE, 0, 1)?
+            .reply()?;
+        if !fixed && dialogue.value_len == 0 {
+            return Ok(None);
+        }
+        let geometry = self.x.get_geometry(window)?.reply()?;
+        Ok(Some((geometry.width.into(), geometry.height.into())))
+    }
+}

@@ -1,0 +1,121 @@
+//! Our interceptor in a peer connection's packet chain. It stands in the pacer's slot, where every packet on its way
+//! out passes, generated ones too, and every RTCP packet on its way in.
+//!
+//! It hands on keyframe requests, counts what leaves and what feedback comes, and marks video to be shown at once
+//! (playout delay 0). A rate controller and pacer belong here.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::Instant;
+
+use bytes::Bytes;
+use rtc::interceptor::{Interceptor, Packet, StreamInfo, TaggedPacket};
+use rtc::rtcp::payload_feedbacks::full_intra_request::FullIntraRequest;
+use rtc::rtcp::payload_feedbacks::picture_loss_indication::PictureLossIndication;
+use rtc::rtcp::transport_feedbacks::transport_layer_cc::TransportLayerCc;
+use rtc::sansio::Protocol;
+use rtc::shared::error::Error;
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::metrics::Metrics;
+use crate::peer::PeerEvent;
+
+/// The header extension that tells a receiver how long to hold frames back
+/// (webrtc.org/experiments/rtp-hdrext/playout-delay).
+pub(crate) const PLAYOUT_DELAY_URI: &str = "http://www.webrtc.org/experiments/rtp-hdrext/playout-delay";
+
+/// Twelve bits each of least and most delay, in units of 10 ms.
+const NO_DELAY: Bytes = Bytes::from_static(&[0, 0, 0]);
+
+pub(crate) struct Tap {
+    events: UnboundedSender<PeerEvent>,
+    metrics: Metrics,
+    /// The playout-delay extension's number per stream that negotiated it.
+    playout_delay: HashMap<u32, u8>,
+    inward: VecDeque<TaggedPacket>,
+    outward: VecDeque<TaggedPacket>,
+}
+
+impl Tap {
+    pub(crate) fn new(events: UnboundedSender<PeerEvent>, metrics: Metrics) -> Self {
+        Self {
+            events,
+            metrics,
+            playout_delay: HashMap::new(),
+            inward: VecDeque::new(),
+            outward: VecDeque::new(),
+        }
+    }
+
+    fn look_at_feedback(&self, packets: &[Box<dyn rtc::rtcp::Packet>]) {
+        for packet in packets {
+            let packet = packet.as_any();
+            if packet.is::<PictureLossIndication>() || packet.is::<FullIntraRequest>() {
+                // The peer may be on its way out; nobody then needs the keyframe.
+                let _ = self.events.send(PeerEvent::KeyframeRequest);
+            } else if packet.is::<TransportLayerCc>() {
+                self.metrics.transport_feedback.inc();
+            }
+        }
+    }
+
+    fn mark(&self, packet: &mut rtc::rtp::Packet) {
+        if let Some(id) = self.playout_delay.get(&packet.header.ssrc) {
+            // Refused only for numbers that were never negotiated.
+            let _ = packet.header.set_extension(*id, NO_DELAY);
+        }
+    }
+}
+
+impl Protocol<TaggedPacket, TaggedPacket, ()> for Tap {
+    type Rout = TaggedPacket;
+    type Wout = TaggedPacket;
+    type Eout = ();
+    type Error = Error;
+    type Time = Instant;
+
+    fn handle_read(&mut self, msg: TaggedPacket) -> Result<(), Error> {
+        if let Packet::Rtcp(packets) = &msg.message.packet {
+            self.look_at_feedback(packets);
+        }
+        self.inward.push_back(msg);
+        Ok(())
+    }
+
+    fn poll_read(&mut self) -> Option<TaggedPacket> {
+        self.inward.pop_front()
+    }
+
+    fn handle_write(&mut self, mut msg: TaggedPacket) -> Result<(), Error> {
+        if let Packet::Rtp(packet) = &mut msg.message.packet {
+            self.metrics.sent_packets.inc();
+            self.metrics.sent_bytes.inc_by(packet.payload.len() as u64);
+            self.mark(packet);
+        }
+        self.outward.push_back(msg);
+        Ok(())
+    }
+
+    fn poll_write(&mut self) -> Option<TaggedPacket> {
+        self.outward.pop_front()
+    }
+}
+
+impl Interceptor for Tap {
+    fn bind_local_stream(&mut self, info: &StreamInfo) {
+        let extension = info
+            .rtp_header_extensions
+            .iter()
+            .find(|e| e.uri == PLAYOUT_DELAY_URI);
+        if let Some(id) = extension.and_then(|e| u8::try_from(e.id).ok()) {
+            self.playout_delay.insert(info.ssrc, id);
+        }
+    }
+
+    fn unbind_local_stream(&mut self, info: &StreamInfo) {
+        self.playout_delay.remove(&info.ssrc);
+    }
+
+    fn bind_remote_stream(&mut self, _info: &StreamInfo) {}
+
+    fn unbind_remote_stream(&mut self, _info: &StreamInfo) {}
+}

@@ -1,0 +1,187 @@
+//! Start-up, the HTTP endpoints, and shutdown.
+
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow};
+use axum::extract::State;
+use axum::extract::ws::WebSocketUpgrade;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use penstock_core::wire::signalling::MAX_MESSAGE_BYTES;
+use penstock_core::wire::status::StreamerStatus;
+use penstock_shell::{children, events, ops, shutdown};
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{Source, StreamArgs};
+use crate::display::{self, Display};
+use crate::input::Input;
+use crate::link::{self, Shared};
+use crate::media::{self, Media};
+use crate::metrics::Metrics;
+use crate::owner::{Identity, Owner};
+
+/// Streams until told to end, or until something that it can't do without fails.
+///
+/// # Errors
+/// What failed, in words.
+pub async fn run(args: StreamArgs) -> anyhow::Result<()> {
+    children::adopt_orphans().context("becoming the reaper of our children")?;
+    let told = shutdown::token()?;
+    let listener = TcpListener::bind(args.listen).await.with_context(|| {
+        format!(
+            "listening on {}: choose another address with --listen",
+            args.listen
+        )
+    })?;
+    media::init()?;
+    let mut display = match args.source {
+        Source::X11 => Some(Display::open(&args).await?),
+        Source::Test => None,
+    };
+    let outcome = stream(&args, listener, &mut display, told).await;
+    if let Some(display) = display {
+        display.close().await;
+    }
+    outcome
+}
+
+/// All that runs over the display, if there is one.
+async fn stream(
+    args: &StreamArgs,
+    listener: TcpListener,
+    display: &mut Option<Display>,
+    told: CancellationToken,
+) -> anyhow::Result<()> {
+    let metrics = Metrics::new()?;
+    let name = display.as_ref().map(|display| display.name.clone());
+    let input = name
+        .as_deref()
+        .map_or_else(|| Ok(Input::nowhere()), Input::connect)?;
+    let (media, failures) = Media::start(args, name.as_deref(), &metrics)?;
+    let media = Arc::new(media);
+    let media_ips = if args.media_ip.is_empty() {
+        vec![default_ip()]
+    } else {
+        args.media_ip.clone()
+    };
+    let identity = Identity {
+        streamer_id: args.name.clone(),
+        stream: args.stream,
+        media_addresses: media_ips.clone(),
+        max_viewers: args.max_viewers,
+    };
+    let (owner, handle, status) = Owner::new(identity, Arc::clone(&media), metrics.clone());
+    let shared = Arc::new(Shared {
+        owner: handle,
+        media,
+        input,
+        metrics: metrics.clone(),
+        name: args.name.clone(),
+        stream: args.stream,
+        media_ips,
+    });
+    announce(args, name.as_deref(), &shared);
+    let app = router(shared, status, &metrics);
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move { axum::serve(listener, app).await.context("serving HTTP") });
+    let outcome = tokio::select! {
+        () = owner.run(told.clone()) => Ok(()),
+        () = grace_over(told, args.grace) => Ok(()),
+        ended = over_display(args, display, &metrics) => ended,
+        failure = failed(failures) => Err(anyhow!("the pipeline failed: {failure}")),
+        Some(ended) = tasks.join_next() => ended.context("the HTTP task failed")?,
+    };
+    // With its task the application's shell was dropped, and so killed; this ends the rest of it.
+    children::sweep(&display.iter().filter_map(Display::server_pid).collect()).await;
+    outcome
+}
+
+/// Keeps the application running, and watches the X server.
+async fn over_display(
+    args: &StreamArgs,
+    display: &mut Option<Display>,
+    metrics: &Metrics,
+) -> anyhow::Result<()> {
+    let Some(display) = display else {
+        return std::future::pending().await;
+    };
+    let Some(app) = &args.app else {
+        return Err(anyhow!(display.ended().await));
+    };
+    let (on, server) = (display.name.clone(), display.server_pid());
+    tokio::select! {
+        kept = display::keep_running(app, &on, server, metrics) => kept,
+        ended = display.ended() => Err(anyhow!(ended)),
+    }
+}
+
+async fn grace_over(told: CancellationToken, grace: u64) {
+    told.cancelled().await;
+    tokio::time::sleep(Duration::from_secs(grace)).await;
+}
+
+async fn failed(mut failures: mpsc::UnboundedReceiver<media::Failure>) -> String {
+    match failures.recv().await {
+        Some(failure) => failure,
+        None => std::future::pending().await,
+    }
+}
+
+fn announce(args: &StreamArgs, on: Option<&str>, shared: &Shared) {
+    let on = on.unwrap_or("no display");
+    tracing::info!(
+        name = %args.name, listen = %args.listen, stream = %args.stream, units = args.stream.units().0,
+        kbps = args.bitrate_kbps(), source = ?args.source, on, media = ?shared.media_ips, "streaming"
+    );
+}
+
+fn router(shared: Arc<Shared>, status: watch::Receiver<StreamerStatus>, metrics: &Metrics) -> Router {
+    let ready = {
+        let media = Arc::clone(&shared.media);
+        Arc::new(move || match *media.first_picture.borrow() {
+            true => Ok(()),
+            false => Err("the source has shown no picture yet".to_owned()),
+        })
+    };
+    let (once, each) = (status.clone(), status);
+    Router::new()
+        .route("/status", get(move || async move { Json(once.borrow().clone()) }))
+        .route("/events", get(move || async move { events::sse(each) }))
+        .route("/session", get(session))
+        .with_state(shared)
+        .merge(ops::router(metrics.registry.clone(), ready))
+}
+
+/// The matchmaker's way in. A browser names an origin with every WebSocket, and has no business here.
+async fn session(
+    State(shared): State<Arc<Shared>>,
+    headers: HeaderMap,
+    upgrade: WebSocketUpgrade,
+) -> Response {
+    if headers.contains_key(header::ORIGIN) {
+        let advice = "browsers are served by penstock-matchmaker: open its page instead\n";
+        return (StatusCode::FORBIDDEN, advice).into_response();
+    }
+    upgrade
+        .max_message_size(MAX_MESSAGE_BYTES)
+        .max_frame_size(MAX_MESSAGE_BYTES)
+        .on_upgrade(move |socket| link::serve(socket, shared))
+}
+
+/// The address that has the default route; loopback where nothing has one. Connecting a UDP socket sends nothing.
+fn default_ip() -> IpAddr {
+    let routed = || {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
+        // An address for documentation (RFC 5737): only the route to it is looked up.
+        socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9)).ok()?;
+        Some(socket.local_addr().ok()?.ip())
+    };
+    routed().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
+}
