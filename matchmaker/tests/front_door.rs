@@ -1,5 +1,7 @@
 //! The real program between stand-in streamers and scripted players: what each sees, in which order.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests: a panic is their verdict")]
+
 mod support;
 
 use std::time::{Duration, Instant};

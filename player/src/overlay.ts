@@ -27,6 +27,8 @@ export class Overlay {
     this.title.textContent = TITLES[state];
     this.detail.textContent = detail;
     this.again.hidden = state !== 'ended' && state !== 'failed';
+    this.again.textContent = state === 'failed' ? 'Try again' : 'Connect now';
+    if (state !== 'playing') this.sound.hidden = true;
     document.title = state === 'playing' ? 'Penstock' : `${TITLES[state]} · Penstock`;
   }
 

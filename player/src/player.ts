@@ -115,11 +115,11 @@ function playing(): void {
   mark('firstFrame');
   failures = 0;
   overlay.show('playing');
-  void unmute();
+  unmute();
 }
 
 /** Turns the sound on, or offers a button for it where the browser wants a click first. */
-async function unmute(): Promise<void> {
+function unmute(): void {
   const hasSound = controller.peerConnectionController?.audioTrack !== undefined;
   if (!hasSound || config.isFlagEnabled('StartVideoMuted') === false || asksForSilence()) return;
   // Where sound needs a click, unmuting a video that plays would stop it: so ask first.
@@ -161,6 +161,9 @@ function follow(connection: RTCPeerConnection): void {
 
 // The protocol's own listeners see each message parsed, and the library passes over types that it does not know.
 controller.protocol.addListener('matchmaker', (message: unknown) => hear(message as Notice));
+controller.protocol.addListener('iceCandidate', (message: unknown) =>
+  relayTo((message as { candidate: RTCIceCandidateInit }).candidate),
+);
 controller.protocol.transport.addListener('open', () => mark('open'));
 stream.addEventListener('webRtcSdpOffer', () => {
   mark('offer');
@@ -176,6 +179,15 @@ stream.addEventListener('playStreamRejected', () => {
   overlay.sound.hidden = false;
 });
 
+/**
+ * With ForceTURN the library throws away every address of the streamer that is not a relay's. But it is the browser
+ * that is to go through a relay; the streamer is where that relay sends to.
+ */
+function relayTo(candidate: RTCIceCandidateInit): void {
+  if (!config.isFlagEnabled('ForceTURN') || !candidate.candidate || candidate.candidate.includes('relay')) return;
+  void peer()?.addIceCandidate({ candidate: candidate.candidate, sdpMLineIndex: 0 }).catch(() => undefined);
+}
+
 function sentence(text: string | undefined): string {
   const trimmed = (text ?? '').trim();
   return trimmed === '' || /[.!?]$/.test(trimmed) ? trimmed : `${trimmed}.`;
@@ -189,11 +201,15 @@ overlay.again.addEventListener('click', () => {
   failures = 0;
   connect();
 });
-overlay.sound.addEventListener('click', () => {
-  overlay.sound.hidden = true;
-  setMuted(false);
-  void video.play();
-});
+// Any click or key will do: a browser asks for a sign of its user, not for this button.
+for (const sign of ['pointerup', 'keyup']) {
+  window.addEventListener(sign, () => {
+    if (overlay.sound.hidden) return;
+    overlay.sound.hidden = true;
+    setMuted(false);
+    void video.play().catch(() => undefined);
+  }, true);
+}
 overlay.share.addEventListener('click', () => {
   if (sessionId) void overlay.copied(watchLink(url, sessionId));
 });

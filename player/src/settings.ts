@@ -33,6 +33,12 @@ export function settings(url: URL): Partial<AllSettings> {
     [NumericParameters.MaxReconnectAttempts]: 0,
     [TextParameters.SignallingServerUrl]: signallingUrl(url),
   };
+  if (watched(url) !== null) {
+    // A viewer steers nothing, and keeps its own keys.
+    for (const input of [Flags.KeyboardInput, Flags.MouseInput, Flags.TouchInput, Flags.GamepadInput]) {
+      chosen[input] = false;
+    }
+  }
   const given = new Map([...url.searchParams].map(([name, value]) => [name.toLowerCase(), value]));
   const read = (table: object, parse: (text: string) => boolean | number | string | undefined) => {
     for (const name of names(table)) {
