@@ -1,7 +1,8 @@
 //! The agent as its users meet it: the real program over its socket, with a stand-in for the streamer.
 
+#![allow(clippy::unwrap_used)] // Here a panic is a failed test.
+
 mod common;
-#![allow(clippy::unwrap_used, clippy::expect_used)] // Here a panic is a failed test.
 
 use std::time::{Duration, Instant};
 
@@ -308,4 +309,32 @@ async fn operators_see_slices_and_units() {
     assert!(free.is_some_and(|line| line.ends_with(" 7")), "{metrics}");
     assert_eq!(agent.text("/healthz").await, "ok\n");
     assert_eq!(agent.text("/readyz").await, "ok\n");
+}
+
+#[tokio::test]
+async fn metrics_are_on_tcp_where_asked_for_and_slices_are_not() {
+    let address = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let address = address.to_string();
+    let _agent = Agent::start(&["--units", "10", "--metrics-listen", &address]).await;
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let get = async |path| {
+        client
+            .get(format!("http://{address}{path}"))
+            .send()
+            .await
+            .unwrap()
+    };
+    assert!(
+        get("/metrics")
+            .await
+            .text()
+            .await
+            .unwrap()
+            .contains("penstock_agent_capacity")
+    );
+    assert_eq!(get("/readyz").await.status(), StatusCode::OK);
+    assert_eq!(get("/v1/slices").await.status(), StatusCode::NOT_FOUND);
 }

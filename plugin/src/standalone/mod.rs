@@ -48,14 +48,14 @@ use process::Streamer;
 /// Offer slices of this machine without Kubernetes, and keep one streamer running in each.
 ///
 /// The machine's CPU is offered as one software GPU, with as many encoder units (10 megapixels per second each:
-/// 720p30 takes 3, 1080p30 7, 1080p60 13) as `penstock-streamer calibrate` measures, less headroom. Slices are
-/// started here with --slices, later with `penstock-plugin slice start`, or over the HTTP API on the socket:
+/// 720p30 takes 3, 1080p30 7, 1080p60 13) as `penstock-streamer calibrate` measures, less headroom.
 ///
-///   curl --unix-socket /run/penstock/agent.sock http://agent/v1/slices
+/// Slices are started here with --slices, later with `penstock-plugin slice start`, or over HTTP on the socket:
+/// `curl --unix-socket /run/penstock/agent.sock http://agent/v1/slices` lists them.
 ///
-/// A streamer that ends by itself is started again, after 0.5 s and up to 30 s. All end with the agent.
+/// A streamer that ends by itself is started again, after 0.5 s at first and 30 s at most. All end with the
+/// agent.
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
 pub(crate) struct Args {
     /// Unix socket of the HTTP API, for this user only; its directory is made
     #[arg(long, env = ENV_SOCKET, default_value = DEFAULT_SOCKET, value_name = "PATH")]

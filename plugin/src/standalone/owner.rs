@@ -61,6 +61,7 @@ pub(super) struct Owner {
 
 /// A process that is not known to be gone.
 struct Running {
+    slice: SliceId,
     process: Process,
     stop: CancellationToken,
 }
@@ -168,8 +169,9 @@ impl Owner {
     }
 
     fn ended(&mut self, now: Instant, Ended { run, how }: Ended) {
-        let pid = self.running.remove(&run).map(|gone| gone.process.pid);
-        tracing::info!(pid, "streamer ended: {how}");
+        if let Some(Running { slice, process, .. }) = self.running.remove(&run) {
+            tracing::info!(%slice, pid = process.pid, "streamer ended: {how}");
+        }
         self.agent.exited(now, run, how);
     }
 
@@ -215,7 +217,8 @@ impl Owner {
         self.attended
             .spawn(streamer.attend(launch.run, child, address, stop.clone(), answers));
         let process = Process { pid, address };
-        self.running.insert(launch.run, Running { process, stop });
+        let slice = launch.slice.clone();
+        self.running.insert(launch.run, Running { slice, process, stop });
         process
     }
 
@@ -227,6 +230,7 @@ impl Owner {
 
     fn gone(&mut self, id: &SliceId) {
         tracing::info!(slice = %id, "slice ended");
+        // Whoever hears this sees a list without the slice: on our one thread, nobody reads before we publish.
         for (_, answer) in self.leaving.extract_if(.., |(leaving, _)| leaving == id) {
             let _ = answer.send(Ok(()));
         }
@@ -256,7 +260,7 @@ impl Owner {
     fn sweep(&mut self, now: Instant, ours: &BTreeSet<u32>, passes_left: u32) -> Cleaning {
         let found = children::sweep_once(ours);
         if !found.is_empty() && passes_left > 0 {
-            tracing::debug!(pids = ?found, "killed what a streamer left behind");
+            tracing::info!(pids = ?found, "killed what a streamer left behind");
             return Cleaning::Sweep {
                 at: now + SWEEP_EVERY,
                 passes_left: passes_left - 1,

@@ -6,7 +6,8 @@ use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, OpenOptionsExt as 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use rustix::fs::{FlockOperation, Mode, flock};
+use rustix::fs::{FlockOperation, Mode, fchmod, flock};
+use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tokio::net::UnixListener;
 
 /// Where the agent listens, unless told otherwise.
@@ -81,12 +82,8 @@ impl Claimed {
             Ok(_) => std::fs::remove_file(path)
                 .with_context(|| format!("removing {shown}, the socket of an agent that is gone"))?,
         }
-        // The mode is the socket's from the first instant on: nobody else gets a connection in between.
-        let before = rustix::process::umask(Mode::RWXG | Mode::RWXO | Mode::XUSR);
-        let listener = UnixListener::bind(path);
-        rustix::process::umask(before);
         let listener =
-            listener.with_context(|| format!("listening on {shown} (--socket chooses another place)"))?;
+            listen(path).with_context(|| format!("listening on {shown} (--socket chooses another place)"))?;
         self.listens = true;
         Ok(listener)
     }
@@ -101,12 +98,26 @@ impl Drop for Claimed {
     }
 }
 
+/// A listening socket with mode 0600. Linux gives the file the mode that the socket has, so nobody else gets a
+/// connection in the instant between its making and a later chmod (unix(7)).
+fn listen(path: &Path) -> io::Result<UnixListener> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+    net::bind(&socket, &SocketAddrUnix::new(path)?)?;
+    net::listen(&socket, BACKLOG)?;
+    UnixListener::from_std(socket.into())
+}
+
 fn taken(path: &Path) -> String {
     format!(
         "an agent answers on {} already: end it, or choose another --socket",
         path.display()
     )
 }
+
+/// Connections that may wait to be accepted.
+const BACKLOG: i32 = 128;
 
 #[cfg(test)]
 mod tests {
