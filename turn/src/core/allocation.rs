@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::FiveTuple;
 use super::answer::Asked;
 use super::auth::User;
+use super::ports::Parity;
 use super::wire::ChannelNumber;
 
 /// How long a permission lasts (RFC 8656, section 9).
@@ -30,6 +31,8 @@ pub struct Allocation {
     pub asked: Asked,
     /// The address that its socket is bound to.
     pub bind: SocketAddr,
+    /// Which ports would do for it.
+    pub parity: Parity,
     /// Whether that socket is there yet.
     pub state: State,
     /// The lifetime it was made with.
@@ -87,6 +90,7 @@ impl Allocation {
             user,
             asked,
             bind,
+            parity: Parity::Any,
             state: State::Opening {
                 tries_left: MAX_TRIES,
             },

@@ -50,6 +50,15 @@ impl fmt::Display for PortRange {
     }
 }
 
+/// Which ports will do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Parity {
+    /// Every port.
+    Any,
+    /// Even ones (EVEN-PORT, RFC 8656, section 18.6).
+    Even,
+}
+
 /// Which ports of a range are taken.
 #[derive(Debug)]
 pub struct PortPool {
@@ -68,16 +77,16 @@ impl PortPool {
         }
     }
 
-    /// Takes a free port; `None` where all are taken.
-    pub fn take(&mut self, rng: &mut impl Rng) -> Option<u16> {
+    /// Takes a free port of that parity; `None` where all are taken.
+    pub fn take(&mut self, parity: Parity, rng: &mut impl Rng) -> Option<u16> {
         if self.taken_count == self.taken.len() {
             return None;
         }
         let drawn = rng.random_range(self.range.ports());
         let after = drawn..=self.range.last;
-        let port = after
-            .chain(self.range.ports())
-            .find(|port| !self.taken[self.index(*port)])?;
+        let fits = |port: &u16| parity == Parity::Any || port.is_multiple_of(2);
+        let mut ports = after.chain(self.range.ports()).filter(fits);
+        let port = ports.find(|port| !self.taken[self.index(*port)])?;
         let index = self.index(port);
         self.taken[index] = true;
         self.taken_count += 1;
@@ -113,19 +122,33 @@ mod tests {
     fn every_port_is_given_once_and_can_come_back() {
         let mut pool = PortPool::new("40000-40009".parse().unwrap());
         let mut rng = StdRng::seed_from_u64(1);
-        let taken: BTreeSet<_> = (0..10).map(|_| pool.take(&mut rng).unwrap()).collect();
+        let taken: BTreeSet<_> = (0..10)
+            .map(|_| pool.take(Parity::Any, &mut rng).unwrap())
+            .collect();
         assert_eq!(taken, (40_000..=40_009).collect());
-        assert_eq!(pool.take(&mut rng), None);
+        assert_eq!(pool.take(Parity::Any, &mut rng), None);
         pool.give_back(40_004);
-        assert_eq!(pool.take(&mut rng), Some(40_004));
+        assert_eq!(pool.take(Parity::Any, &mut rng), Some(40_004));
         assert_eq!(pool.taken_count(), 10);
+    }
+
+    #[test]
+    fn an_even_port_is_even() {
+        let mut pool = PortPool::new("40001-40005".parse().unwrap());
+        let mut rng = StdRng::seed_from_u64(1);
+        let mut taken = [(); 2].map(|()| pool.take(Parity::Even, &mut rng).unwrap());
+        taken.sort_unstable();
+        assert_eq!(taken, [40_002, 40_004]);
+        assert_eq!(pool.take(Parity::Even, &mut rng), None);
     }
 
     #[test]
     fn ports_come_in_no_order() {
         let mut pool = PortPool::new("49152-65535".parse().unwrap());
         let mut rng = StdRng::seed_from_u64(1);
-        let drawn: Vec<_> = (0..20).map(|_| pool.take(&mut rng).unwrap()).collect();
+        let drawn: Vec<_> = (0..20)
+            .map(|_| pool.take(Parity::Any, &mut rng).unwrap())
+            .collect();
         assert!(!drawn.is_sorted());
         assert!(drawn.windows(2).all(|pair| pair[0].abs_diff(pair[1]) > 1));
     }

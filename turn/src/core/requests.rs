@@ -19,8 +19,8 @@ use stun_types::attribute::{
 };
 use stun_types::message::{BINDING, IntegrityKey, Message, MessageClass};
 use turn_types::attribute::{
-    ChannelNumber as ChannelNumberAttribute, Data, Lifetime, RequestedAddressFamily, RequestedTransport,
-    XorPeerAddress,
+    ChannelNumber as ChannelNumberAttribute, Data, EvenPort, Lifetime, RequestedAddressFamily,
+    RequestedTransport, XorPeerAddress,
 };
 use turn_types::message::{ALLOCATE, CHANNEL_BIND, CREATE_PERMISSION, REFRESH};
 
@@ -29,6 +29,7 @@ use super::answer::{self, Asked, Challenge, Refusal};
 use super::auth::{AuthError, User};
 use super::counters::{AuthFailure, Class, Count, Drop, Method};
 use super::peers::{Denied, canonical};
+use super::ports::Parity;
 use super::server::{Command, Server, allocated};
 use super::table::NoRoom;
 use super::wire::ChannelNumber;
@@ -142,14 +143,15 @@ impl<R: CryptoRng> Server<R> {
             return Err(Refusal::InsufficientCapacity);
         }
         self.table.room_for(&request.user.who)?;
-        let port = self
-            .ports
-            .take(&mut self.rng)
-            .ok_or(Refusal::InsufficientCapacity)?;
-        let bind = SocketAddr::new(self.relay_ip, port);
         let lifetime = granted(lifetime_asked(request.message)?);
+        let parity = parity_asked(request.message)?;
+        // From here on nothing fails but for want of a port, so none is taken in vain.
+        let port = self.ports.take(parity, &mut self.rng);
+        let port = port.ok_or(Refusal::InsufficientCapacity)?;
+        let bind = SocketAddr::new(self.relay_ip, port);
         let client = request.from;
-        let allocation = Allocation::new(client, request.user, request.asked, bind, lifetime);
+        let mut allocation = Allocation::new(client, request.user, request.asked, bind, lifetime);
+        allocation.parity = parity;
         let relay = self.table.insert(allocation, request.now.instant + lifetime);
         self.commands
             .push_back(Command::OpenRelay { relay, bind, client });
@@ -330,6 +332,18 @@ fn check_transport(message: &Message<'_>) -> Result<(), Refusal> {
     }
 }
 
+/// EVEN-PORT: an even port is easy; its neighbour is not reserved for anybody (RTP and RTCP share a port today).
+fn parity_asked(message: &Message<'_>) -> Result<Parity, Refusal> {
+    if !message.has_attribute(EvenPort::TYPE) {
+        return Ok(Parity::Any);
+    }
+    match message.attribute::<EvenPort>() {
+        Ok(even) if even.requested() => Err(Refusal::InsufficientCapacity),
+        Ok(_) => Ok(Parity::Even),
+        Err(_) => Err(Refusal::BadRequest),
+    }
+}
+
 fn lifetime_asked(message: &Message<'_>) -> Result<Option<Duration>, Refusal> {
     if !message.has_attribute(Lifetime::TYPE) {
         return Ok(None);
@@ -389,8 +403,8 @@ impl From<BindError> for Refusal {
     }
 }
 
-/// What must be understood, and is. EVEN-PORT, RESERVATION-TOKEN and DONT-FRAGMENT are not.
-const UNDERSTOOD: [AttributeType; 11] = [
+/// What must be understood, and is. RESERVATION-TOKEN and DONT-FRAGMENT are not.
+const UNDERSTOOD: [AttributeType; 12] = [
     Username::TYPE,
     MessageIntegrity::TYPE,
     MessageIntegritySha256::TYPE,
@@ -400,6 +414,7 @@ const UNDERSTOOD: [AttributeType; 11] = [
     Lifetime::TYPE,
     XorPeerAddress::TYPE,
     Data::TYPE,
+    EvenPort::TYPE,
     RequestedAddressFamily::TYPE,
     RequestedTransport::TYPE,
 ];

@@ -288,7 +288,7 @@ impl<R: CryptoRng> Server<R> {
         };
         let old_port = allocation.bind.port();
         if let (OpenFailure::PortTaken, State::Opening { tries_left: 1.. }) = (failure, allocation.state)
-            && let Some(port) = self.ports.take(&mut self.rng)
+            && let Some(port) = self.ports.take(allocation.parity, &mut self.rng)
         {
             // The old port is given back only now, so that it isn't drawn again.
             self.ports.give_back(old_port);

@@ -9,14 +9,15 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// A channel's number, 0x4000 to 0x4FFF (RFC 8656, section 12).
+/// A channel's number, 0x4000 to 0x7FFF. RFC 8656, section 12, leaves clients the first quarter of that; those of
+/// RFC 5766, section 11, among them libwebrtc, take any of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ChannelNumber(u16);
 
 impl ChannelNumber {
-    /// Takes a number of the range that RFC 8656 leaves to channels.
+    /// Takes a number of that range.
     pub fn new(number: u16) -> Option<Self> {
-        (0x4000..=0x4FFF).contains(&number).then_some(Self(number))
+        (0x4000..=0x7FFF).contains(&number).then_some(Self(number))
     }
 
     /// The number as it stands on the wire.
@@ -261,7 +262,6 @@ mod tests {
     fn channel_data_that_is_short_or_out_of_range_is_nothing() {
         assert_eq!(classify(&[0x40, 1, 0, 3, 7, 8]), None);
         assert_eq!(classify(&[0x40, 1, 0]), None);
-        assert_eq!(classify(&[0x50, 0, 0, 0]), None, "reserved by RFC 8656");
         assert_eq!(classify(&[0x80, 0, 0, 0]), None);
         assert_eq!(classify(&[]), None);
     }
