@@ -10,11 +10,12 @@ use penstock_shell::logging::LogArgs;
 
 use crate::ice::{Ice, Turn};
 
-/// The front door for players: serves the page, queues players, claims a free streamer for the one that has waited
-/// longest, and relays the signalling of the two.
+/// The front door for players: serves the page, queues players, claims a free
+/// streamer for the one that has waited longest, and relays their signalling.
 ///
-/// Players open http://<listen address>/. The first to come gets the first streamer that is free; the others see
-/// their place in the queue. A link with ?watch=<session> shows a running session without steering it.
+/// Players open http://<listen address>/. The first to come gets the first streamer
+/// that is free; the others see their place in the queue. A link with
+/// ?watch=<session> shows a running session without steering it.
 ///
 /// For pages:      GET /   WebSocket /signalling (and /, for stock Pixel Streaming pages)
 /// For operators:  GET /status   /healthz   /readyz   /metrics
@@ -27,7 +28,7 @@ use crate::ice::{Ice, Turn};
       one streamer that was started by hand, and no agent
   penstock-matchmaker --listen 0.0.0.0:8080 --turn-url 'turn:198.51.100.7:3478?transport=udp' --turn-secret-file secret
       players from elsewhere, with a TURN server that knows the same secret")]
-#[command(group = ArgGroup::new("secret").args(["turn_secret", "turn_secret_file"]))]
+#[command(group = ArgGroup::new("secret").args(["turn_secret", "turn_secret_file"]).multiple(true))]
 pub struct Args {
     /// Where to listen for players (HTTP and WebSocket)
     #[arg(long, env = "PENSTOCK_MATCHMAKER_LISTEN", default_value = "127.0.0.1:8080")]
@@ -63,7 +64,7 @@ pub struct Args {
     )]
     #[arg(help_heading = "ICE servers")]
     pub turn_secret: Option<String>,
-    /// A file with that secret; white space around it is left out
+    /// A file with that secret, which then counts; white space around it is left out
     #[arg(long, value_name = "FILE", help_heading = "ICE servers")]
     pub turn_secret_file: Option<PathBuf>,
     /// How long a player's TURN credentials last: a number with s, m or h
@@ -126,8 +127,8 @@ impl Args {
 
     fn turn_secret(&self) -> anyhow::Result<Option<Vec<u8>>> {
         let secret = match (&self.turn_secret, &self.turn_secret_file) {
-            (Some(secret), _) => secret.clone(),
-            (None, Some(file)) => read_secret(file)?,
+            (_, Some(file)) => read_secret(file)?,
+            (Some(secret), None) => secret.clone(),
             (None, None) => return Ok(None),
         };
         if secret.is_empty() {
