@@ -290,3 +290,135 @@ const EVENTS_PER_WAIT: usize = 256;
 const PACKETS_PER_SOCKET: usize = 64;
 /// More than UDP can carry, so that nothing is cut off.
 const MAX_DATAGRAM: usize = 65_536;
+
+#[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "the test has sockets of its own")]
+mod tests {
+    use std::collections::HashMap;
+    use std::net::UdpSocket;
+
+    use prometheus::Registry;
+    use rand::SeedableRng as _;
+    use stun_types::attribute::{AttributeWrite, Nonce, Realm, Username};
+    use stun_types::message::{
+        IntegrityAlgorithm, LongTermKeyCredentials, Message, MessageIntegrityCredentials, MessageWrite as _,
+        MessageWriteExt as _, MessageWriteVec, Method,
+    };
+    use turn_types::attribute::{ChannelNumber, RequestedTransport, XorPeerAddress};
+    use turn_types::message::{ALLOCATE, CHANNEL_BIND};
+
+    use super::*;
+    use crate::core::auth::Users;
+    use crate::core::nonce::Nonces;
+    use crate::core::peers::PeerPolicy;
+    use crate::core::server::Config;
+    use crate::core::table::Limits;
+
+    #[test]
+    fn a_packet_through_the_sockets_allocates_nothing() {
+        let (mut shard, client, peer) = with_channel();
+        let mut events = Vec::with_capacity(EVENTS_PER_WAIT);
+        let mut buffer = [0; 2048];
+        let channel_data = [&[0x40, 0x00, 0x04, 0x00][..], &[1; 1024]].concat();
+        let counted = allocation_counter::measure(|| {
+            for _ in 0..100 {
+                client.send(&channel_data).unwrap();
+                shard.turn(&mut events).unwrap();
+                let (length, relay) = peer.recv_from(&mut buffer).unwrap();
+                peer.send_to(&buffer[..length], relay).unwrap();
+                shard.turn(&mut events).unwrap();
+                let length = client.recv(&mut buffer).unwrap();
+                assert_eq!(buffer[..length], channel_data);
+            }
+        });
+        assert_eq!(counted.count_total, 0);
+    }
+
+    #[test]
+    fn a_token_comes_out_as_it_went_in() {
+        for token in [Token::Wake, Token::Listener(3), Token::Relay(RelayId(u32::MAX))] {
+            assert_eq!(Token::unpack(token.pack()), token);
+        }
+    }
+
+    /// A shard, a client with channel 0x4000 on it, and the peer behind that channel.
+    fn with_channel() -> (Shard, UdpSocket, UdpSocket) {
+        let mut shard = shard();
+        let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+        client.connect(shard.listen_addresses().next().unwrap()).unwrap();
+        let peer = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let challenge = ask(&mut shard, &client, &request(ALLOCATE, "none", &[]));
+        let nonce = Message::from_bytes(&challenge)
+            .unwrap()
+            .attribute::<Nonce>()
+            .unwrap()
+            .nonce()
+            .to_owned();
+        let udp = RequestedTransport::new(17);
+        ask(&mut shard, &client, &request(ALLOCATE, &nonce, &[&udp]));
+        let number = ChannelNumber::new(0x4000);
+        let address = XorPeerAddress::new(peer.local_addr().unwrap(), 1_u128.into());
+        let bound = ask(
+            &mut shard,
+            &client,
+            &request(CHANNEL_BIND, &nonce, &[&number, &address]),
+        );
+        assert!(
+            Message::from_bytes(&bound)
+                .unwrap()
+                .has_class(stun_types::message::MessageClass::Success)
+        );
+        (shard, client, peer)
+    }
+
+    fn shard() -> Shard {
+        let config = Config {
+            realm: "r".to_owned(),
+            users: Users {
+                secrets: vec![],
+                fixed: HashMap::from([("u".to_owned(), "p".to_owned())]),
+            },
+            peers: PeerPolicy::new(vec!["127.0.0.0/8".parse().unwrap()], [], true),
+            relay_ip: "127.0.0.1".parse().unwrap(),
+            ports: "20000-60000".parse().unwrap(),
+            limits: Limits {
+                total: 1,
+                per_user: 1,
+            },
+        };
+        let nonces = Nonces::new([7; 32], clock::read().instant);
+        let server = Server::new(config, nonces, StdRng::seed_from_u64(7));
+        let listener = Listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let meter = Meter::new(&Registry::new()).unwrap();
+        let control = Arc::new(Control::new().unwrap());
+        Shard::new(server, vec![listener], None, Duration::ZERO, meter, control).unwrap()
+    }
+
+    fn request(method: Method, nonce: &str, attributes: &[&dyn AttributeWrite]) -> Vec<u8> {
+        let kind = stun_types::message::MessageType::from_class_method(
+            stun_types::message::MessageClass::Request,
+            method,
+        );
+        let mut message = Message::builder(kind, 1_u128.into(), MessageWriteVec::new());
+        attributes
+            .iter()
+            .for_each(|attribute| message.add_attribute(*attribute).unwrap());
+        message.add_attribute(&Username::new("u").unwrap()).unwrap();
+        message.add_attribute(&Realm::new("r").unwrap()).unwrap();
+        message.add_attribute(&Nonce::new(nonce).unwrap()).unwrap();
+        let key: MessageIntegrityCredentials =
+            LongTermKeyCredentials::new("u".to_owned(), "p".to_owned(), "r".to_owned()).into();
+        message
+            .add_message_integrity(&key, IntegrityAlgorithm::Sha1)
+            .unwrap();
+        message.finish()
+    }
+
+    fn ask(shard: &mut Shard, client: &UdpSocket, request: &[u8]) -> Vec<u8> {
+        client.send(request).unwrap();
+        shard.turn(&mut Vec::with_capacity(1)).unwrap();
+        let mut buffer = [0; 2048];
+        let length = client.recv(&mut buffer).unwrap();
+        buffer[..length].to_vec()
+    }
+}
