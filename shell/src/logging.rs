@@ -1,5 +1,7 @@
 //! Logs: one line per event on standard error, as text or JSON.
 
+use std::io::IsTerminal as _;
+
 use clap::{Args, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
@@ -8,7 +10,7 @@ use tracing_subscriber::EnvFilter;
 #[command(next_help_heading = "Logging")]
 pub struct LogArgs {
     /// What to log: error, warn, info, debug or trace, or per module (`info,penstock_turn=debug`)
-    #[arg(long, env = "PENSTOCK_LOG", default_value = "info", global = true)]
+    #[arg(long, env = "PENSTOCK_LOG", default_value = "info,rtc=error,webrtc=error", global = true)]
     pub log: EnvFilter,
     /// How to write a log line
     #[arg(long, env = "PENSTOCK_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text, global = true)]
@@ -29,6 +31,7 @@ impl LogArgs {
     pub fn init(&self) {
         let builder = tracing_subscriber::fmt()
             .with_env_filter(EnvFilter::new(self.log.to_string()))
+            .with_ansi(std::io::stderr().is_terminal())
             .with_writer(std::io::stderr);
         // A test in the same process may have begun logging; its choice then stands.
         let _ = match self.log_format {

@@ -1,0 +1,84 @@
+//! Keys and mouse of a real browser arrive in an X client.
+
+use std::path::Path;
+use std::time::Duration;
+
+use penstock_tests::browser::{Browser, Page};
+use penstock_tests::eventually;
+use penstock_tests::listener::{Heard, Listener};
+use penstock_tests::stage::{Stage, plays};
+
+/// An application that says which display it is on, then does nothing.
+async fn x11_stage(folder: &Path) -> anyhow::Result<(Stage, Listener)> {
+    let says = folder.join("display");
+    let app = format!("printf %s \"$DISPLAY\" > {}; exec sleep 1000", says.display());
+    let args = ["--source", "x11", "--app", &app, "--media-ip", "127.0.0.1"];
+    let stage = Stage::start(1, &args).await?;
+    let display = eventually("the application's display", Duration::from_secs(10), async || {
+        Ok(std::fs::read_to_string(&says)
+            .ok()
+            .filter(|display| !display.is_empty()))
+    })
+    .await?;
+    Ok((stage, Listener::open(&display)?))
+}
+
+#[tokio::test]
+async fn text_typed_in_the_browser_arrives() -> anyhow::Result<()> {
+    let folder = tempfile::tempdir()?;
+    let (stage, listener) = x11_stage(folder.path()).await?;
+    let mut browser = Browser::start().await?;
+    let mut page = browser.open(&stage.page("")).await?;
+    plays(&mut page).await?;
+    listener.forget();
+    page.eval("document.querySelector('video').focus()").await?;
+    for (code, key, key_code, text) in [
+        ("KeyH", "h", 72, Some("h")),
+        ("KeyI", "i", 73, Some("i")),
+        ("Space", " ", 32, Some(" ")),
+        ("Digit7", "7", 55, Some("7")),
+        ("Minus", "-", 189, Some("-")),
+        ("Enter", "Enter", 13, Some("\r")),
+        ("ArrowLeft", "ArrowLeft", 37, None),
+        ("F5", "F5", 116, None),
+    ] {
+        page.press(code, key, key_code, text).await?;
+    }
+    let keysyms = [0x68, 0x69, 0x20, 0x37, 0x2d, 0xff0d, 0xff51, 0xffc2];
+    for keysym in keysyms {
+        assert_eq!(listener.next()?, Heard::Key(keysym));
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_click_arrives_within_a_pixel_at_corners_and_centre() -> anyhow::Result<()> {
+    let folder = tempfile::tempdir()?;
+    let (stage, listener) = x11_stage(folder.path()).await?;
+    let mut browser = Browser::start().await?;
+    let mut page = browser.open(&stage.page("")).await?;
+    plays(&mut page).await?;
+    // Coordinates are the picture's only where the page shows it pixel by pixel.
+    let shown = page.eval("(r => [r.x, r.y, r.width, r.height].join())(document.querySelector('video').getBoundingClientRect())");
+    assert_eq!(shown.await?, "0,0,1280,720");
+    listener.forget();
+    for (x, y) in [(1, 1), (1278, 1), (1, 718), (1278, 718), (640, 360)] {
+        click(&mut page, x, y).await?;
+        let Heard::Press(1, got_x, got_y) = listener.next()? else {
+            panic!("no left press at {x},{y}")
+        };
+        assert!(
+            (got_x - x).abs() <= 1 && (got_y - y).abs() <= 1,
+            "{x},{y} came as {got_x},{got_y}"
+        );
+        assert!(matches!(listener.next()?, Heard::Release(1, ..)));
+    }
+    Ok(())
+}
+
+async fn click(page: &mut Page, x: i16, y: i16) -> anyhow::Result<()> {
+    let (x, y) = (f64::from(x), f64::from(y));
+    page.mouse("mouseMoved", x, y, "none").await?;
+    page.mouse("mousePressed", x, y, "left").await?;
+    page.mouse("mouseReleased", x, y, "left").await
+}

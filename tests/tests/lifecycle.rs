@@ -1,0 +1,87 @@
+//! What the programs do at their edges: refusals, and what is left when they end.
+
+use std::process::Command;
+use std::time::Duration;
+
+use penstock_tests::programs::{Program, binary, free_tcp, ready};
+use penstock_tests::{eventually, stage::Stage};
+use rustix::process::{Pid, Signal, kill_process};
+
+#[test]
+fn a_stream_over_the_slices_units_is_refused_with_the_sizes_that_fit() -> anyhow::Result<()> {
+    let refused = Command::new(binary("penstock-streamer")?)
+        .args(["--source", "test", "--stream", "1920x1080@60"])
+        .env("PENSTOCK_NVENC_UNITS", "3")
+        .output()?;
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(2), "{said}");
+    assert!(
+        said.contains("takes 13 encoder units and this slice has 3"),
+        "{said}"
+    );
+    assert!(said.contains("1280x720@30"), "{said}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_streamer_on_a_taken_port_says_so() -> anyhow::Result<()> {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let address = taken.local_addr()?.to_string();
+    let refused = Command::new(binary("penstock-streamer")?)
+        .args(["--listen", &address])
+        .output()?;
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(1), "{said}");
+    assert!(said.contains(&address) && said.contains("--listen"), "{said}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_application_that_ends_is_started_again() -> anyhow::Result<()> {
+    let folder = tempfile::tempdir()?;
+    let (log, listen) = (folder.path().join("runs"), free_tcp()?.to_string());
+    let app = format!("echo run >> {}; sleep 0.2", log.display());
+    let _streamer = Program::start(
+        "penstock-streamer",
+        &["--source", "x11", "--app", &app, "--listen", &listen],
+    )?;
+    ready(&format!("http://{listen}/readyz")).await?;
+    eventually("three runs", Duration::from_secs(15), async || {
+        let runs = std::fs::read_to_string(&log).unwrap_or_default().lines().count();
+        Ok((runs >= 3).then_some(()))
+    })
+    .await
+}
+
+/// The application leaves a process behind that has cut every tie to its parent.
+#[tokio::test]
+async fn nothing_is_left_when_the_agent_is_killed() -> anyhow::Result<()> {
+    let marker = format!("1{:07}", std::process::id());
+    let app = format!("setsid setsid sleep {marker} & exec sleep {marker}");
+    let stage = Stage::start(1, &["--source", "x11", "--app", &app]).await?;
+    eventually("the application", Duration::from_secs(10), async || {
+        Ok((running(&marker)? >= 2 && running("Xvfb")? >= 1).then_some(()))
+    })
+    .await?;
+    let slice = stage.slices().await?.remove(0);
+    let agent = stage.pids()[1];
+    kill_process(Pid::from_raw(agent as i32).expect("a pid"), Signal::KILL)?;
+    eventually("nothing is left", Duration::from_secs(10), async || {
+        let streamer = slice
+            .pid
+            .is_some_and(|pid| std::path::Path::new(&format!("/proc/{pid}")).exists());
+        Ok((running(&marker)? == 0 && !streamer).then_some(()))
+    })
+    .await
+}
+
+/// Processes whose command line contains `text`.
+fn running(text: &str) -> anyhow::Result<usize> {
+    let mut count = 0;
+    for process in std::fs::read_dir("/proc")? {
+        let command = std::fs::read(process?.path().join("cmdline")).unwrap_or_default();
+        let own = command.windows(6).any(|part| part == b"nextes");
+        count += usize::from(!own && String::from_utf8_lossy(&command).contains(text));
+    }
+    Ok(count)
+}
