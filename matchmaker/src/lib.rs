@@ -23,6 +23,7 @@ pub mod page_socket;
 pub mod web;
 
 use std::future::IntoFuture as _;
+use std::pin::pin;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -67,16 +68,20 @@ pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
     let serve = axum::serve(listener, app).with_graceful_shutdown(stop.clone().cancelled_owned());
     tracing::info!(%address, page = %page.display(), "serving players on http://{address}/");
 
+    let mut desk = pin!(desk.run());
     tokio::select! {
         served = serve.into_future() => served.context("serving players")?,
-        () = desk.run() => anyhow::bail!("the desk ended by itself"),
+        () = &mut desk => anyhow::bail!("the desk ended by itself"),
         () = discovery.run() => anyhow::bail!("the discovery of streamers ended by itself"),
         () = stop.cancelled() => {}
     }
-    // Each page's task sends its own goodbye.
+    // Each page's task says its own goodbye; the desk goes on meanwhile, and closes the links to streamers.
     pages.close();
-    if tokio::time::timeout(GOODBYE, pages.wait()).await.is_err() {
-        tracing::warn!(left = pages.len(), "some pages did not take their goodbye");
+    tokio::select! {
+        left = tokio::time::timeout(GOODBYE, pages.wait()) => if left.is_err() {
+            tracing::warn!(left = pages.len(), "some pages did not take their goodbye");
+        },
+        () = &mut desk => {}
     }
     Ok(())
 }
