@@ -35,8 +35,8 @@ proptest! {
         let now = world.now();
         let _ = world.server.client_input(now, client.at, &bytes);
         prop_assert!(world.do_commands().len() <= 1);
-        let _ = world.from_peer(relay, peer(1), &bytes);
-        let _ = world.from_peer(relay, peer(2), &bytes);
+        let _ = world.peer_sends(relay, peer(1), &bytes);
+        let _ = world.peer_sends(relay, peer(2), &bytes);
     }
 
     #[test]

@@ -118,7 +118,7 @@ impl Run {
                 let bound = self.models[c].channels.get(&number).map(|(peer, _)| *peer);
                 assert_eq!(passed, self.expected_to_peer(c, bound));
             }
-            Step::FromPeer(c, p) => self.from_peer(c, p),
+            Step::FromPeer(c, p) => self.peer_sends(c, p),
         }
     }
 
@@ -198,9 +198,9 @@ impl Run {
         }
     }
 
-    fn from_peer(&mut self, c: usize, p: u8) {
+    fn peer_sends(&mut self, c: usize, p: u8) {
         let Some(relay) = self.models[c].relay else { return };
-        let passed = self.world.from_peer(relay, address(p), b"x");
+        let passed = self.world.peer_sends(relay, address(p), b"x");
         if !self.models[c].permissions.contains_key(&p) {
             return assert_eq!(passed, Passed::Nothing);
         }

@@ -1,11 +1,18 @@
 //! The real program over loopback, against coturn's tools (Debian package `coturn`) and by hand.
+#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
+mod common;
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use common::{Answer, Client};
 use rustix::process::{Pid, Signal, kill_process};
+use stun_types::attribute::AttributeWrite;
+use turn_types::attribute::{Lifetime, RequestedTransport};
+use turn_types::message::{ALLOCATE, REFRESH};
 
 #[test]
 fn channels_lose_nothing() {
@@ -80,6 +87,32 @@ fn a_server_without_allocations_ends_at_once() {
     server.signal(Signal::TERM);
     assert!(server.child.wait().unwrap().success());
     assert!(began.elapsed() < Duration::from_secs(5));
+}
+
+#[test]
+fn a_server_that_drains_relays_on_until_its_grace_is_over() {
+    let mut server = Server::start(&["--grace", "2"]);
+    let socket = socket();
+    socket.connect(server.address).unwrap();
+    let mut client = Client::new(1, "demo", "demo");
+    let udp = RequestedTransport::new(17);
+    let mut ask = |method, attributes: &[&dyn AttributeWrite]| {
+        socket.send(&client.signed(method, attributes)).unwrap();
+        let mut buffer = [0; 2048];
+        let length = socket.recv(&mut buffer).unwrap();
+        client.read(&buffer[..length])
+    };
+    assert_eq!(ask(ALLOCATE, &[&udp]), Answer::Error(438));
+    assert_eq!(ask(ALLOCATE, &[&udp]), Answer::Success);
+    let began = now();
+    server.signal(Signal::TERM);
+    while server.get("/readyz").contains("200 OK") {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(server.get("/readyz").contains("503"));
+    assert_eq!(ask(REFRESH, &[&Lifetime::new(600)]), Answer::Success);
+    assert!(server.child.wait().unwrap().success());
+    assert!((1900..10_000).contains(&began.elapsed().as_millis()));
 }
 
 #[test]

@@ -200,14 +200,14 @@ fn packets_go_both_ways_with_a_permission_and_none_without() {
     let (mut world, mut client) = (World::new(), Client::ann(1000));
     let (relay, _) = client.allocated(&mut world);
     assert_eq!(client.send(&mut world, peer(1), b"up"), Passed::Nothing);
-    assert_eq!(world.from_peer(relay, peer(1), b"down"), Passed::Nothing);
+    assert_eq!(world.peer_sends(relay, peer(1), b"down"), Passed::Nothing);
     assert_eq!(world.server.counters().get(Count::Dropped(Drop::NoPermission)), 2);
     assert_eq!(client.permit(&mut world, peer(1)), Answer::Success);
     assert_eq!(
         client.send(&mut world, peer(1), b"up"),
         Passed::ToPeer(relay, peer(1), b"up".to_vec())
     );
-    let Passed::ToClient(to, bytes) = world.from_peer(relay, peer(1), b"down") else {
+    let Passed::ToClient(to, bytes) = world.peer_sends(relay, peer(1), b"down") else {
         panic!("not passed on")
     };
     assert_eq!(to, client.at);
@@ -224,10 +224,10 @@ fn a_channel_carries_packets_with_four_bytes_in_front() {
         Passed::ToPeer(relay, peer(1), b"up".to_vec())
     );
     let down = Passed::ToClient(client.at, b"\x40\x01\x00\x04down".to_vec());
-    assert_eq!(world.from_peer(relay, peer(1), b"down"), down);
+    assert_eq!(world.peer_sends(relay, peer(1), b"down"), down);
     let mut other_port = peer(1);
     other_port.set_port(9);
-    let Passed::ToClient(_, bytes) = world.from_peer(relay, other_port, b"down") else {
+    let Passed::ToClient(_, bytes) = world.peer_sends(relay, other_port, b"down") else {
         panic!("the permission is for every port")
     };
     assert!(Message::from_bytes(&bytes).is_ok(), "but the channel is not");

@@ -5,9 +5,10 @@
     unreachable_pub,
     reason = "each test uses a part of it"
 )]
+#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 #![allow(
     clippy::disallowed_methods,
-    reason = "any instant serves as the beginning of a held clock; tests may draw at random"
+    reason = "any instant serves as the beginning of a held clock"
 )]
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -122,14 +123,14 @@ impl World {
     }
 
     /// A client's payload.
-    pub fn from_client(&mut self, from: FiveTuple, bytes: &[u8]) -> Passed {
+    pub fn client_sends(&mut self, from: FiveTuple, bytes: &[u8]) -> Passed {
         let passed = owned(self.server.client_input(self.now(), from, bytes));
         assert!(self.do_commands().is_empty());
         passed
     }
 
     /// A peer's datagram.
-    pub fn from_peer(&mut self, relay: RelayId, peer: SocketAddr, bytes: &[u8]) -> Passed {
+    pub fn peer_sends(&mut self, relay: RelayId, peer: SocketAddr, bytes: &[u8]) -> Passed {
         let passed = owned(self.server.peer_input(self.now(), relay, peer, bytes));
         assert!(self.do_commands().is_empty());
         passed
@@ -351,13 +352,13 @@ impl Client {
             .add_attribute(&XorPeerAddress::new(peer, transaction))
             .unwrap();
         message.add_attribute(&Data::new(data)).unwrap();
-        world.from_client(self.at, &message.finish())
+        world.client_sends(self.at, &message.finish())
     }
 
     pub fn send_on(&self, world: &mut World, channel: u16, data: &[u8]) -> Passed {
         let length = u16::try_from(data.len()).unwrap();
         let bytes = [&channel.to_be_bytes()[..], &length.to_be_bytes(), data].concat();
-        world.from_client(self.at, &bytes)
+        world.client_sends(self.at, &bytes)
     }
 }
 
