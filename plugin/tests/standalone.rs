@@ -338,3 +338,11 @@ async fn metrics_are_on_tcp_where_asked_for_and_slices_are_not() {
     assert_eq!(get("/readyz").await.status(), StatusCode::OK);
     assert_eq!(get("/v1/slices").await.status(), StatusCode::NOT_FOUND);
 }
+
+#[tokio::test]
+async fn an_agent_whose_log_nobody_reads_any_more_ends_all_the_same() {
+    let mut agent = Agent::start(&["--units", "10", "--slices", "1", "--", "--leave"]).await;
+    agent.running("slice-1").await;
+    agent.stop_reading_its_log();
+    agent.ends_and_leaves_nothing(Signal::TERM).await;
+}

@@ -32,7 +32,9 @@ impl LogArgs {
         let builder = tracing_subscriber::fmt()
             .with_env_filter(EnvFilter::new(self.log.to_string()))
             .with_ansi(std::io::stderr().is_terminal())
-            .with_writer(std::io::stderr);
+            .with_writer(std::io::stderr)
+            // Reporting a failed write to the very stream that failed would panic.
+            .log_internal_errors(false);
         // A test in the same process may have begun logging; its choice then stands.
         let _ = match self.log_format {
             LogFormat::Text => builder.try_init(),

@@ -22,8 +22,8 @@ pub fn token() -> io::Result<CancellationToken> {
             }
         };
         let signal = next().await;
-        tracing::info!(signal, "told to end");
         told.cancel();
+        tracing::info!(signal, "told to end");
         let signal = next().await;
         tracing::warn!(signal, "told to end again: ending at once");
         std::process::exit(130);

@@ -123,6 +123,13 @@ impl Media {
         Ok(())
     }
 
+    /// Ends capture and encoding for good.
+    pub(crate) fn stop(&self) {
+        if let Err(error) = self.pipeline.set_state(gst::State::Null) {
+            tracing::warn!(%error, "the pipeline did not stop");
+        }
+    }
+
     /// The pictures from now on.
     pub(crate) fn video(&self) -> broadcast::Receiver<Arc<AccessUnit>> {
         self.video.subscribe()
@@ -152,13 +159,6 @@ impl Media {
     /// The highest video bitrate.
     pub(crate) fn max_kbps(&self) -> u32 {
         self.max_kbps
-    }
-}
-
-impl Drop for Media {
-    fn drop(&mut self) {
-        // Nothing can be done about a pipeline that will not stop; the process ends anyway.
-        let _ = self.pipeline.set_state(gst::State::Null);
     }
 }
 

@@ -78,6 +78,7 @@ async fn stream(
         max_viewers: args.max_viewers,
     };
     let (owner, handle, status) = Owner::new(identity, Arc::clone(&media), metrics.clone());
+    let capture = Arc::clone(&media);
     let shared = Arc::new(Shared {
         owner: handle,
         media,
@@ -98,6 +99,8 @@ async fn stream(
         failure = failed(failures) => Err(anyhow!("the pipeline failed: {failure}")),
         Some(ended) = tasks.join_next() => ended.context("the HTTP task failed")?,
     };
+    // Before its display goes: Xlib ends a process whose display went away.
+    capture.stop();
     // With its task the application's shell was dropped, and so killed; this ends the rest of it.
     children::sweep(&display.iter().filter_map(Display::server_pid).collect()).await;
     outcome

@@ -92,7 +92,7 @@ impl Agent {
 
     pub(crate) async fn start_in(place: Place, args: &[&str]) -> Self {
         let args: Vec<_> = ["standalone"].iter().chain(args).copied().collect();
-        let process = place.command(&args).spawn().unwrap();
+        let process = place.command(&args).stderr(Stdio::piped()).spawn().unwrap();
         let client = Client::builder()
             .no_proxy()
             .unix_socket(place.socket())
@@ -120,6 +120,10 @@ impl Agent {
     pub(crate) async fn get(&self, path: &str) -> Value {
         let response = self.request(Method::GET, path).await.unwrap();
         response.json().await.unwrap()
+    }
+
+    pub(crate) fn stop_reading_its_log(&mut self) {
+        drop(self.process.stderr.take());
     }
 
     pub(crate) async fn text(&self, path: &str) -> String {
