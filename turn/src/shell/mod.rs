@@ -108,13 +108,13 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
             address: settings.metrics_listen,
             source,
         })?;
+    let told_to_end = system("installing signal handlers", shutdown::token())?;
     announce(
         &settings,
         &shard,
         system("reading an address", metrics.local_addr())?,
     );
 
-    let told_to_end = system("installing signal handlers", shutdown::token())?;
     let ready = {
         let control = control.clone();
         Arc::new(move || {
