@@ -14,7 +14,7 @@ use axum::extract::ws::{CloseFrame, Message, WebSocket};
 use penstock_core::ids::{PlayerId, StreamerId};
 use penstock_core::units::StreamSize;
 use penstock_core::wire::link::{Claim, Claimed, DisconnectPlayer, FromStreamer, Refused, Role, ToStreamer};
-use penstock_core::wire::signalling::{self, IceCandidate, Offer};
+use penstock_core::wire::signalling::{self, CandidateInit, IceCandidate, Offer};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, mpsc};
 use tokio::time::Instant;
@@ -216,14 +216,10 @@ impl Link {
     /// The page is there: makes an offer.
     async fn begin(&mut self) -> anyhow::Result<()> {
         let with_audio = self.shared.media.audio().is_some();
-        let (peer, events) = Peer::new(
-            self.shared.stream,
-            with_audio,
-            &self.shared.media_ips,
-            &self.shared.metrics,
-        )
-        .await?;
-        let sdp = peer.offer().await?;
+        let shared = &self.shared;
+        let (peer, mut events) =
+            Peer::new(shared.stream, with_audio, &shared.media_ips, &shared.metrics).await?;
+        let (sdp, candidates) = peer.offer(&mut events).await?;
         self.peer = Some(Connected {
             peer,
             events,
@@ -235,7 +231,19 @@ impl Link {
             player_id: self.player.clone(),
             sdp,
         }))
-        .await
+        .await?;
+        for candidate in candidates {
+            self.candidate(candidate).await?;
+        }
+        Ok(())
+    }
+
+    async fn candidate(&mut self, candidate: CandidateInit) -> anyhow::Result<()> {
+        let candidate = IceCandidate {
+            player_id: Some(self.player.to_string()),
+            candidate,
+        };
+        self.say(&FromStreamer::IceCandidate(candidate)).await
     }
 
     async fn on_peer(&mut self, happened: Happened) -> anyhow::Result<Option<String>> {
@@ -243,13 +251,8 @@ impl Link {
             Happened::Event(None | Some(PeerEvent::Failed)) => {
                 return Ok(Some("the connection to the page was lost".to_owned()));
             }
-            Happened::Event(Some(PeerEvent::Candidate(candidate))) => {
-                let candidate = IceCandidate {
-                    player_id: Some(self.player.to_string()),
-                    candidate,
-                };
-                self.say(&FromStreamer::IceCandidate(candidate)).await?;
-            }
+            Happened::Event(Some(PeerEvent::Candidate(candidate))) => self.candidate(candidate).await?,
+            Happened::Event(Some(PeerEvent::Gathered)) => {}
             Happened::Event(Some(PeerEvent::Connected)) => self.start_media(),
             Happened::Event(Some(PeerEvent::KeyframeRequest)) => self.shared.owner.keyframe(),
             Happened::Video(received) => self.send_video(received).await?,

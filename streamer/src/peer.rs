@@ -21,8 +21,9 @@ use webrtc::media_stream::track_local::TrackLocal;
 use webrtc::media_stream::track_local::static_rtp::TrackLocalStaticRTP;
 use webrtc::peer_connection::{
     MediaEngine, PeerConnection, PeerConnectionBuilder, PeerConnectionEventHandler, RTCConfigurationBuilder,
-    RTCIceCandidateInit, RTCPeerConnectionIceEvent, RTCPeerConnectionState, RTCSessionDescription, Registry,
-    SettingEngineBuilder, configure_nack, configure_rtcp_reports, configure_twcc_sender_only,
+    RTCIceCandidateInit, RTCIceGatheringState, RTCPeerConnectionIceEvent, RTCPeerConnectionState,
+    RTCSessionDescription, Registry, SettingEngineBuilder, configure_nack, configure_rtcp_reports,
+    configure_twcc_sender_only,
 };
 
 use penstock_core::units::StreamSize;
@@ -37,6 +38,8 @@ use crate::tap::{PLAYOUT_DELAY_URI, Tap};
 pub(crate) enum PeerEvent {
     /// An address of ours, for the browser.
     Candidate(CandidateInit),
+    /// All our addresses are known.
+    Gathered,
     /// Media flows from now on.
     Connected,
     /// The browser can't be reached (any more).
@@ -82,19 +85,36 @@ impl Peer {
         Ok((peer, received))
     }
 
-    /// The offer, which from then on is in force.
-    pub(crate) async fn offer(&self) -> anyhow::Result<String> {
+    /// The offer, which from then on is in force, and our addresses. The offer names the addresses too: a stock page
+    /// that is told to use a relay passes over those that come by themselves.
+    pub(crate) async fn offer(
+        &self,
+        events: &mut UnboundedReceiver<PeerEvent>,
+    ) -> anyhow::Result<(String, Vec<CandidateInit>)> {
         let offer = self
             .connection
             .create_offer(None)
             .await
             .context("making an offer")?;
-        let sdp = offer.sdp.clone();
         self.connection
             .set_local_description(offer)
             .await
             .context("applying our offer")?;
-        Ok(sdp)
+        let mut candidates = Vec::new();
+        let gather = async {
+            // Nothing but addresses happens before the page has the offer.
+            while let Some(PeerEvent::Candidate(candidate)) = events.recv().await {
+                candidates.push(candidate);
+            }
+        };
+        // Our own addresses are there at once; where one is late, the page gets it by itself.
+        let _ = tokio::time::timeout(GATHER_WITHIN, gather).await;
+        let offer = self
+            .connection
+            .local_description()
+            .await
+            .context("our offer is gone")?;
+        Ok((offer.sdp, candidates))
     }
 
     /// Takes the browser's answer.
@@ -152,6 +172,9 @@ impl Peer {
         }
     }
 }
+
+/// How long an offer waits for our addresses.
+const GATHER_WITHIN: Duration = Duration::from_millis(300);
 
 /// One of our tracks on one peer connection, with the RTP state that belongs to it.
 struct Track {
@@ -224,6 +247,12 @@ impl PeerConnectionEventHandler for Handler {
                 username_fragment: candidate.username_fragment,
             })),
             Err(error) => tracing::warn!(%error, "an ICE candidate of ours can't be written"),
+        }
+    }
+
+    async fn on_ice_gathering_state_change(&self, state: RTCIceGatheringState) {
+        if state == RTCIceGatheringState::Complete {
+            self.tell(PeerEvent::Gathered);
         }
     }
 

@@ -79,6 +79,8 @@ impl Browser {
         let id = target["targetId"].as_str().context("a target without an id")?;
         let mut page = Page::connect(&format!("{}/devtools/page/{id}", self.devtools)).await?;
         page.call("Page.enable", json!({})).await?;
+        // Tests run scripts that a page's policy rightly forbids.
+        page.call("Page.setBypassCSP", json!({ "enabled": true })).await?;
         let metrics =
             json!({ "width": WINDOW.0, "height": WINDOW.1, "deviceScaleFactor": 1, "mobile": false });
         page.call("Emulation.setDeviceMetricsOverride", metrics).await?;

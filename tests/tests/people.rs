@@ -97,13 +97,23 @@ async fn a_keyframe_comes_when_the_browser_asks_for_one() -> anyhow::Result<()> 
         metric(streamer, "penstock_streamer_keyframes_encoded_total").await?,
         before
     );
-    // A receiver whose decoder is begun anew sends a PLI.
-    page.eval("penstock.pixelStreaming.requestIframe()").await?;
+    // A script that stands between receiver and decoder may ask for a keyframe; the browser then sends a PLI.
+    let ask = "(() => {
+        const source = 'onrtctransform = ({ transformer: t }) => {\
+            t.readable.pipeTo(t.writable); setTimeout(() => t.sendKeyFrameRequest(), 200); }';
+        const worker = new Worker(URL.createObjectURL(new Blob([source])));
+        const receiver = penstock.peer().getReceivers().find(r => r.track.kind === 'video');
+        receiver.transform = new RTCRtpScriptTransform(worker, {});
+    })()";
+    page.eval(ask).await?;
     eventually("a keyframe", Duration::from_secs(5), async || {
         let now = metric(streamer, "penstock_streamer_keyframes_encoded_total").await?;
         Ok((now > before).then_some(()))
     })
-    .await
+    .await?;
+    let plis = "penstock.stats().then(all => all.find(s => s.type === 'inbound-rtp' && s.kind === 'video').pliCount)";
+    assert!(page.eval(plis).await?.as_u64() > Some(0));
+    Ok(())
 }
 
 #[tokio::test]
