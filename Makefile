@@ -1,0 +1,38 @@
+# The targets are listed by plain `make`.
+.PHONY: help demo test build player check bench-streamer clean setup
+
+help:
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 18
+
+demo: player ## a game in each of two slices, to play in a browser (SLICES=3 APP='xterm' PORT=8080 UNITS=6)
+	@scripts/demo
+
+test: player ## all tests, those with a browser too
+	@scripts/test
+
+build: player ## the programs, in target/debug
+	cargo build --workspace --locked
+
+player: setup player/dist/index.html ## the web page, in player/dist
+
+check: player ## format, lints, types
+	cargo fmt --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	npm --prefix player run --silent check
+
+bench-streamer: ## what a streamer costs beside the bare encoder
+	@scripts/bench-streamer
+
+setup: ## the packages that all of these need (root, where any is missing)
+	@scripts/setup
+
+clean: ## removes what was built
+	rm -rf target player/dist player/node_modules
+
+player/dist/index.html: player/node_modules/.package-lock.json player/build.mjs player/tsconfig.json $(wildcard player/src/*)
+	@npm --prefix player run --silent build
+
+player/node_modules/.package-lock.json: player/package.json player/package-lock.json | setup
+	@echo 'Fetching what the page is built from'
+	@npm --prefix player ci --silent --no-audit --no-fund
+	@touch $@
