@@ -34,5 +34,5 @@ player/dist/index.html: player/node_modules/.package-lock.json player/build.mjs 
 
 player/node_modules/.package-lock.json: player/package.json player/package-lock.json | setup
 	@echo 'Fetching what the page is built from'
-	@npm --prefix player ci --silent --no-audit --no-fund
+	@npm --prefix player ci --loglevel=error --no-audit --no-fund
 	@touch $@
