@@ -3,6 +3,8 @@
 //! ```text
 //!  ids, names      what things are called
 //!  units           encoder units, SM percent, video memory, stream sizes
+//!  device          resources and device IDs as the kubelet knows them
+//!  gpu_models      what the encoders of GPUs can do
 //!  packing         which GPU a demand goes to: a ledger and best fit
 //!  turn_rest       short-lived TURN credentials, made and checked
 //!  wire            what crosses between our programs, and to the browser
@@ -12,6 +14,8 @@
 //! Nothing here does I/O, waits, or looks at a clock: time and randomness are arguments. `clippy.toml`
 //! beside this crate's manifest holds that.
 
+pub mod device;
+pub mod gpu_models;
 pub mod ids;
 pub mod metrics;
 pub mod names;
