@@ -69,10 +69,10 @@ impl Display {
 
     /// Ends the X server, if it is ours.
     pub(crate) async fn close(mut self) {
-        if let Some(server) = &mut self.server {
-            if let Err(error) = children::end(server, Duration::from_secs(2)).await {
-                tracing::warn!(%error, "ending the X server");
-            }
+        if let Some(server) = &mut self.server
+            && let Err(error) = children::end(server, Duration::from_secs(2)).await
+        {
+            tracing::warn!(%error, "ending the X server");
         }
     }
 

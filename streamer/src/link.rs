@@ -157,7 +157,7 @@ impl Link {
                 Next::Socket(None) => Some("the matchmaker closed the link".to_owned()),
                 Next::Socket(Some(message)) => {
                     let message = message.context("reading from the matchmaker")?;
-                    self.from_matchmaker(message).await?
+                    self.on_message(message).await?
                 }
                 Next::Ended(reason) => Some(reason.to_owned()),
                 Next::Late => Some("the page did not connect within 30 s".to_owned()),
@@ -179,7 +179,7 @@ impl Link {
         }
     }
 
-    async fn from_matchmaker(&mut self, message: Message) -> anyhow::Result<Option<String>> {
+    async fn on_message(&mut self, message: Message) -> anyhow::Result<Option<String>> {
         let text = match message {
             Message::Text(text) => text,
             Message::Close(_) => return Ok(Some("the matchmaker closed the link".to_owned())),
