@@ -5,6 +5,8 @@
 //!  client        `slices` and `slice …`: talk to that agent
 //! ```
 
+#[cfg_attr(not(test), expect(dead_code, reason = "the device plugin is about to use it"))]
+mod assign;
 mod client;
 mod standalone;
 

@@ -1,0 +1,330 @@
+//! Stories of single calls.
+
+use super::*;
+
+#[test]
+fn both_resources_of_a_pod_are_on_one_gpu_in_either_order() {
+    for order in [[Resource::Nvenc, Resource::Mps], [Resource::Mps, Resource::Nvenc]] {
+        let mut node = Node::with_gpus(2, full());
+        node.pod(pod("a", &[(3, 10, 0)]));
+        let gpus = order.map(|resource| node.ask(resource, amount(resource, 3, 10)).unwrap());
+        assert_eq!(gpus[0], gpus[1]);
+    }
+}
+
+#[test]
+fn the_annotated_gpu_is_used() {
+    let mut node = Node::with_gpus(4, full());
+    let wished = gpu(2);
+    node.pod(PodOnNode {
+        gpu: Some(wished.clone()),
+        ..pod("a", &[(13, 20, 0)])
+    });
+    assert_eq!(node.ask(Resource::Mps, 20), Ok(wished.clone()));
+    assert_eq!(node.ask(Resource::Nvenc, 13), Ok(wished));
+}
+
+#[test]
+fn a_gpu_that_can_not_be_honoured_is_left_for_one_that_has_room() {
+    let mut node = Node::with_gpus(2, full());
+    node.pod(pod("big", &[(120, 0, 0)]));
+    let taken = node.ask(Resource::Nvenc, 120).unwrap();
+    node.pod(PodOnNode {
+        gpu: Some(taken.clone()),
+        ..pod("a", &[(13, 0, 0)])
+    });
+    assert_ne!(node.ask(Resource::Nvenc, 13), Ok(taken));
+}
+
+#[test]
+fn a_refusal_names_the_gpus_what_is_free_and_what_to_do() {
+    let mut node = Node::with_gpus(2, full());
+    node.pod(pod("one", &[(120, 0, 0)]));
+    node.ask(Resource::Nvenc, 120).unwrap();
+    node.pod(pod("two", &[(120, 0, 0)]));
+    node.ask(Resource::Nvenc, 120).unwrap();
+    node.pod(pod("three", &[(13, 0, 0)]));
+    let why = node.ask(Resource::Nvenc, 13).unwrap_err();
+    for part in [
+        "games/three",
+        "13 encoder units",
+        "GPU-0 has 4 encoder units",
+        "GPU-1 has 4",
+        "penstock scheduler",
+    ] {
+        assert!(why.contains(part), "{part} in: {why}");
+    }
+}
+
+#[test]
+fn a_pod_goes_where_its_later_resources_have_room_too() {
+    let mut node = Node::with_gpus(2, full());
+    // GPU 0 is the fuller one, but has no SMs left.
+    node.pod(PodOnNode {
+        gpu: Some(gpu(0)),
+        ..pod("sms", &[(1, 95, 0)])
+    });
+    node.ask(Resource::Nvenc, 1).unwrap();
+    node.ask(Resource::Mps, 95).unwrap();
+    node.pod(pod("a", &[(13, 20, 0)]));
+    assert_eq!(node.ask(Resource::Nvenc, 13), Ok(gpu(1)));
+    assert_eq!(node.ask(Resource::Mps, 20), Ok(gpu(1)));
+}
+
+#[test]
+fn while_two_pods_could_be_meant_a_gpu_is_taken_that_suits_both() {
+    let mut node = Node::with_gpus(2, full());
+    node.pod(PodOnNode {
+        gpu: Some(gpu(0)),
+        ..pod("sms", &[(1, 95, 0)])
+    });
+    node.ask(Resource::Nvenc, 1).unwrap();
+    node.ask(Resource::Mps, 95).unwrap();
+    node.pod(pod("plain", &[(3, 0, 0)]));
+    node.pod(pod("with-sms", &[(3, 50, 0)]));
+    // The kubelet admits the second one first.
+    let first = node.ask(Resource::Nvenc, 3).unwrap();
+    assert_eq!(node.ask(Resource::Mps, 50), Ok(first));
+    node.ask(Resource::Nvenc, 3).unwrap();
+}
+
+#[test]
+fn a_call_for_a_pod_that_is_not_known_yet_waits_for_it() {
+    let mut node = Node::with_gpus(1, full());
+    let available = node.available(Resource::Nvenc);
+    let now = node.now;
+    let wait = node.assigner.preferred(now, Resource::Nvenc, &available, &[], 3);
+    assert_eq!(wait, Outcome::Wait(now + WAIT_FOR_POD));
+    node.pod(pod("late", &[(3, 0, 0)]));
+    assert_eq!(node.ask(Resource::Nvenc, 3), Ok(gpu(0)));
+}
+
+#[test]
+fn a_pod_that_never_shows_up_is_packed_all_the_same() {
+    let mut node = Node::with_gpus(2, full());
+    let available = node.available(Resource::Nvenc);
+    node.assigner
+        .preferred(node.now, Resource::Nvenc, &available, &[], 3);
+    node.now += WAIT_FOR_POD;
+    let first = node.ask(Resource::Nvenc, 3).unwrap();
+    node.now += Duration::from_millis(5);
+    assert_eq!(
+        node.ask(Resource::Mps, 10),
+        Ok(first),
+        "what follows at once is the same pod's"
+    );
+}
+
+#[test]
+fn devices_of_several_gpus_are_refused() {
+    let mut node = Node::with_gpus(2, full());
+    node.pod(pod("a", &[(2, 0, 0)]));
+    let ids = [DeviceId::new(gpu(0), 0), DeviceId::new(gpu(1), 0)];
+    let Outcome::Refuse(why) = node.assigner.allocate(node.now, Resource::Nvenc, &ids) else {
+        panic!()
+    };
+    assert!(why.contains("several GPUs (GPU-0, GPU-1)"), "{why}");
+}
+
+#[test]
+fn every_answer_for_one_pod_says_alike_whether_it_has_encoder_units() {
+    let mut node = Node::with_gpus(1, full());
+    node.pod(pod("a", &[(0, 10, 0), (3, 0, 0)]));
+    assert!(node.grant(Resource::Mps, 10).pod_has_nvenc);
+    assert!(node.grant(Resource::Nvenc, 3).pod_has_nvenc);
+    node.pod(pod("b", &[(0, 10, 2)]));
+    let grant = node.grant(Resource::Mps, 10);
+    assert!(!grant.pod_has_nvenc);
+    assert_eq!(
+        (grant.pod.as_deref(), grant.container),
+        (Some("games/b"), demand(0, 10, 2))
+    );
+}
+
+#[test]
+fn mps_clients_are_counted_against_the_limit() {
+    let mut node = Node::with_gpus(1, full());
+    node.set_clients(2);
+    for name in ["a", "b"] {
+        node.pod(pod(name, &[(0, 1, 0)]));
+        node.ask(Resource::Mps, 1).unwrap();
+    }
+    node.pod(pod("c", &[(0, 1, 0)]));
+    assert!(node.ask(Resource::Mps, 1).is_err());
+}
+
+#[test]
+fn a_pod_of_the_same_name_begins_anew() {
+    let mut node = Node::with_gpus(1, full());
+    node.pod(pod("game-0", &[(100, 0, 0)]));
+    node.ask(Resource::Nvenc, 100).unwrap();
+    node.assigner.delete_pod("uid-game-0");
+    node.taken.clear();
+    node.pod(PodOnNode {
+        uid: "another".to_owned(),
+        ..pod("game-0", &[(100, 0, 0)])
+    });
+    assert_eq!(
+        node.grant(Resource::Nvenc, 100).pod.as_deref(),
+        Some("games/game-0")
+    );
+}
+
+#[test]
+fn what_podresources_shows_replaces_what_was_guessed() {
+    let mut node = Node::with_gpus(1, full());
+    node.pod(pod("a", &[(3, 0, 0)]));
+    node.ask(Resource::Nvenc, 3).unwrap();
+    node.assigner.set_held(node.now, &[]);
+    assert_eq!(
+        node.assigner.held().len(),
+        1,
+        "the list may be older than the grant"
+    );
+    node.assigner.set_held(node.now + Duration::from_secs(6), &[]);
+    assert_eq!(node.assigner.held().len(), 0, "the kubelet gave it back");
+}
+
+/// A node whose kubelet takes what is preferred.
+struct Node {
+    assigner: Assigner,
+    now: Instant,
+    taken: BTreeSet<(Resource, DeviceId)>,
+    gpus: Vec<GpuOffer>,
+}
+
+impl Node {
+    fn with_gpus(count: usize, capacity: Resources) -> Self {
+        let offer = |i| GpuOffer {
+            uuid: gpu(i),
+            capacity,
+            mps_clients: 48,
+            unhealthy: BTreeMap::new(),
+        };
+        let gpus: Vec<_> = (0..count).map(offer).collect();
+        let mut assigner = Assigner::default();
+        assigner.set_gpus(gpus.clone());
+        Self {
+            assigner,
+            now: Instant::now(),
+            taken: BTreeSet::new(),
+            gpus,
+        }
+    }
+
+    fn set_clients(&mut self, clients: u32) {
+        self.gpus.iter_mut().for_each(|gpu| gpu.mps_clients = clients);
+        self.assigner.set_gpus(self.gpus.clone());
+    }
+
+    fn pod(&mut self, pod: PodOnNode) {
+        self.assigner.apply_pod(pod);
+    }
+
+    fn available(&self, resource: Resource) -> Vec<DeviceId> {
+        let of = |gpu: &GpuOffer| {
+            (0..resource.of(gpu.capacity))
+                .map(|n| DeviceId::new(gpu.uuid.clone(), n))
+                .collect::<Vec<_>>()
+        };
+        self.gpus
+            .iter()
+            .flat_map(of)
+            .filter(|id| !self.taken.contains(&(resource, id.clone())))
+            .collect()
+    }
+
+    fn ask(&mut self, resource: Resource, size: u32) -> Result<GpuUuid, String> {
+        self.try_grant(resource, size).map(|grant| grant.gpu)
+    }
+
+    fn grant(&mut self, resource: Resource, size: u32) -> Grant {
+        self.try_grant(resource, size).unwrap()
+    }
+
+    fn try_grant(&mut self, resource: Resource, size: u32) -> Result<Grant, String> {
+        let available = self.available(resource);
+        if self.assigner.must_list() {
+            // Here podresources never answers.
+            self.assigner.unlisted();
+        }
+        let ids = match self
+            .assigner
+            .preferred(self.now, resource, &available, &[], size as usize)
+        {
+            Outcome::Done(ids) => ids,
+            Outcome::Wait(_) | Outcome::List => panic!("all is known here"),
+            Outcome::Refuse(why) => return Err(why),
+        };
+        assert_eq!(ids.len(), size as usize);
+        self.taken.extend(ids.iter().map(|id| (resource, id.clone())));
+        match self.assigner.allocate(self.now, resource, &ids) {
+            Outcome::Done(grant) => Ok(grant),
+            Outcome::Wait(_) | Outcome::List => panic!("all is known here"),
+            Outcome::Refuse(why) => Err(why),
+        }
+    }
+}
+
+fn full() -> Resources {
+    demand(124, 100, 64)
+}
+
+fn amount(resource: Resource, nvenc: u32, mps: u32) -> u32 {
+    resource.of(demand(nvenc, mps, 0))
+}
+
+pub(super) fn demand(nvenc: u32, mps: u32, vram: u32) -> Resources {
+    [
+        Resource::Nvenc.amount(nvenc),
+        Resource::Mps.amount(mps),
+        Resource::Vram.amount(vram),
+    ]
+    .into_iter()
+    .fold(Resources::NONE, |sum, part| sum.checked_add(part).unwrap())
+}
+
+pub(super) fn gpu(i: usize) -> GpuUuid {
+    GpuUuid::new(format!("GPU-{i}")).unwrap()
+}
+
+/// A pod of application containers with these demands.
+fn pod(name: &str, containers: &[(u32, u32, u32)]) -> PodOnNode {
+    let container = |(i, (nvenc, mps, vram)): (usize, &(u32, u32, u32))| ContainerAsk {
+        name: format!("c{i}"),
+        kind: ContainerKind::App,
+        demand: demand(*nvenc, *mps, *vram),
+    };
+    PodOnNode {
+        uid: format!("uid-{name}"),
+        namespace: "games".to_owned(),
+        name: name.to_owned(),
+        created_unix_s: 0,
+        gpu: None,
+        over: false,
+        containers: containers.iter().enumerate().map(container).collect(),
+    }
+}
+
+#[test]
+fn a_pod_is_not_refused_for_what_a_failed_one_like_it_was_given() {
+    let mut node = Node::with_gpus(1, demand(39, 0, 0));
+    let mut big = pod("big", &[(13, 0, 0), (39, 0, 0)]);
+    big.containers[0].kind = ContainerKind::Init;
+    node.pod(PodOnNode {
+        containers: vec![
+            ContainerAsk {
+                kind: ContainerKind::Sidecar,
+                ..big.containers[0].clone()
+            },
+            big.containers[1].clone(),
+        ],
+        ..big.clone()
+    });
+    node.pod(pod("small", &[(13, 0, 0)]));
+    node.ask(Resource::Nvenc, 13).unwrap();
+    assert!(node.ask(Resource::Nvenc, 39).is_err());
+    node.assigner.delete_pod("uid-big");
+    node.taken.clear();
+    assert_eq!(node.ask(Resource::Nvenc, 13), Ok(gpu(0)));
+}

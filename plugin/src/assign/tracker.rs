@@ -1,0 +1,315 @@
+//! Which pods the kubelet's last calls were for: all readings of them that still make sense.
+//!
+//! ```text
+//!  bound: a {nvenc 13}, b {nvenc 13, vram 8}
+//!  call nvenc 13   ─► a | b
+//!  call vram 8     ─►     b b      (a came first and is complete: vram 8 could be nobody else's than b's either way)
+//!                     a b
+//! ```
+//!
+//! The kubelet finishes one pod before it begins the next, so a reading in which a pod was left half done falls away
+//! as soon as another one holds. Pods that ask for exactly the same are one to us. podresources tells in the end, and
+//! what it shows needs no reading any more.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use penstock_core::device::{DeviceId, Resource};
+use penstock_core::ids::GpuUuid;
+
+use super::pods::Pods;
+use super::usage::Usage;
+use super::{Held, PodOnNode};
+
+/// One resource of one container, by the container's place.
+type Step = (usize, Resource);
+
+/// One reading: for each call, the pod and what of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Reading(Vec<(String, Step)>);
+
+/// The calls that podresources has not shown yet, and how they may be read. There is always at least one reading.
+#[derive(Debug)]
+pub(super) struct Tracker {
+    given: Vec<(Resource, Vec<DeviceId>)>,
+    readings: Vec<Reading>,
+    last: Option<Instant>,
+}
+
+/// More readings than this are not kept, the least likely ones going first; it takes a dozen pods in one second that
+/// differ and are alike in part.
+const MOST_READINGS: usize = 256;
+/// More calls than this are not kept open: the likeliest reading is then taken for true.
+const MOST_CALLS: usize = 48;
+/// A pod left half done for this long has been given up: the kubelet makes a pod's calls within milliseconds, but for
+/// what other plugins take in between.
+const GIVEN_UP: Duration = Duration::from_secs(10);
+
+impl Default for Tracker {
+    fn default() -> Self {
+        Self {
+            given: Vec::new(),
+            readings: vec![Reading(Vec::new())],
+            last: None,
+        }
+    }
+}
+
+impl Tracker {
+    /// All readings of one more call, likeliest first; none where no pod of this node fits.
+    pub(super) fn read(&self, now: Instant, pods: &Pods, usage: &Usage, call: &Seen<'_>) -> Vec<Reading> {
+        let patient = self.last.is_none_or(|last| now.duration_since(last) < GIVEN_UP);
+        let goes_on = |reading: &Reading| self.extend(reading, pods, usage, call, true);
+        let begins = |reading: &Reading| self.extend(reading, pods, usage, call, false);
+        let mut readings: Vec<_> = if patient {
+            self.readings.iter().flat_map(goes_on).collect()
+        } else {
+            Vec::new()
+        };
+        if readings.is_empty() {
+            // A pod was left half done, whichever it was.
+            readings = self.readings.iter().flat_map(begins).collect();
+        }
+        readings.dedup();
+        readings.truncate(MOST_READINGS);
+        readings
+    }
+
+    /// Notes that a call was granted, and how it may be read.
+    pub(super) fn grant(
+        &mut self,
+        now: Instant,
+        readings: Vec<Reading>,
+        resource: Resource,
+        ids: &[DeviceId],
+    ) {
+        self.readings = readings;
+        self.given.push((resource, ids.to_vec()));
+        self.last = Some(now);
+    }
+
+    /// Whether the calls so far can be read in several ways.
+    pub(super) fn is_ambiguous(&self) -> bool {
+        self.readings.len() > 1
+    }
+
+    /// What need not be kept open any more: all, where there is one reading and its pod is complete.
+    pub(super) fn settled(&mut self, pods: &Pods, usage: &Usage) -> Vec<Held> {
+        let sure = match self.readings.as_slice() {
+            [only] => self.half_done(only, pods, usage).is_none(),
+            _ => self.given.len() >= MOST_CALLS,
+        };
+        if !sure {
+            return Vec::new();
+        }
+        let held = self.as_held(pods);
+        *self = Self {
+            last: self.last,
+            ..Self::default()
+        };
+        held
+    }
+
+    /// Drops the calls that by every reading were for pods that have ended: their devices are free again.
+    pub(super) fn forget_ended(&mut self, pods: &Pods) {
+        let ended = |(uid, _): &(String, Step)| pods.get(uid).is_none_or(|pod| pod.over);
+        let keep: Vec<bool> = (0..self.given.len())
+            .map(|i| self.readings.iter().any(|r| !ended(&r.0[i])))
+            .collect();
+        let mut kept = keep.iter();
+        self.given.retain(|_| kept.next().copied().unwrap_or(true));
+        for reading in &mut self.readings {
+            let mut kept = keep.iter();
+            reading.0.retain(|_| kept.next().copied().unwrap_or(true));
+        }
+        self.readings.dedup();
+    }
+
+    /// Drops the readings that podresources contradicts, and all of them once it has shown every call.
+    pub(super) fn check(&mut self, pods: &Pods, listed: &[Held]) {
+        let shown = |call: &(Resource, Vec<DeviceId>)| {
+            listed
+                .iter()
+                .find(|held| held.resource == call.0 && call.1.iter().all(|id| held.ids.contains(id)))
+        };
+        let calls: Vec<_> = self.given.iter().map(shown).collect();
+        if calls.iter().all(Option::is_some) {
+            *self = Self {
+                last: self.last,
+                ..Self::default()
+            };
+            return;
+        }
+        let agrees = |reading: &Reading| {
+            reading
+                .0
+                .iter()
+                .zip(&calls)
+                .all(|(step, held)| held.is_none_or(|held| is_same(pods, step, held)))
+        };
+        if self.readings.iter().any(agrees) {
+            self.readings.retain(agrees);
+        }
+    }
+
+    /// What was given, as podresources will show it if the likeliest reading is true.
+    pub(super) fn as_held(&self, pods: &Pods) -> Vec<Held> {
+        let Some(likeliest) = self.readings.first() else {
+            return Vec::new();
+        };
+        let held = |((uid, (at, resource)), (_, ids)): (&(String, Step), &(Resource, Vec<DeviceId>))| {
+            let pod = pods.get(uid)?;
+            Some(Held {
+                namespace: pod.namespace.clone(),
+                pod: pod.name.clone(),
+                container: pod.containers.get(*at)?.name.clone(),
+                resource: *resource,
+                ids: ids.clone(),
+            })
+        };
+        likeliest.0.iter().zip(&self.given).filter_map(held).collect()
+    }
+
+    /// The devices of all open calls.
+    pub(super) fn given(&self) -> impl Iterator<Item = &(Resource, Vec<DeviceId>)> {
+        self.given.iter()
+    }
+
+    /// The GPU that the pod of a reading's last call has devices of, by that reading.
+    pub(super) fn gpu_of(&self, reading: &Reading, pods: &Pods, usage: &Usage) -> Option<GpuUuid> {
+        let (uid, _) = reading.0.last()?;
+        let by_call = reading
+            .0
+            .iter()
+            .zip(&self.given)
+            .find(|((other, _), _)| other == uid);
+        let given = by_call.and_then(|(_, (_, ids))| Some(ids.first()?.gpu().clone()));
+        given.or_else(|| usage.gpu_of(pods.get(uid)?))
+    }
+
+    /// The readings of `call` that build on `reading`: by the pod that it left half done, where `finish` is set and
+    /// there is one; else by any whose turn it may be.
+    fn extend(
+        &self,
+        reading: &Reading,
+        pods: &Pods,
+        usage: &Usage,
+        call: &Seen<'_>,
+        finish: bool,
+    ) -> Vec<Reading> {
+        let turn = |pod: &PodOnNode| next_step(pod, &self.done(reading, pod, usage), call);
+        let with = |pod: &PodOnNode, step| {
+            let mut longer = reading.clone();
+            longer.0.push((pod.uid.clone(), step));
+            longer
+        };
+        if finish && let Some(pod) = self.half_done(reading, pods, usage) {
+            return turn(pod).map(|step| with(pod, step)).into_iter().collect();
+        }
+        let alive = pods.alive();
+        let open = |pod: &&&PodOnNode| turn(pod).is_some();
+        let holder = alive
+            .iter()
+            .filter(open)
+            .find(|pod| usage.holds_any(pod, call.ids));
+        let begun = alive
+            .iter()
+            .filter(open)
+            .filter(|pod| finish && usage.gpu_of(pod).is_some());
+        let mut whose: Vec<_> = match holder {
+            Some(holder) => vec![*holder],
+            None => begun.copied().collect(),
+        };
+        if whose.is_empty() {
+            whose = first_of_each_kind(alive.iter().filter(open).copied());
+        }
+        whose
+            .into_iter()
+            .filter_map(|pod| turn(pod).map(|step| with(pod, step)))
+            .collect()
+    }
+
+    /// The pod of the last call, if by this reading it still lacks something.
+    fn half_done<'a>(&self, reading: &Reading, pods: &'a Pods, usage: &Usage) -> Option<&'a PodOnNode> {
+        let (uid, _) = reading.0.last()?;
+        let pod = pods.get(uid).filter(|pod| !pod.over)?;
+        let done = self.done(reading, pod, usage);
+        steps_of(pod).any(|step| !done.contains(&step)).then_some(pod)
+    }
+
+    /// What a pod has, by podresources and by this reading.
+    fn done(&self, reading: &Reading, pod: &PodOnNode, usage: &Usage) -> BTreeSet<Step> {
+        let listed = steps_of(pod).filter(|(at, r)| usage.has(pod, &pod.containers[*at].name, *r));
+        let read = reading
+            .0
+            .iter()
+            .filter(|(uid, _)| *uid == pod.uid)
+            .map(|(_, step)| *step);
+        listed.chain(read).collect()
+    }
+}
+
+impl Reading {
+    /// The pod of the last call, and the place of the container.
+    pub(super) fn last(&self) -> Option<(&str, usize)> {
+        self.0.last().map(|(uid, (at, _))| (uid.as_str(), *at))
+    }
+}
+
+/// A call as it is seen.
+#[derive(Debug)]
+pub(super) struct Seen<'a> {
+    pub(super) resource: Resource,
+    pub(super) size: u32,
+    /// Devices that the pod is known to have or get.
+    pub(super) ids: &'a [DeviceId],
+}
+
+/// Whether a step is what podresources shows.
+fn is_same(pods: &Pods, (uid, (at, _)): &(String, Step), held: &Held) -> bool {
+    pods.get(uid).is_none_or(|pod| {
+        let container = pod
+            .containers
+            .get(*at)
+            .is_some_and(|container| container.name == held.container);
+        pod.namespace == held.namespace && pod.name == held.pod && container
+    })
+}
+
+/// Of pods that ask for exactly the same, only the first.
+fn first_of_each_kind<'a>(pods: impl Iterator<Item = &'a PodOnNode>) -> Vec<&'a PodOnNode> {
+    let alike = |a: &PodOnNode, b: &PodOnNode| {
+        let demands = |pod: &PodOnNode| {
+            pod.containers
+                .iter()
+                .map(|c| (c.kind, c.demand))
+                .collect::<Vec<_>>()
+        };
+        a.gpu == b.gpu && demands(a) == demands(b)
+    };
+    pods.fold(Vec::new(), |mut kinds, pod| {
+        if !kinds.iter().any(|kind| alike(kind, pod)) {
+            kinds.push(pod);
+        }
+        kinds
+    })
+}
+
+/// All steps of a pod.
+fn steps_of(pod: &PodOnNode) -> impl Iterator<Item = Step> {
+    pod.containers.iter().enumerate().flat_map(|(at, container)| {
+        let demand = container.demand;
+        Resource::ALL
+            .into_iter()
+            .filter(move |r| r.of(demand) > 0)
+            .map(move |r| (at, r))
+    })
+}
+
+/// The step of the pod's next container that a call can be.
+fn next_step(pod: &PodOnNode, done: &BTreeSet<Step>, call: &Seen<'_>) -> Option<Step> {
+    let (next, _) = steps_of(pod).find(|step| !done.contains(step))?;
+    let step = (next, call.resource);
+    let asked = call.resource.of(pod.containers[next].demand);
+    (asked == call.size && asked > 0 && !done.contains(&step)).then_some(step)
+}

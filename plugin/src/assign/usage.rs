@@ -1,0 +1,121 @@
+//! Who holds what: as podresources says, and what was given since.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use penstock_core::device::{DeviceId, Resource};
+use penstock_core::ids::GpuUuid;
+use penstock_core::packing::Resources;
+
+use super::pods::Pods;
+use super::{Held, PodOnNode};
+
+/// What is held on this node.
+#[derive(Debug, Default)]
+pub(super) struct Usage {
+    /// As podresources says.
+    listed: Vec<Held>,
+    /// Given since, and when.
+    fresh: Vec<(Instant, Held)>,
+}
+
+/// A list of podresources may be this much older than it looks; what was given within it stays counted.
+const LIST_LAG: Duration = Duration::from_secs(5);
+
+impl Usage {
+    /// Takes a new list. What it shows, or is old enough to show, is no longer counted as given since.
+    pub(super) fn replace(&mut self, now: Instant, held: &[Held]) {
+        let shown: BTreeSet<_> = held
+            .iter()
+            .flat_map(|held| held.ids.iter().map(|id| (held.resource, id)))
+            .collect();
+        self.fresh.retain(|(given, held)| {
+            let seen = held.ids.iter().all(|id| shown.contains(&(held.resource, id)));
+            !seen && now.duration_since(*given) < LIST_LAG
+        });
+        self.listed = held.to_vec();
+    }
+
+    /// Counts what was given to pods that are known now.
+    pub(super) fn give(&mut self, now: Instant, held: Vec<Held>) {
+        self.fresh.extend(held.into_iter().map(|held| (now, held)));
+    }
+
+    /// Forgets a pod that is gone: another of its name begins with nothing.
+    pub(super) fn forget(&mut self, pod: &PodOnNode) {
+        let another = |held: &Held| held.namespace != pod.namespace || held.pod != pod.name;
+        self.listed.retain(another);
+        self.fresh.retain(|(_, held)| another(held));
+    }
+
+    /// All that is held.
+    pub(super) fn held(&self) -> impl Iterator<Item = &Held> {
+        self.listed.iter().chain(self.fresh.iter().map(|(_, held)| held))
+    }
+
+    /// Whether a container was given a resource.
+    pub(super) fn has(&self, pod: &PodOnNode, container: &str, resource: Resource) -> bool {
+        self.of(pod)
+            .any(|held| held.container == container && held.resource == resource)
+    }
+
+    /// Whether a pod holds any of `ids`.
+    pub(super) fn holds_any(&self, pod: &PodOnNode, ids: &[DeviceId]) -> bool {
+        self.of(pod)
+            .any(|held| held.ids.iter().any(|id| ids.contains(id)))
+    }
+
+    /// The GPU that a pod is on.
+    pub(super) fn gpu_of(&self, pod: &PodOnNode) -> Option<GpuUuid> {
+        self.of(pod)
+            .flat_map(|held| held.ids.first())
+            .map(|id| id.gpu().clone())
+            .next()
+    }
+
+    /// Whether what is held still counts: not where its pod is known to have ended, since the kubelet takes the
+    /// devices back as soon as it needs them.
+    pub(super) fn counted<'a>(&'a self, pods: &'a Pods) -> impl Iterator<Item = &'a Held> {
+        self.held().filter(|held| {
+            pods.by_name(&held.namespace, &held.pod)
+                .is_none_or(|pod| !pod.over)
+        })
+    }
+
+    fn of<'a>(&'a self, pod: &'a PodOnNode) -> impl Iterator<Item = &'a Held> {
+        self.held()
+            .filter(|held| held.namespace == pod.namespace && held.pod == pod.name)
+    }
+}
+
+/// How many of each resource of `gpu` are among `ids`. A device that an init container handed on counts once.
+pub(super) fn taken<'a>(gpu: &GpuUuid, ids: impl Iterator<Item = (Resource, &'a [DeviceId])>) -> Resources {
+    let mut by_resource: BTreeMap<Resource, BTreeSet<&DeviceId>> = BTreeMap::new();
+    for (resource, ids) in ids {
+        by_resource
+            .entry(resource)
+            .or_default()
+            .extend(ids.iter().filter(|id| id.gpu() == gpu));
+    }
+    by_resource
+        .into_iter()
+        .fold(Resources::NONE, |sum, (resource, ids)| {
+            let amount = resource.amount(u32::try_from(ids.len()).unwrap_or(u32::MAX));
+            sum.checked_add(amount).unwrap_or(sum)
+        })
+}
+
+/// Containers that use MPS on `gpu`, as many of each pod as run at once.
+pub(super) fn mps_clients<'a>(pods: &Pods, gpu: &GpuUuid, held: impl Iterator<Item = &'a Held>) -> u32 {
+    let mut by_pod: BTreeMap<(&str, &str), u32> = BTreeMap::new();
+    for held in
+        held.filter(|held| held.resource == Resource::Mps && held.ids.iter().any(|id| id.gpu() == gpu))
+    {
+        *by_pod.entry((&held.namespace, &held.pod)).or_default() += 1;
+    }
+    let at_once = |((namespace, name), containers): ((&str, &str), u32)| {
+        pods.by_name(namespace, name)
+            .map_or(containers, |pod| pod.mps_containers().min(containers))
+    };
+    by_pod.into_iter().map(at_once).sum()
+}
