@@ -34,7 +34,7 @@ pub struct GpuNodeSpec {
     /// The GPUs and MIG instances that Penstock handles on this node.
     #[serde(default)]
     pub gpus: Vec<Gpu>,
-    /// The state of the node's GPUs as a whole; `kubectl wait --for=jsonpath=...` can wait for it.
+    /// The state of the node's GPUs as a whole.
     #[serde(default)]
     pub conditions: Vec<Condition>,
 }
@@ -205,7 +205,7 @@ pub struct Condition {
     /// Why, in words.
     #[serde(default)]
     pub message: String,
-    /// Since when the status is what it is, by RFC 3339; the plugin's own start at the earliest.
+    /// Since when the status is what it is, by RFC 3339. A plugin that starts anew counts from its start.
     pub last_transition_time: String,
 }
 

@@ -96,8 +96,10 @@ mod tests {
     use super::ContainerKind::{App, Init, Sidecar};
     use super::*;
 
-    /// Containers by their encoder units, and what the pod takes.
-    const TABLE: &[(&str, &[(ContainerKind, u32)], u32)] = &[
+    /// A story, containers by their encoder units, and what the pod takes.
+    type Row = (&'static str, &'static [(ContainerKind, u32)], u32);
+
+    const TABLE: &[Row] = &[
         ("nothing", &[], 0),
         ("one application", &[(App, 13)], 13),
         ("applications add up", &[(App, 13), (App, 7)], 20),
