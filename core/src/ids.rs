@@ -18,34 +18,39 @@ pub struct BadId {
 /// The longest identifier, in characters: what a Kubernetes label value, and so a device ID, may have.
 pub const MAX_ID_LEN: usize = 63;
 
-fn check(kind: &'static str, text: &str) -> Result<(), BadId> {
+/// The longest name of a node, in characters: what a DNS name, and so a Kubernetes object's, may have.
+pub const MAX_NODE_NAME_LEN: usize = 253;
+
+fn check(kind: &'static str, max: usize, text: &str) -> Result<(), BadId> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.:".contains(c);
-    if (1..=MAX_ID_LEN).contains(&text.len()) && text.chars().all(allowed) {
+    if (1..=max).contains(&text.len()) && text.chars().all(allowed) {
         return Ok(());
     }
-    let text = text.chars().take(MAX_ID_LEN + 1).collect();
-    Err(BadId {
-        kind,
-        text,
-        max: MAX_ID_LEN,
-    })
+    let text = text.chars().take(max + 1).collect();
+    Err(BadId { kind, text, max })
 }
 
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident, $kind:literal) => {
+        id!($(#[$doc])* $name, $kind, MAX_ID_LEN);
+    };
+    ($(#[$doc:meta])* $name:ident, $kind:literal, $max:expr) => {
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
         pub struct $name(String);
 
         impl $name {
-            /// Takes 1 to 63 characters out of letters, digits, `-`, `_`, `.` and `:`.
+            /// The longest one, in characters.
+            pub const MAX_LEN: usize = $max;
+
+            /// Takes 1 to [`Self::MAX_LEN`] characters out of letters, digits, `-`, `_`, `.` and `:`.
             ///
             /// # Errors
             /// [`BadId`] for anything else.
             pub fn new(text: impl Into<String>) -> Result<Self, BadId> {
                 let text = text.into();
-                check($kind, &text)?;
+                check($kind, Self::MAX_LEN, &text)?;
                 Ok(Self(text))
             }
 
@@ -109,6 +114,17 @@ id!(
     PlayerId,
     "player name"
 );
+id!(
+    /// A pod, as the API server tells it from all others, earlier ones of the same name too.
+    PodUid,
+    "pod UID"
+);
+id!(
+    /// A node of the cluster. It can stand in a field selector and in a path.
+    NodeName,
+    "node name",
+    MAX_NODE_NAME_LEN
+);
 
 #[cfg(test)]
 mod tests {
@@ -128,5 +144,13 @@ mod tests {
             assert!(error.contains("slice name"), "{error}");
         }
         assert!(serde_json::from_str::<SessionId>("\"a/b\"").is_err());
+        assert!(NodeName::new("a,spec.nodeName!=a").is_err());
+    }
+
+    #[test]
+    fn a_node_may_have_a_long_name() {
+        assert!(NodeName::new("a".repeat(253)).is_ok());
+        let error = NodeName::new("a".repeat(254)).unwrap_err().to_string();
+        assert!(error.contains("1 to 253"), "{error}");
     }
 }

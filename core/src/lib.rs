@@ -6,6 +6,8 @@
 //!  device          resources and device IDs as the kubelet knows them
 //!  gpu_models      what the encoders of GPUs can do
 //!  packing         which GPU a demand goes to: a ledger and best fit
+//!  pod_demand      what all containers of a pod take together
+//!  gpu_node        what a node says about its GPUs in the cluster
 //!  turn_rest       short-lived TURN credentials, made and checked
 //!  wire            what crosses between our programs, and to the browser
 //!  metrics         the names of all metrics
@@ -16,10 +18,12 @@
 
 pub mod device;
 pub mod gpu_models;
+pub mod gpu_node;
 pub mod ids;
 pub mod metrics;
 pub mod names;
 pub mod packing;
+pub mod pod_demand;
 pub mod turn_rest;
 pub mod units;
 pub mod wire;

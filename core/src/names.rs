@@ -7,6 +7,9 @@ pub const RESOURCE_MPS: &str = "penstock.dev/mps";
 /// Resource: video memory in blocks of 256 MiB ([`crate::units::VramBlocks`]).
 pub const RESOURCE_VRAM: &str = "penstock.dev/vram";
 
+/// Annotation of a pod: the UUID of the GPU that the scheduler chose for it.
+pub const ANNOTATION_GPU: &str = "penstock.dev/gpu";
+
 /// Environment of a slice: the encoder units that its streamer keeps to.
 pub const ENV_NVENC_UNITS: &str = "PENSTOCK_NVENC_UNITS";
 /// Environment of a slice: its video memory in bytes.

@@ -3,13 +3,20 @@
 //! ```text
 //!  standalone    a machine without Kubernetes: the ledger of slices, and one streamer process per slice
 //!  client        `slices` and `slice …`: talk to that agent
+//!  gpunode       what this node says about its GPUs in the cluster; `crd` prints the definition of that
+//!  pods          the pods of this node that ask for our resources
 //! ```
 
 #[cfg_attr(not(test), expect(dead_code, reason = "the device plugin is about to use it"))]
 mod assign;
 mod client;
+#[cfg_attr(not(test), expect(dead_code, reason = "the agent for the kubelet uses it"))]
+mod gpunode;
+#[cfg_attr(not(test), expect(dead_code, reason = "the agent for the kubelet uses it"))]
+mod pods;
 mod standalone;
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
@@ -31,6 +38,8 @@ enum Command {
     Standalone(Box<standalone::Args>),
     Slices(client::ListArgs),
     Slice(client::SliceArgs),
+    /// Print the definition of the custom resource GpuNode, for `kubectl apply -f -`
+    Crd,
 }
 
 fn main() -> ExitCode {
@@ -56,6 +65,14 @@ fn run(command: Command) -> anyhow::Result<()> {
             Command::Standalone(args) => standalone::run(*args).await,
             Command::Slices(args) => client::list(args).await,
             Command::Slice(args) => client::slice(args).await,
+            Command::Crd => print_crd(),
         }
     })
+}
+
+fn print_crd() -> anyhow::Result<()> {
+    let yaml = gpunode::crd_yaml()?;
+    std::io::stdout()
+        .write_all(yaml.as_bytes())
+        .context("writing to standard output")
 }

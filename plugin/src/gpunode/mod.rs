@@ -1,0 +1,36 @@
+//! What this node says about its GPUs in the cluster.
+//!
+//! ```text
+//!   NodeState ──► policy ──► publisher ──► server-side apply of GpuNode/<this node>
+//!   (watch)       when       the task
+//!                            resource      the custom resource, and its definition
+//!   a streamer over its slice ──► overuse ──► an Event on its pod
+//!
+//!   words    the API server's refusals, for people
+//! ```
+
+mod overuse;
+mod policy;
+mod publisher;
+mod resource;
+mod state;
+#[cfg(test)]
+pub(crate) mod tests;
+pub(crate) mod words;
+
+#[cfg_attr(
+    not(test),
+    expect(unused_imports, reason = "the agent for the kubelet uses it")
+)]
+pub(crate) use overuse::{Overuse, OveruseReporter, PodRef};
+#[cfg_attr(
+    not(test),
+    expect(unused_imports, reason = "the agent for the kubelet uses it")
+)]
+pub(crate) use publisher::publish;
+pub(crate) use resource::crd_yaml;
+#[cfg_attr(
+    not(test),
+    expect(unused_imports, reason = "the agent for the kubelet uses it")
+)]
+pub(crate) use state::{NodeState, Observed, Reading};
