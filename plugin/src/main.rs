@@ -3,9 +3,11 @@
 //! ```text
 //!  standalone    a machine without Kubernetes: the ledger of slices, and one streamer process per slice
 //!  client        `slices` and `slice …`: talk to that agent
+//!  nvml          GPUs through NVIDIA's driver: what there is, health, load; `gpus`
 //! ```
 
 mod client;
+mod nvml;
 mod standalone;
 
 use std::process::ExitCode;
@@ -29,6 +31,7 @@ enum Command {
     Standalone(Box<standalone::Args>),
     Slices(client::ListArgs),
     Slice(client::SliceArgs),
+    Gpus(nvml::GpusArgs),
 }
 
 fn main() -> ExitCode {
@@ -54,6 +57,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             Command::Standalone(args) => standalone::run(*args).await,
             Command::Slices(args) => client::list(args).await,
             Command::Slice(args) => client::slice(args).await,
+            Command::Gpus(args) => nvml::gpus(args).await,
         }
     })
 }

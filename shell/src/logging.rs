@@ -10,7 +10,12 @@ use tracing_subscriber::EnvFilter;
 #[command(next_help_heading = "Logging")]
 pub struct LogArgs {
     /// What to log: error, warn, info, debug or trace, or per module (`info,penstock_turn=debug`)
-    #[arg(long, env = "PENSTOCK_LOG", default_value = "info,rtc=error,webrtc=error", global = true)]
+    #[arg(
+        long,
+        env = "PENSTOCK_LOG",
+        default_value = "info,rtc=error,webrtc=error",
+        global = true
+    )]
     pub log: EnvFilter,
     /// How to write a log line
     #[arg(long, env = "PENSTOCK_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text, global = true)]

@@ -26,7 +26,10 @@ const SETTLE: Duration = Duration::from_secs(2);
 const PAGE_LOADS: usize = 20;
 
 fn main() -> anyhow::Result<()> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(bench())
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(bench())
 }
 
 async fn bench() -> anyhow::Result<()> {
@@ -45,21 +48,38 @@ async fn bench() -> anyhow::Result<()> {
         println!("page load {load}: first frame after {first_frame:.0} ms");
         loads.push(first_frame);
     }
-    println!("RESULT cpu_ratio={:.3} first_frame_ms={:.0}", median(&mut ratios), median(&mut loads));
+    println!(
+        "RESULT cpu_ratio={:.3} first_frame_ms={:.0}",
+        median(&mut ratios),
+        median(&mut loads)
+    );
     Ok(())
 }
 
 fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;
-    if values.len() % 2 == 1 { values[middle] } else { (values[middle - 1] + values[middle]) / 2.0 }
+    if values.len() % 2 == 1 {
+        values[middle]
+    } else {
+        (values[middle - 1] + values[middle]) / 2.0
+    }
 }
 
 async fn streamer_cpu(display: &str) -> anyhow::Result<f64> {
     let (listen, web) = (free_tcp()?.to_string(), free_tcp()?.to_string());
     let streamer = Program::start(
         "penstock-streamer",
-        &["--source", "x11", "--display", display, "--listen", &listen, "--media-ip", "127.0.0.1"],
+        &[
+            "--source",
+            "x11",
+            "--display",
+            display,
+            "--listen",
+            &listen,
+            "--media-ip",
+            "127.0.0.1",
+        ],
     )?;
     ready(&format!("http://{listen}/readyz")).await?;
     let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../player/dist");
@@ -78,9 +98,15 @@ async fn encoder_cpu(display: &str) -> anyhow::Result<f64> {
         .args(["--source", "x11", "--display", display, "--print-pipeline"])
         .output()
         .await?;
-    let pipeline = String::from_utf8(printed.stdout)?.replace("appsink", "fakesink").replace("max-buffers=4", "");
+    let pipeline = String::from_utf8(printed.stdout)?
+        .replace("appsink", "fakesink")
+        .replace("max-buffers=4", "");
     let mut command = Command::new("gst-launch-1.0");
-    command.arg("-q").args(pipeline.split_whitespace()).stdin(Stdio::null()).stdout(Stdio::null());
+    command
+        .arg("-q")
+        .args(pipeline.split_whitespace())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null());
     let encoder = penstock_shell::children::guard(&mut command, Signal::KILL).spawn()?;
     measure(encoder.id().context("gst-launch has ended")?).await
 }
@@ -99,14 +125,29 @@ fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
     let (_, fields) = stat.rsplit_once(')').context("a stat line without a name")?;
     let fields: Vec<_> = fields.split_whitespace().collect();
     let ticks = |field: usize| fields.get(field - 3).and_then(|ticks| ticks.parse::<f64>().ok());
-    let (user, system) = (ticks(14).context("no user time")?, ticks(15).context("no system time")?);
+    let (user, system) = (
+        ticks(14).context("no user time")?,
+        ticks(15).context("no system time")?,
+    );
     Ok((user + system) / rustix::param::clock_ticks_per_second() as f64)
 }
 
 async fn x_server() -> anyhow::Result<(Child, String)> {
     let mut command = Command::new("Xvfb");
-    command.args(["-displayfd", "1", "-screen", "0", "1280x720x24", "-nolisten", "tcp", "-noreset"]);
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    command.args([
+        "-displayfd",
+        "1",
+        "-screen",
+        "0",
+        "1280x720x24",
+        "-nolisten",
+        "tcp",
+        "-noreset",
+    ]);
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null());
     let mut server = penstock_shell::children::guard(&mut command, Signal::KILL).spawn()?;
     let mut lines = BufReader::new(server.stdout.take().context("Xvfb has no output")?).lines();
     match lines.next_line().await? {
@@ -119,7 +160,10 @@ fn moving_picture(display: &str) -> anyhow::Result<Child> {
     let pipeline = "videotestsrc pattern=smpte horizontal-speed=4 is-live=true \
                     ! video/x-raw,width=1280,height=720,framerate=30/1 ! videoconvert ! ximagesink";
     let mut command = Command::new("gst-launch-1.0");
-    command.arg("-q").args(pipeline.split_whitespace()).arg(format!("display={display}"));
+    command
+        .arg("-q")
+        .args(pipeline.split_whitespace())
+        .arg(format!("display={display}"));
     command.stdin(Stdio::null()).stdout(Stdio::null());
     Ok(penstock_shell::children::guard(&mut command, Signal::KILL).spawn()?)
 }
@@ -128,6 +172,8 @@ async fn first_frame_ms() -> anyhow::Result<f64> {
     let stage = Stage::start(1, &TEST_SOURCE).await?;
     let mut browser = Browser::start().await?;
     let mut page = browser.open(&stage.page("")).await?;
-    let first = page.until("penstock.times.firstFrame", Duration::from_secs(20)).await?;
+    let first = page
+        .until("penstock.times.firstFrame", Duration::from_secs(20))
+        .await?;
     first.as_f64().context("the first frame has no time")
 }

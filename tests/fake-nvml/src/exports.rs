@@ -26,7 +26,9 @@ nvml! {
     fn nvmlInitWithFlags(_flags: c_uint) { world::init() }
     fn nvmlShutdown() { world::shutdown() }
 
-    fn nvmlSystemGetDriverVersion(text: Text, room: c_uint) { put_text(text, room, &world::machine()?.driver_version) }
+    fn nvmlSystemGetDriverVersion(text: Text, room: c_uint) {
+        put_text(text, room, &world::machine()?.driver_version)
+    }
     fn nvmlSystemGetNVMLVersion(text: Text, room: c_uint) {
         put_text(text, room, &format!("13.{}", world::machine()?.driver_version))
     }
@@ -63,8 +65,12 @@ nvml! {
         let place = world::machine()?.gpus.iter().position(|other| other.uuid == gpu.uuid);
         put(index, place.and_then(|place| c_uint::try_from(place).ok()).ok_or(NOT_FOUND)?)
     }
-    fn nvmlDeviceGetMinorNumber(device: Handle, minor: *mut c_uint) { put(minor, world::device(device)?.gpu()?.minor) }
-    fn nvmlDeviceGetComputeMode(device: Handle, mode: *mut c_uint) { put(mode, world::device(device)?.gpu()?.compute_mode) }
+    fn nvmlDeviceGetMinorNumber(device: Handle, minor: *mut c_uint) {
+        put(minor, world::device(device)?.gpu()?.minor)
+    }
+    fn nvmlDeviceGetComputeMode(device: Handle, mode: *mut c_uint) {
+        put(mode, world::device(device)?.gpu()?.compute_mode)
+    }
     fn nvmlDeviceGetMaxClockInfo(device: Handle, clock: c_uint, mhz: *mut c_uint) {
         let gpu = world::device(device)?.gpu()?;
         put(mhz, gpu.max_video_clock.filter(|_| clock == CLOCK_VIDEO).ok_or(NOT_SUPPORTED)?)
@@ -123,7 +129,9 @@ nvml! {
             Device::Mig(gpu, _) => put(parent, world::handle_of(&gpu.uuid)),
         }
     }
-    fn nvmlDeviceGetGpuInstanceId(device: Handle, id: *mut c_uint) { put(id, world::device(device)?.mig()?.gpu_instance) }
+    fn nvmlDeviceGetGpuInstanceId(device: Handle, id: *mut c_uint) {
+        put(id, world::device(device)?.mig()?.gpu_instance)
+    }
     fn nvmlDeviceGetComputeInstanceId(device: Handle, id: *mut c_uint) {
         put(id, world::device(device)?.mig()?.compute_instance)
     }
@@ -174,13 +182,19 @@ nvml! {
             decoder: 0,
         }).collect())
     }
-    fn nvmlDeviceGetComputeRunningProcesses_v3(device: Handle, count: *mut c_uint, processes: *mut ProcessInfo) {
+    fn nvmlDeviceGetComputeRunningProcesses_v3(
+        device: Handle, count: *mut c_uint, processes: *mut ProcessInfo,
+    ) {
         put_processes(device, count, processes, |process| process.compute)
     }
-    fn nvmlDeviceGetGraphicsRunningProcesses_v3(device: Handle, count: *mut c_uint, processes: *mut ProcessInfo) {
+    fn nvmlDeviceGetGraphicsRunningProcesses_v3(
+        device: Handle, count: *mut c_uint, processes: *mut ProcessInfo,
+    ) {
         put_processes(device, count, processes, |process| process.graphics)
     }
-    fn nvmlDeviceGetMPSComputeRunningProcesses_v3(device: Handle, count: *mut c_uint, processes: *mut ProcessInfo) {
+    fn nvmlDeviceGetMPSComputeRunningProcesses_v3(
+        device: Handle, count: *mut c_uint, processes: *mut ProcessInfo,
+    ) {
         put_processes(device, count, processes, |process| process.mps)
     }
 
@@ -289,7 +303,8 @@ fn put<T>(to: *mut T, value: T) -> Answer {
     if to.is_null() {
         return Err(INVALID_ARGUMENT);
     }
-    // SAFETY: NVML's callers promise that what they point to can be written; only NULL is refused, as NVML does.
+    // SAFETY: NVML's callers promise that what they point to can be written; only NULL is refused, as NVML
+    // does.
     unsafe { to.write(value) };
     Ok(())
 }

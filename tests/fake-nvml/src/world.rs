@@ -223,7 +223,8 @@ fn library_path() -> Option<PathBuf> {
     if found == 0 || info.file.is_null() {
         return None;
     }
-    // SAFETY: after success the name is a C string that lives as long as the library is loaded, as this code is.
+    // SAFETY: after success the name is a C string that lives as long as the library is loaded, as this code
+    // is.
     let name = unsafe { CStr::from_ptr(info.file) };
     Some(PathBuf::from(name.to_str().ok()?))
 }
