@@ -5,6 +5,7 @@
 //!  client        `slices` and `slice …`: talk to that agent
 //!  gpunode       what this node says about its GPUs in the cluster; `crd` prints the definition of that
 //!  pods          the pods of this node that ask for our resources
+//!  nvml          GPUs through NVIDIA's driver: what there is, health, load; `gpus`
 //! ```
 
 #[cfg_attr(not(test), expect(dead_code, reason = "the device plugin is about to use it"))]
@@ -14,6 +15,7 @@ mod client;
 mod gpunode;
 #[cfg_attr(not(test), expect(dead_code, reason = "the agent for the kubelet uses it"))]
 mod pods;
+mod nvml;
 mod standalone;
 
 use std::io::Write as _;
@@ -40,6 +42,7 @@ enum Command {
     Slice(client::SliceArgs),
     /// Print the definition of the custom resource GpuNode, for `kubectl apply -f -`
     Crd,
+    Gpus(nvml::GpusArgs),
 }
 
 fn main() -> ExitCode {
@@ -66,6 +69,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             Command::Slices(args) => client::list(args).await,
             Command::Slice(args) => client::slice(args).await,
             Command::Crd => print_crd(),
+            Command::Gpus(args) => nvml::gpus(args).await,
         }
     })
 }
