@@ -3,9 +3,19 @@
 //! ```text
 //!  standalone    a machine without Kubernetes: the ledger of slices, and one streamer process per slice
 //!  client        `slices` and `slice …`: talk to that agent
+//!  mps           keeps an MPS control daemon running for each GPU, and sees whether one lives
+//!  answer, cdi   what a container is told when devices are allocated to it, and how it gets its GPU
+//!  doctor        whether a node has all that this needs
 //! ```
 
+mod answer;
+mod attend;
+mod backoff;
+mod cdi;
 mod client;
+mod doctor;
+mod last_words;
+mod mps;
 mod standalone;
 
 use std::process::ExitCode;
@@ -29,6 +39,8 @@ enum Command {
     Standalone(Box<standalone::Args>),
     Slices(client::ListArgs),
     Slice(client::SliceArgs),
+    Mps(mps::Args),
+    Doctor(doctor::Args),
 }
 
 fn main() -> ExitCode {
@@ -54,6 +66,8 @@ fn run(command: Command) -> anyhow::Result<()> {
             Command::Standalone(args) => standalone::run(*args).await,
             Command::Slices(args) => client::list(args).await,
             Command::Slice(args) => client::slice(args).await,
+            Command::Mps(args) => mps::run(args).await,
+            Command::Doctor(args) => doctor::run(&args),
         }
     })
 }
