@@ -3,19 +3,30 @@
 //! ```text
 //!  standalone    a machine without Kubernetes: the ledger of slices, and one streamer process per slice
 //!  client        `slices` and `slice …`: talk to that agent
+//!  assign        which pod a call of the kubelet is for, and which GPU it gets
 //!  gpunode       what this node says about its GPUs in the cluster; `crd` prints the definition of that
 //!  pods          the pods of this node that ask for our resources
 //!  nvml          GPUs through NVIDIA's driver: what there is, health, load; `gpus`
+//!  mps           keeps an MPS control daemon running for each GPU, and sees whether one lives
+//!  answer, cdi   what a container is told when devices are allocated to it, and how it gets its GPU
+//!  doctor        whether a node has all that this needs
 //! ```
 
+mod answer;
 #[cfg_attr(not(test), expect(dead_code, reason = "the device plugin is about to use it"))]
 mod assign;
+mod attend;
+mod backoff;
+mod cdi;
 mod client;
-#[cfg_attr(not(test), expect(dead_code, reason = "the agent for the kubelet uses it"))]
+mod doctor;
+#[cfg_attr(not(test), expect(dead_code, reason = "the device plugin is about to use it"))]
 mod gpunode;
-#[cfg_attr(not(test), expect(dead_code, reason = "the agent for the kubelet uses it"))]
-mod pods;
+mod last_words;
+mod mps;
 mod nvml;
+#[cfg_attr(not(test), expect(dead_code, reason = "the device plugin is about to use it"))]
+mod pods;
 mod standalone;
 
 use std::io::Write as _;
@@ -43,6 +54,8 @@ enum Command {
     /// Print the definition of the custom resource GpuNode, for `kubectl apply -f -`
     Crd,
     Gpus(nvml::GpusArgs),
+    Mps(mps::Args),
+    Doctor(doctor::Args),
 }
 
 fn main() -> ExitCode {
@@ -70,6 +83,8 @@ fn run(command: Command) -> anyhow::Result<()> {
             Command::Slice(args) => client::slice(args).await,
             Command::Crd => print_crd(),
             Command::Gpus(args) => nvml::gpus(args).await,
+            Command::Mps(args) => mps::run(args).await,
+            Command::Doctor(args) => doctor::run(&args),
         }
     })
 }

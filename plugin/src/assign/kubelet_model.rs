@@ -4,7 +4,10 @@ use proptest::prelude::*;
 use rand_like::Dice;
 
 use super::tests::{demand, gpu};
+use penstock_core::pod_demand::ContainerKind;
+
 use super::*;
+use crate::pods::ContainerAsk;
 
 /// What the kubelet knows: which devices are in use by which container.
 struct Kubelet {
@@ -35,7 +38,7 @@ impl Kubelet {
 
     /// Whether some GPU alone has room for all of a pod.
     fn has_room(&self, pod: &PodOnNode) -> bool {
-        let demand = pod.demand();
+        let demand = pod.demand().resources;
         self.gpus.iter().any(|gpu| {
             Resource::ALL.into_iter().all(|r| {
                 let free = self.free(r).iter().filter(|id| *id.gpu() == gpu.uuid).count();
@@ -241,7 +244,7 @@ proptest! {
                             Err(why) => {
                                 prop_assert!(!room || reversed, "{} was refused: {why}", pod.name);
                                 kubelet.remove(&pod.name);
-                                assigner.apply_pod(PodOnNode { over: true, ..pod.clone() });
+                                assigner.apply_pod(PodOnNode { terminal: true, ..pod.clone() });
                                 assigner.delete_pod(&pod.uid);
                             }
                         }
@@ -268,12 +271,13 @@ proptest! {
 
 fn pod(number: u32, containers: Vec<ContainerAsk>) -> PodOnNode {
     PodOnNode {
-        uid: format!("uid-{number}"),
+        uid: PodUid::new(format!("uid-{number}")).unwrap(),
         namespace: "games".to_owned(),
         name: format!("pod-{number}"),
-        created_unix_s: i64::from(number),
+        created: i64::from(number),
         gpu: None,
-        over: false,
+        terminal: false,
+        deleting: false,
         containers,
     }
 }

@@ -31,9 +31,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use penstock_core::device::{DeviceId, Resource};
-use penstock_core::ids::GpuUuid;
+use penstock_core::ids::{GpuUuid, PodUid};
 use penstock_core::packing::{Candidate, Resources, best_fit};
 
+use crate::pods::PodOnNode;
 use pods::Pods;
 use tracker::{Reading, Seen, Tracker};
 use usage::Usage;
@@ -49,47 +50,6 @@ pub(crate) struct GpuOffer {
     pub(crate) mps_clients: u32,
     /// Why a resource of it is not to be used now.
     pub(crate) unhealthy: BTreeMap<Resource, String>,
-}
-
-/// When a container runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum ContainerKind {
-    /// Before the others, and then it ends.
-    Init,
-    /// From before the others until the pod ends.
-    Sidecar,
-    /// Beside the others.
-    App,
-}
-
-/// What one container asks for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct ContainerAsk {
-    /// Its name.
-    pub(crate) name: String,
-    /// When it runs.
-    pub(crate) kind: ContainerKind,
-    /// What it asks for.
-    pub(crate) demand: Resources,
-}
-
-/// A pod that is bound to this node and asks for something of ours.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct PodOnNode {
-    /// Kubernetes' own name of it.
-    pub(crate) uid: String,
-    /// Its namespace.
-    pub(crate) namespace: String,
-    /// Its name there.
-    pub(crate) name: String,
-    /// When it was created, in seconds of Unix time.
-    pub(crate) created_unix_s: i64,
-    /// The GPU that the scheduler extender chose.
-    pub(crate) gpu: Option<GpuUuid>,
-    /// Whether it has ended or is ending.
-    pub(crate) over: bool,
-    /// Its containers, in the order in which the kubelet starts them: init containers and sidecars, then the others.
-    pub(crate) containers: Vec<ContainerAsk>,
 }
 
 /// What a container holds, as the kubelet's podresources API says.
@@ -177,7 +137,7 @@ impl Assigner {
     }
 
     /// A pod that is gone.
-    pub(crate) fn delete_pod(&mut self, uid: &str) {
+    pub(crate) fn delete_pod(&mut self, uid: &PodUid) {
         if let Some(gone) = self.pods.delete(uid) {
             self.usage.forget(&gone);
             self.tracker.forget_ended(&self.pods);
@@ -343,13 +303,13 @@ impl Assigner {
             gpu,
             pod: one.map(|(pod, _)| pod.full_name()),
             container: agreed.copied().unwrap_or(seen.resource.amount(seen.size)),
-            pod_has_nvenc: known.iter().any(|(pod, _)| pod.demand().nvenc.0 > 0),
+            pod_has_nvenc: known.iter().any(|(pod, _)| pod.demand().resources.nvenc.0 > 0),
         }
     }
 
     /// The pods, and the places of their containers, that the last call of each reading is for.
     fn meant(&self, readings: &[Reading]) -> Vec<(&PodOnNode, usize)> {
-        let last = |reading: &Reading| reading.last().map(|(uid, at)| (uid.to_owned(), at));
+        let last = |reading: &Reading| reading.last().map(|(uid, at)| (uid.clone(), at));
         readings
             .iter()
             .filter_map(last)
@@ -570,10 +530,13 @@ struct Wish {
 
 impl Wish {
     fn of(pod: &PodOnNode) -> Self {
-        Self {
-            gpu: pod.gpu.clone(),
-            demand: pod.demand(),
-            mps: pod.mps_containers(),
+        {
+            let demand = pod.demand();
+            Self {
+                gpu: pod.gpu.clone(),
+                demand: demand.resources,
+                mps: demand.mps_containers,
+            }
         }
     }
 

@@ -1,6 +1,9 @@
 //! Stories of single calls.
 
+use penstock_core::pod_demand::ContainerKind;
+
 use super::*;
+use crate::pods::ContainerAsk;
 
 #[test]
 fn both_resources_of_a_pod_are_on_one_gpu_in_either_order() {
@@ -158,10 +161,10 @@ fn a_pod_of_the_same_name_begins_anew() {
     let mut node = Node::with_gpus(1, full());
     node.pod(pod("game-0", &[(100, 0, 0)]));
     node.ask(Resource::Nvenc, 100).unwrap();
-    node.assigner.delete_pod("uid-game-0");
+    node.assigner.delete_pod(&PodUid::new("uid-game-0").unwrap());
     node.taken.clear();
     node.pod(PodOnNode {
-        uid: "another".to_owned(),
+        uid: PodUid::new("another").unwrap(),
         ..pod("game-0", &[(100, 0, 0)])
     });
     assert_eq!(
@@ -296,12 +299,13 @@ fn pod(name: &str, containers: &[(u32, u32, u32)]) -> PodOnNode {
         demand: demand(*nvenc, *mps, *vram),
     };
     PodOnNode {
-        uid: format!("uid-{name}"),
+        uid: PodUid::new(format!("uid-{name}")).unwrap(),
         namespace: "games".to_owned(),
         name: name.to_owned(),
-        created_unix_s: 0,
+        created: 0,
         gpu: None,
-        over: false,
+        terminal: false,
+        deleting: false,
         containers: containers.iter().enumerate().map(container).collect(),
     }
 }
@@ -324,7 +328,7 @@ fn a_pod_is_not_refused_for_what_a_failed_one_like_it_was_given() {
     node.pod(pod("small", &[(13, 0, 0)]));
     node.ask(Resource::Nvenc, 13).unwrap();
     assert!(node.ask(Resource::Nvenc, 39).is_err());
-    node.assigner.delete_pod("uid-big");
+    node.assigner.delete_pod(&PodUid::new("uid-big").unwrap());
     node.taken.clear();
     assert_eq!(node.ask(Resource::Nvenc, 13), Ok(gpu(0)));
 }

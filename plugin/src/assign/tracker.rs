@@ -15,18 +15,19 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use penstock_core::device::{DeviceId, Resource};
-use penstock_core::ids::GpuUuid;
+use penstock_core::ids::{GpuUuid, PodUid};
 
+use super::Held;
 use super::pods::Pods;
 use super::usage::Usage;
-use super::{Held, PodOnNode};
+use crate::pods::PodOnNode;
 
 /// One resource of one container, by the container's place.
 type Step = (usize, Resource);
 
 /// One reading: for each call, the pod and what of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Reading(Vec<(String, Step)>);
+pub(super) struct Reading(Vec<(PodUid, Step)>);
 
 /// The calls that podresources has not shown yet, and how they may be read. There is always at least one reading.
 #[derive(Debug)]
@@ -112,7 +113,7 @@ impl Tracker {
 
     /// Drops the calls that by every reading were for pods that have ended: their devices are free again.
     pub(super) fn forget_ended(&mut self, pods: &Pods) {
-        let ended = |(uid, _): &(String, Step)| pods.get(uid).is_none_or(|pod| pod.over);
+        let ended = |(uid, _): &(PodUid, Step)| pods.get(uid).is_none_or(|pod| pod.terminal);
         let keep: Vec<bool> = (0..self.given.len())
             .map(|i| self.readings.iter().any(|r| !ended(&r.0[i])))
             .collect();
@@ -157,7 +158,7 @@ impl Tracker {
         let Some(likeliest) = self.readings.first() else {
             return Vec::new();
         };
-        let held = |((uid, (at, resource)), (_, ids)): (&(String, Step), &(Resource, Vec<DeviceId>))| {
+        let held = |((uid, (at, resource)), (_, ids)): (&(PodUid, Step), &(Resource, Vec<DeviceId>))| {
             let pod = pods.get(uid)?;
             Some(Held {
                 namespace: pod.namespace.clone(),
@@ -232,7 +233,7 @@ impl Tracker {
     /// The pod of the last call, if by this reading it still lacks something.
     fn half_done<'a>(&self, reading: &Reading, pods: &'a Pods, usage: &Usage) -> Option<&'a PodOnNode> {
         let (uid, _) = reading.0.last()?;
-        let pod = pods.get(uid).filter(|pod| !pod.over)?;
+        let pod = pods.get(uid).filter(|pod| !pod.terminal && !pod.deleting)?;
         let done = self.done(reading, pod, usage);
         steps_of(pod).any(|step| !done.contains(&step)).then_some(pod)
     }
@@ -251,8 +252,8 @@ impl Tracker {
 
 impl Reading {
     /// The pod of the last call, and the place of the container.
-    pub(super) fn last(&self) -> Option<(&str, usize)> {
-        self.0.last().map(|(uid, (at, _))| (uid.as_str(), *at))
+    pub(super) fn last(&self) -> Option<(&PodUid, usize)> {
+        self.0.last().map(|(uid, (at, _))| (uid, *at))
     }
 }
 
@@ -266,7 +267,7 @@ pub(super) struct Seen<'a> {
 }
 
 /// Whether a step is what podresources shows.
-fn is_same(pods: &Pods, (uid, (at, _)): &(String, Step), held: &Held) -> bool {
+fn is_same(pods: &Pods, (uid, (at, _)): &(PodUid, Step), held: &Held) -> bool {
     pods.get(uid).is_none_or(|pod| {
         let container = pod
             .containers

@@ -7,8 +7,9 @@ use penstock_core::device::{DeviceId, Resource};
 use penstock_core::ids::GpuUuid;
 use penstock_core::packing::Resources;
 
+use super::Held;
 use super::pods::Pods;
-use super::{Held, PodOnNode};
+use crate::pods::PodOnNode;
 
 /// What is held on this node.
 #[derive(Debug, Default)]
@@ -78,7 +79,7 @@ impl Usage {
     pub(super) fn counted<'a>(&'a self, pods: &'a Pods) -> impl Iterator<Item = &'a Held> {
         self.held().filter(|held| {
             pods.by_name(&held.namespace, &held.pod)
-                .is_none_or(|pod| !pod.over)
+                .is_none_or(|pod| !pod.terminal)
         })
     }
 
@@ -115,7 +116,7 @@ pub(super) fn mps_clients<'a>(pods: &Pods, gpu: &GpuUuid, held: impl Iterator<It
     }
     let at_once = |((namespace, name), containers): ((&str, &str), u32)| {
         pods.by_name(namespace, name)
-            .map_or(containers, |pod| pod.mps_containers().min(containers))
+            .map_or(containers, |pod| pod.demand().mps_containers.min(containers))
     };
     by_pod.into_iter().map(at_once).sum()
 }

@@ -18,7 +18,7 @@ use penstock_core::ids::{BadId, GpuUuid, SliceId};
 use penstock_core::packing::{Ledger, Refusal, Resources};
 use penstock_core::wire::agent::{GpuStatus, SliceSpec, SliceState, SliceStatus};
 
-use super::backoff;
+use crate::backoff;
 
 /// All slices, with the ledger of what they hold. Owned and updated by one task.
 #[derive(Debug)]

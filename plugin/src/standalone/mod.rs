@@ -11,8 +11,6 @@
 
 mod agent;
 mod api;
-mod backoff;
-mod last_words;
 mod metrics;
 mod owner;
 mod process;

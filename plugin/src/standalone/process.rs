@@ -9,9 +9,8 @@
 use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::future::pending;
-use std::io::{self, Write as _};
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
@@ -19,13 +18,12 @@ use std::time::Duration;
 use penstock_core::names::{ENV_GPU, ENV_NVENC_UNITS, ENV_SLICE, ENV_VRAM_BYTES};
 use penstock_shell::children::{self, guard};
 use rustix::process::Signal;
-use tokio::io::AsyncReadExt as _;
-use tokio::process::{Child, ChildStderr, Command};
+use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::agent::{Launch, Run};
-use super::last_words::LastWords;
+use crate::attend;
 
 /// How streamers are started, asked and ended.
 #[derive(Debug, Clone)]
@@ -86,37 +84,15 @@ impl Streamer {
         stop: CancellationToken,
         answered: mpsc::Sender<Run>,
     ) -> Ended {
-        let mut stderr = Stderr {
-            pipe: child.stderr.take(),
-            words: LastWords::default(),
+        let stderr = child.stderr.take();
+        let ended = async {
+            tokio::select! {
+                status = ended(&mut child, &stop, self.grace) => status,
+                never = announce(&self.http, address, run, &answered) => match never {},
+            }
         };
-        let status = tokio::select! {
-            status = ended(&mut child, &stop, self.grace) => status,
-            never = stderr.pass_on_and_stay() => match never {},
-            never = announce(&self.http, address, run, &answered) => match never {},
-        };
-        // What it said last may still be in the pipe. A process that it left behind may hold that open, and is
-        // swept only after this.
-        let _ = tokio::time::timeout(DRAIN, stderr.pass_on()).await;
-        stderr.finish();
-        let how = status.map_or_else(
-            |error| format!("waiting for it failed: {error}"),
-            |status| in_words(status, stderr.words.why()),
-        );
+        let how = attend::until_ended(stderr, ended).await;
         Ended { run, how }
-    }
-}
-
-/// How a process ended, in words.
-pub(super) fn in_words(status: ExitStatus, why: Option<&str>) -> String {
-    let how = match (status.code(), status.signal()) {
-        (Some(code), _) => format!("exited with status {code}"),
-        (None, Some(signal)) => return format!("killed by signal {signal}"),
-        (None, None) => status.to_string(),
-    };
-    match why {
-        Some(why) => format!("{how}: {why}"),
-        None => how,
     }
 }
 
@@ -161,60 +137,13 @@ async fn announce(
     pending().await
 }
 
-struct Stderr {
-    pipe: Option<ChildStderr>,
-    words: LastWords,
-}
-
-impl Stderr {
-    async fn pass_on_and_stay(&mut self) -> Infallible {
-        self.pass_on().await;
-        pending().await
-    }
-
-    /// Passes lines on until the pipe is closed.
-    async fn pass_on(&mut self) {
-        let mut buffer = [0; 4096];
-        while let Some(pipe) = &mut self.pipe {
-            match pipe.read(&mut buffer).await {
-                Ok(read) if read > 0 => to_our_stderr(&self.words.push(&buffer[..read])),
-                _ => self.pipe = None,
-            }
-        }
-    }
-
-    fn finish(&mut self) {
-        to_our_stderr(&self.words.finish());
-    }
-}
-
-fn to_our_stderr(lines: &[u8]) {
-    // Nobody may be reading any more; the streamers go on all the same.
-    let _ = io::stderr().lock().write_all(lines);
-}
-
 const ASK_EVERY: Duration = Duration::from_millis(100);
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
-const DRAIN: Duration = Duration::from_millis(50);
 const MAX_PORTS_TRIED: usize = 100;
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_end_is_told_in_words() {
-        let exited = |code: i32| ExitStatus::from_raw(code << 8);
-        assert_eq!(
-            in_words(exited(3), Some("no display")),
-            "exited with status 3: no display"
-        );
-        assert_eq!(in_words(exited(0), None), "exited with status 0");
-        assert_eq!(
-            in_words(ExitStatus::from_raw(9), Some("all is well")),
-            "killed by signal 9"
-        );
-    }
 
     #[test]
     fn a_port_that_another_slice_was_given_is_not_given_again() {

@@ -22,7 +22,7 @@ use tokio::io::AsyncReadExt as _;
 use tokio::process::{Child, Command};
 
 use super::agent::Offer;
-use super::process::in_words;
+use crate::attend::in_words;
 
 /// What `penstock-streamer calibrate` prints.
 #[derive(Debug, Clone, PartialEq, Deserialize)]

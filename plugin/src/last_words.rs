@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 /// The last lines of a process.
 #[derive(Debug, Default)]
-pub(super) struct LastWords {
+pub(crate) struct LastWords {
     pending: Vec<u8>,
     lines: VecDeque<String>,
 }
@@ -13,7 +13,7 @@ pub(super) struct LastWords {
 impl LastWords {
     /// Takes `bytes`, and gives the whole lines that they complete, to be passed on. A line that is too long is
     /// cut in two, so that nothing grows without end.
-    pub(super) fn push(&mut self, bytes: &[u8]) -> Vec<u8> {
+    pub(crate) fn push(&mut self, bytes: &[u8]) -> Vec<u8> {
         self.pending.extend_from_slice(bytes);
         let end = match self.pending.iter().rposition(|byte| *byte == b'\n') {
             Some(last) => last + 1,
@@ -26,7 +26,7 @@ impl LastWords {
     }
 
     /// The stream has ended: what has come of its last line, to be passed on with the line break that it lacks.
-    pub(super) fn finish(&mut self) -> Vec<u8> {
+    pub(crate) fn finish(&mut self) -> Vec<u8> {
         let mut rest = std::mem::take(&mut self.pending);
         if !rest.is_empty() {
             rest.push(b'\n');
@@ -37,7 +37,7 @@ impl LastWords {
 
     /// The latest line that begins with `error:`, or else the last one: a usage error is followed by hints at
     /// `--help` that explain nothing.
-    pub(super) fn why(&self) -> Option<&str> {
+    pub(crate) fn why(&self) -> Option<&str> {
         let is_error = |line: &&String| line.to_ascii_lowercase().starts_with("error:");
         let line = self.lines.iter().rfind(is_error).or(self.lines.back())?;
         Some(line.as_str())

@@ -1,12 +1,12 @@
-//! How long to wait before a streamer that ended by itself is started again.
+//! How long to wait before a process that ended by itself is started again.
 
 use std::time::Duration;
 
 /// A process that was well for this long has earned a fresh start: its earlier failures no longer count.
-pub(super) const WELL_AFTER: Duration = Duration::from_secs(60);
+pub(crate) const WELL_AFTER: Duration = Duration::from_secs(60);
 
 /// The wait before the next start, after `failures` ends in a row: half a second, doubling up to 30.
-pub(super) fn delay(failures: u32) -> Duration {
+pub(crate) fn delay(failures: u32) -> Duration {
     let doublings = failures.saturating_sub(1).min(MAX_DOUBLINGS);
     (FIRST * 2u32.pow(doublings)).min(LONGEST)
 }
