@@ -1,11 +1,15 @@
 //! The node agent: offers slices of GPUs.
 //!
 //! ```text
+//!  kubelet       `device-plugin`: a node of Kubernetes: GPUs as devices of its kubelet
+//!  assign        which GPU a container's devices come from
 //!  standalone    a machine without Kubernetes: the ledger of slices, and one streamer process per slice
 //!  client        `slices` and `slice …`: talk to that agent
 //! ```
 
+mod assign;
 mod client;
+mod kubelet;
 mod standalone;
 
 use std::process::ExitCode;
@@ -26,6 +30,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    DevicePlugin(kubelet::Args),
     Standalone(Box<standalone::Args>),
     Slices(client::ListArgs),
     Slice(client::SliceArgs),
@@ -51,6 +56,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         .context("starting the asynchronous runtime")?;
     runtime.block_on(async {
         match command {
+            Command::DevicePlugin(args) => kubelet::run(args).await,
             Command::Standalone(args) => standalone::run(*args).await,
             Command::Slices(args) => client::list(args).await,
             Command::Slice(args) => client::slice(args).await,

@@ -1,0 +1,340 @@
+//! The plugin before a stand-in kubelet, with GPUs and pods that a test decides on.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use penstock_core::device::Resource;
+use penstock_core::packing::Resources;
+use penstock_core::units::{EncoderUnits, SmPercent, VramBlocks};
+use tempfile::TempDir;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::{Plugin, PodChange, Seams, View, names_the_gpu};
+use crate::assign::{ContainerAsk, ContainerKind, GpuOffer, PodOnNode};
+
+#[path = "../../tests/kubelet/mod.rs"]
+mod stand_in;
+
+use stand_in::{Event, Kubelet, PodSpec, until};
+
+#[tokio::test]
+async fn three_resources_are_registered_and_their_devices_listed() {
+    let node = Node::start(two_gpus()).await;
+    assert_eq!(node.allocatable(), [20, 200, 8]);
+    assert!(*node.view.registered.borrow());
+    node.end().await;
+}
+
+#[tokio::test]
+async fn two_resources_come_from_one_gpu_in_whichever_order() {
+    let node = Node::start(two_gpus()).await;
+    let mut orders = BTreeSet::new();
+    for nth in 0..20 {
+        let pod = PodSpec::new(&format!("games/{nth}")).container("app", &[(NVENC, 3), (MPS, 20)]);
+        let given = node.kubelet.admit(&pod).await.unwrap();
+        assert_eq!((given.len(), node.kubelet.in_use(NVENC)), (2, 3));
+        let gpus: BTreeSet<_> = given
+            .iter()
+            .map(|given| &given.response.envs["PENSTOCK_GPU"])
+            .collect();
+        assert_eq!(gpus.len(), 1);
+        orders.insert(given[0].resource.clone());
+        node.kubelet.remove(&format!("games/{nth}"));
+    }
+    assert_eq!(orders.len(), 2, "only one order was tried");
+    node.end().await;
+}
+
+#[tokio::test]
+async fn an_init_containers_devices_are_handed_on() {
+    let node = Node::start(two_gpus()).await;
+    let pod = PodSpec::new("games/a")
+        .container("app", &[(NVENC, 7)])
+        .init("warm-up", &[(NVENC, 4)])
+        .sidecar("log", &[(NVENC, 1)]);
+    let given = node.kubelet.admit(&pod).await.unwrap();
+    let containers: Vec<_> = given.iter().map(|given| &*given.container).collect();
+    assert_eq!(containers, ["warm-up", "log", "app"]);
+    let (first, app) = (&given[0].ids, &given[2].ids);
+    assert_eq!(app.iter().filter(|id| first.contains(id)).count(), 3);
+    assert_eq!(node.kubelet.in_use(NVENC), 8);
+    node.end().await;
+}
+
+#[tokio::test]
+async fn a_refusal_is_what_the_pods_status_says() {
+    let node = Node::start(two_gpus()).await;
+    let pod = PodSpec::new("games/a").container("app", &[(NVENC, 15)]);
+    let message = node.kubelet.admit(&pod).await.unwrap_err();
+    assert!(message.contains("code = FailedPrecondition"), "{message}");
+    assert!(
+        message.contains("no GPU of this node has 15 of penstock.dev/nvenc free"),
+        "{message}"
+    );
+    assert_eq!(node.kubelet.in_use(NVENC), 0);
+    node.kubelet
+        .admit(&PodSpec::new("games/b").container("app", &[(NVENC, 10)]))
+        .await
+        .unwrap();
+    node.end().await;
+}
+
+#[tokio::test]
+async fn a_gpu_that_falls_ill_is_not_handed_out_until_it_is_well() {
+    let node = Node::start(two_gpus()).await;
+    node.gpus.send_modify(|gpus| {
+        gpus[0]
+            .unhealthy
+            .insert(Resource::Mps, "its MPS daemon is dead".to_owned());
+    });
+    node.kubelet.until_allocatable(MPS, 100).await;
+    assert_eq!(node.allocatable(), [20, 100, 8]);
+    node.gpus.send_modify(|gpus| gpus[0].unhealthy.clear());
+    node.kubelet.until_allocatable(MPS, 200).await;
+    node.end().await;
+}
+
+#[tokio::test]
+async fn a_restarted_kubelet_knows_us_within_a_second_and_running_pods_count() {
+    let node = Node::start(two_gpus()).await;
+    let pod = PodSpec::new("games/a").container("app", &[(NVENC, 10)]);
+    node.kubelet.admit(&pod).await.unwrap();
+    for _ in 0..3 {
+        node.kubelet.restart();
+        let restarted = Instant::now();
+        assert_eq!(node.allocatable(), [0, 0, 0]);
+        node.until_listed().await;
+        let took = restarted.elapsed();
+        assert!(took < Duration::from_secs(1), "{took:?}");
+    }
+    let other = PodSpec::new("games/b").container("app", &[(NVENC, 10)]);
+    let given = node.kubelet.admit(&other).await.unwrap();
+    assert_eq!((given[0].ids.len(), node.kubelet.in_use(NVENC)), (10, 20));
+    node.end().await;
+}
+
+#[tokio::test]
+async fn old_streams_end_before_a_new_registration() {
+    let node = Node::start(two_gpus()).await;
+    let before = node.kubelet.events().len();
+    node.kubelet.replace_socket();
+    until("all three are registered again", || {
+        registrations(&node.kubelet) == 6
+    })
+    .await;
+    node.until_listed().await;
+    // A late end of an old stream would have marked all devices unhealthy.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(node.allocatable(), [20, 200, 8]);
+    let events = node.kubelet.events().split_off(before);
+    let ended = |happened: &stand_in::Happened| matches!(happened.event, Event::StreamEnded(_));
+    assert!(events[..3].iter().all(ended), "{events:?}");
+    node.end().await;
+}
+
+#[tokio::test]
+async fn sockets_that_somebody_removed_are_made_again() {
+    let node = Node::start(two_gpus()).await;
+    let socket = node.directory.path().join("device-plugins/penstock-mps.sock");
+    std::fs::remove_file(&socket).unwrap();
+    until("the socket is back", || socket.exists()).await;
+    until("all three are registered again", || {
+        registrations(&node.kubelet) == 6
+    })
+    .await;
+    node.until_listed().await;
+    node.end().await;
+}
+
+#[tokio::test]
+async fn a_kubelet_that_comes_late_is_waited_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let kubelet = Kubelet::stopped(directory.path(), 1);
+    let node = Node::with(directory, kubelet, two_gpus());
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(!*node.view.registered.borrow());
+    node.kubelet.begin();
+    node.until_listed().await;
+    node.end().await;
+}
+
+#[tokio::test]
+async fn a_killed_kubelet_is_waited_for_and_the_sockets_go_at_the_end() {
+    let node = Node::start(two_gpus()).await;
+    node.kubelet.stop();
+    // Its socket is there still, and refuses.
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    node.kubelet.begin();
+    let begun = Instant::now();
+    node.until_listed().await;
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    let directory = node.directory.path().join("device-plugins");
+    node.told_to_end.cancel();
+    let sockets = || std::fs::read_dir(&directory).unwrap().count();
+    until("only kubelet.sock is left", || sockets() == 1).await;
+    until("the streams have ended", || node.allocatable() == [0, 0, 0]).await;
+    node.end().await;
+}
+
+#[tokio::test]
+async fn what_pods_hold_is_seen_soon_and_a_foreign_gpu_is_ours_no_more() {
+    let node = Node::start(two_gpus()).await;
+    let pod = PodSpec::new("games/a").container("app", &[(VRAM, 2)]);
+    node.kubelet.admit(&pod).await.unwrap();
+    let admitted = Instant::now();
+    until("the allocation is seen", || {
+        let holdings = node.view.holdings.borrow();
+        holdings.iter().any(|held| held.pod == "a" && held.ids.len() == 2)
+    })
+    .await;
+    assert!(
+        admitted.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        admitted.elapsed()
+    );
+
+    node.kubelet
+        .handed_out_by_another("ml/train", "nvidia.com/gpu", &[GPU_A]);
+    // Seen by itself in ten seconds, and at the next allocation at the latest.
+    let pod = PodSpec::new("games/b").container("app", &[(VRAM, 1)]);
+    node.kubelet.admit(&pod).await.unwrap();
+    node.kubelet.until_allocatable(NVENC, 10).await;
+    node.kubelet.remove("ml/train");
+    node.kubelet.remove("games/b");
+    node.kubelet.admit(&pod).await.unwrap();
+    node.kubelet.until_allocatable(NVENC, 20).await;
+    node.end().await;
+}
+
+#[tokio::test]
+async fn a_call_waits_until_there_is_an_answer_and_the_kubelet_with_it() {
+    let node = Node::start(two_gpus()).await;
+    // The list that the kubelet has is older than what we know: our GPUs are gone, as far as we can tell.
+    let gpus = node.gpus.borrow().clone();
+    let back = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        node.gpus.send_replace(gpus);
+        let pod = pod_on_node("a");
+        node.pods.send(PodChange::Applied(pod.clone())).await.unwrap();
+        node.pods.send(PodChange::All(vec![pod])).await.unwrap();
+        node.pods
+            .send(PodChange::Deleted("uid-a".to_owned()))
+            .await
+            .unwrap();
+    };
+    let pod = PodSpec::new("games/a").container("app", &[(NVENC, 3)]);
+    node.gpus.send_replace(Vec::new());
+    let (admitted, ()) = tokio::join!(node.kubelet.admit(&pod), back);
+    admitted.unwrap();
+    node.end().await;
+}
+
+/// A node with our plugin on it.
+struct Node {
+    directory: TempDir,
+    kubelet: Kubelet,
+    gpus: watch::Sender<Vec<GpuOffer>>,
+    pods: mpsc::Sender<PodChange>,
+    view: View,
+    told_to_end: CancellationToken,
+    running: JoinHandle<anyhow::Result<()>>,
+}
+
+impl Node {
+    async fn start(gpus: Vec<GpuOffer>) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let kubelet = Kubelet::start(directory.path(), 7);
+        let node = Self::with(directory, kubelet, gpus);
+        node.until_listed().await;
+        node
+    }
+
+    fn with(directory: TempDir, kubelet: Kubelet, gpus: Vec<GpuOffer>) -> Self {
+        let (gpus, seen_gpus) = watch::channel(gpus);
+        let (pods, seen_pods) = mpsc::channel(8);
+        let seams = Seams {
+            pods: seen_pods,
+            gpus: seen_gpus,
+            answers: Box::new(names_the_gpu),
+        };
+        let (plugin, view) = Plugin::new(directory.path(), seams);
+        let told_to_end = CancellationToken::new();
+        let running = tokio::spawn(plugin.run(told_to_end.clone()));
+        Self {
+            directory,
+            kubelet,
+            gpus,
+            pods,
+            view,
+            told_to_end,
+            running,
+        }
+    }
+
+    fn allocatable(&self) -> [usize; 3] {
+        [NVENC, MPS, VRAM].map(|resource| self.kubelet.allocatable(resource))
+    }
+
+    async fn until_listed(&self) {
+        until("all devices are listed", || self.allocatable() == [20, 200, 8]).await;
+        until("we know that we are registered", || {
+            *self.view.registered.borrow()
+        })
+        .await;
+    }
+
+    async fn end(self) {
+        self.told_to_end.cancel();
+        let ended = tokio::time::timeout(stand_in::PATIENCE, self.running);
+        ended.await.unwrap().unwrap().unwrap();
+    }
+}
+
+fn two_gpus() -> Vec<GpuOffer> {
+    [GPU_A, GPU_B].map(gpu).to_vec()
+}
+
+fn gpu(uuid: &str) -> GpuOffer {
+    GpuOffer {
+        uuid: uuid.parse().unwrap(),
+        capacity: Resources {
+            nvenc: EncoderUnits(10),
+            mps: SmPercent(100),
+            vram: VramBlocks(4),
+        },
+        mps_clients: 48,
+        unhealthy: BTreeMap::new(),
+    }
+}
+
+fn pod_on_node(name: &str) -> PodOnNode {
+    let kinds = [ContainerKind::Init, ContainerKind::Sidecar, ContainerKind::App];
+    let containers = kinds.map(|kind| ContainerAsk {
+        name: format!("{kind:?}"),
+        kind,
+        demand: Resource::Nvenc.amount(3),
+    });
+    PodOnNode {
+        uid: format!("uid-{name}"),
+        namespace: "games".to_owned(),
+        name: name.to_owned(),
+        created_unix_s: 0,
+        gpu: None,
+        over: false,
+        containers: containers.to_vec(),
+    }
+}
+
+fn registrations(kubelet: &Kubelet) -> usize {
+    let events = kubelet.events();
+    let registered = |happened: &&stand_in::Happened| matches!(happened.event, Event::Registered(_));
+    events.iter().filter(registered).count()
+}
+
+const NVENC: &str = "penstock.dev/nvenc";
+const MPS: &str = "penstock.dev/mps";
+const VRAM: &str = "penstock.dev/vram";
+const GPU_A: &str = "GPU-aaaaaaaa-483b-b48f-d7e5-75fb19a52b76";
+const GPU_B: &str = "GPU-bbbbbbbb-483b-b48f-d7e5-75fb19a52b76";
