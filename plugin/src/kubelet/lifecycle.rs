@@ -53,7 +53,8 @@ pub(super) fn socket_name(resource: Resource) -> &'static str {
 }
 
 impl Lifecycle {
-    /// Runs until `told_to_end`. Then the streams end and the sockets go, before this returns.
+    /// Runs until `told_to_end`. Then the calls that wait have three seconds, since one without an answer fails its
+    /// pod for good; and the streams end and the sockets go, before this returns.
     pub(super) async fn run(self, told_to_end: CancellationToken) {
         let mut registrar = Registrar::new();
         let mut open: Option<Open> = None;
@@ -73,6 +74,14 @@ impl Lifecycle {
             told_to_end.run_until_cancelled(pause).await;
         }
         self.registered.send_replace(false);
+        if let Some(open) = &mut open {
+            let answered = tokio::time::timeout(ANSWER_WITHIN, open.until_answered());
+            if answered.await.is_err() {
+                tracing::warn!(
+                    "ending while the kubelet waits for a device: its pod fails, and is to be made anew"
+                );
+            }
+        }
         close(open).await;
     }
 
@@ -124,15 +133,21 @@ impl Lifecycle {
             let (socket, listener) =
                 socket::listen(path).with_context(|| format!("listening for the kubelet on {shown}"))?;
             let (watchers, watched) = watch::channel(0);
+            let (unanswered, waiting) = watch::channel(0);
             let service = Service {
                 resource,
                 devices,
                 calls: self.calls.clone(),
                 watchers,
+                unanswered,
                 closing: open.closing.clone(),
             };
             open.serve(service, listener);
-            open.resources.push(Served { socket, watched });
+            open.resources.push(Served {
+                socket,
+                watched,
+                waiting,
+            });
         }
         self.tell_kubelet().await?;
         Ok(open)
@@ -184,6 +199,7 @@ struct Open {
 struct Served {
     socket: OurSocket,
     watched: watch::Receiver<usize>,
+    waiting: watch::Receiver<usize>,
 }
 
 impl Open {
@@ -216,6 +232,21 @@ impl Open {
         self.servers.try_join_next().is_none() && self.resources.iter().all(|served| served.socket.is_there())
     }
 
+    /// Waits until all calls are answered and none has followed for a moment: a pod brings on several in a row.
+    async fn until_answered(&mut self) {
+        loop {
+            for served in &mut self.resources {
+                // An error says that the service is gone, and the calls with it.
+                let _ = served.waiting.wait_for(|count| *count == 0).await;
+            }
+            tokio::time::sleep(QUIET).await;
+            let has_more = |served: &Served| served.waiting.has_changed().unwrap_or(false);
+            if !self.resources.iter().any(has_more) {
+                return;
+            }
+        }
+    }
+
     fn is_watched(&self) -> bool {
         self.resources.iter().all(|served| *served.watched.borrow() > 0)
     }
@@ -233,4 +264,6 @@ async fn close(open: Option<Open>) {
 
 const KUBELET_SOCKET: &str = "kubelet.sock";
 const LOOK_EVERY: Duration = Duration::from_millis(200);
+const QUIET: Duration = Duration::from_millis(100);
+const ANSWER_WITHIN: Duration = Duration::from_secs(3);
 const CLOSE_WITHIN: Duration = Duration::from_millis(500);

@@ -232,15 +232,20 @@ impl Plugin {
         (plugin, view)
     }
 
-    /// Runs until `told_to_end`, and until the kubelet's streams are ended and our sockets gone.
+    /// Runs until `told_to_end`, and until the kubelet's calls are answered, its streams ended and our sockets gone.
     ///
     /// # Errors
     /// Where a part of it ends by itself, which is a bug.
     pub(crate) async fn run(self, told_to_end: CancellationToken) -> anyhow::Result<()> {
         let mut parts = JoinSet::new();
-        parts.spawn(self.owner.run(told_to_end.clone()));
+        let all_answered = CancellationToken::new();
+        parts.spawn(self.owner.run(all_answered.clone()));
         parts.spawn(self.looker.run(told_to_end.clone()));
-        parts.spawn(self.lifecycle.run(told_to_end.clone()));
+        let lifecycle = self.lifecycle.run(told_to_end.clone());
+        parts.spawn(async move {
+            let _owner_goes_on_until_then = all_answered.drop_guard();
+            lifecycle.await;
+        });
         while let Some(ended) = parts.join_next().await {
             ended.context("a part of the device plugin failed")?;
             if !told_to_end.is_cancelled() {

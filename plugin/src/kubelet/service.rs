@@ -30,6 +30,8 @@ pub(super) struct Service {
     pub(super) calls: mpsc::Sender<Call>,
     /// Counts the streams on which the kubelet watches the devices.
     pub(super) watchers: watch::Sender<usize>,
+    /// Counts the calls that have no answer yet.
+    pub(super) unanswered: watch::Sender<usize>,
     /// Ends the streams and the calls that wait.
     pub(super) closing: CancellationToken,
 }
@@ -56,7 +58,7 @@ impl DevicePlugin for Service {
     async fn list_and_watch(&self, _: Request<Empty>) -> Result<Response<Self::ListAndWatchStream>, Status> {
         let mut devices = self.devices.clone();
         devices.mark_changed();
-        let watching = Watching::begin(&self.watchers);
+        let watching = Counted::begin(&self.watchers);
         let lists = stream::unfold((devices, watching), async |(mut devices, watching)| {
             devices.changed().await.ok()?;
             let list = devices::response(&devices.borrow_and_update());
@@ -138,6 +140,7 @@ impl Service {
         &self,
         question: impl FnOnce(oneshot::Sender<Result<T, String>>) -> Question,
     ) -> Result<T, Status> {
+        let _unanswered = Counted::begin(&self.unanswered);
         let (answer, answered) = oneshot::channel();
         let call = Call {
             resource: self.resource,
@@ -160,18 +163,18 @@ fn parse(ids: &[String]) -> Result<Vec<DeviceId>, Status> {
         .map_err(|error| Status::invalid_argument(error.to_string()))
 }
 
-/// Counts a stream for as long as it lives.
+/// Counts a stream or a call for as long as it lives.
 #[derive(Debug)]
-struct Watching(watch::Sender<usize>);
+struct Counted(watch::Sender<usize>);
 
-impl Watching {
-    fn begin(watchers: &watch::Sender<usize>) -> Self {
-        watchers.send_modify(|count| *count += 1);
-        Self(watchers.clone())
+impl Counted {
+    fn begin(counter: &watch::Sender<usize>) -> Self {
+        counter.send_modify(|count| *count += 1);
+        Self(counter.clone())
     }
 }
 
-impl Drop for Watching {
+impl Drop for Counted {
     fn drop(&mut self) {
         // Counted by `begin`, and dropped once.
         self.0.send_modify(|count| *count -= 1);
