@@ -210,6 +210,51 @@ async fn what_pods_hold_is_seen_soon_and_a_foreign_gpu_is_ours_no_more() {
 }
 
 #[tokio::test]
+async fn a_node_with_eight_large_gpus_fits_through_every_interface() {
+    let large = |nth: u32| GpuOffer {
+        capacity: Resources {
+            nvenc: EncoderUnits(310),
+            mps: SmPercent(100),
+            vram: VramBlocks(564),
+        },
+        ..gpu(&GPU_A.replacen("aaaaaaaa", &format!("{nth:08}"), 1))
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let kubelet = Kubelet::start(directory.path(), 5);
+    let node = Node::with(directory, kubelet, (0..8).map(large).collect());
+    node.kubelet.until_allocatable(NVENC, 8 * 310).await;
+    node.kubelet.until_allocatable(VRAM, 8 * 564).await;
+    for nth in 0..8 {
+        let pod = PodSpec::new(&format!("games/{nth}")).container("app", &[(NVENC, 310), (VRAM, 564)]);
+        node.kubelet.admit(&pod).await.unwrap();
+    }
+    until("all that pods hold is seen", || {
+        let holdings = node.view.holdings.borrow();
+        holdings.iter().map(|held| held.ids.len()).sum::<usize>() == 8 * (310 + 564)
+    })
+    .await;
+    node.end().await;
+}
+
+#[tokio::test]
+async fn what_a_kubelet_asked_before_its_restart_is_dropped() {
+    let node = Node::start(two_gpus()).await;
+    let gpus = node.lose_gpus();
+    let pod = PodSpec::new("games/a").container("app", &[(NVENC, 3)]);
+    let restart = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        node.kubelet.restart();
+    };
+    let (admitted, ()) = tokio::join!(node.kubelet.admit(&pod), restart);
+    assert!(admitted.is_err());
+    node.gpus.send_replace(gpus);
+    node.until_listed().await;
+    let given = node.kubelet.admit(&pod).await.unwrap();
+    assert_eq!((given.len(), node.kubelet.in_use(NVENC)), (1, 3));
+    node.end().await;
+}
+
+#[tokio::test]
 async fn a_call_waits_until_there_is_an_answer_and_the_kubelet_with_it() {
     let node = Node::start(two_gpus()).await;
     let gpus = node.lose_gpus();
