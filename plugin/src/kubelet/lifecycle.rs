@@ -26,7 +26,7 @@ use super::proto::DEVICE_PLUGIN_VERSION;
 use super::proto::device_plugin::RegisterRequest;
 use super::proto::device_plugin::device_plugin_server::DevicePluginServer;
 use super::proto::device_plugin::registration_client::RegistrationClient;
-use super::registrar::{Registrar, Seen, SocketIdentity, Step};
+use super::registrar::{Registrar, Seen, SocketIdentity, Step, Why};
 use super::service::{self, Service};
 use super::socket::{self, OurSocket};
 
@@ -63,7 +63,7 @@ impl Lifecycle {
                 Step::Rest => {}
                 Step::SayAway => self.say_away(),
                 Step::Register(kubelet, why) => {
-                    tracing::info!("registering with the kubelet: {}", why.words());
+                    say_why(why);
                     self.registered.send_replace(false);
                     close(open.take()).await;
                     let registering = self.register(&mut registrar, kubelet);
@@ -175,6 +175,14 @@ impl Lifecycle {
     }
 }
 
+/// A first attempt is told by what comes of it, and so are those that follow a failed one.
+fn say_why(why: Why) {
+    match why {
+        Why::NotYet => tracing::debug!("registering with the kubelet"),
+        why => tracing::info!("registering with the kubelet again: {}", why.words()),
+    }
+}
+
 async fn tell(client: &mut RegistrationClient<Channel>, resource: Resource) -> anyhow::Result<()> {
     let request = RegisterRequest {
         version: DEVICE_PLUGIN_VERSION.to_owned(),
@@ -182,7 +190,8 @@ async fn tell(client: &mut RegistrationClient<Channel>, resource: Resource) -> a
         resource_name: resource.name().to_owned(),
         options: Some(service::options()),
     };
-    client.register(request).await?;
+    let registered = client.register(request).await;
+    registered.map_err(|status| socket::in_words(&status))?;
     Ok(())
 }
 

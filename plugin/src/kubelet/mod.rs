@@ -222,6 +222,7 @@ impl Plugin {
             looker: Looker {
                 socket: kubelet_dir.join("pod-resources/kubelet.sock"),
                 allocated,
+                registered: seen_registered.clone(),
                 holdings,
             },
         };

@@ -95,6 +95,8 @@ pub(super) struct Looker {
     pub(super) socket: PathBuf,
     /// Said after each allocation.
     pub(super) allocated: Arc<Notify>,
+    /// Whether the kubelet knows us: when it begins to, a look is due.
+    pub(super) registered: watch::Receiver<bool>,
     /// Where the answers go: every one, changed or not, since that it was said just now matters too.
     pub(super) holdings: watch::Sender<Arc<Vec<PodDevices>>>,
 }
@@ -105,13 +107,14 @@ impl Looker {
         told_to_end.run_until_cancelled(self.look_for_ever()).await;
     }
 
-    async fn look_for_ever(&self) {
-        let mut answers = None;
+    async fn look_for_ever(mut self) {
+        let mut said = false;
         loop {
             let looked = self.look().await;
-            self.tell(looked, &mut answers);
+            self.tell(looked, &mut said);
             tokio::select! {
                 () = tokio::time::sleep(LOOK_EVERY) => {}
+                Ok(()) = self.registered.changed() => {}
                 // The kubelet stores what it has just been answered, and calls for the pod's next resource.
                 () = self.allocated.notified() => tokio::time::sleep(SETTLE).await,
             }
@@ -130,19 +133,23 @@ impl Looker {
         Ok(flatten(answer.into_inner()))
     }
 
-    fn tell(&self, looked: anyhow::Result<Vec<PodDevices>>, answers: &mut Option<bool>) {
-        let answered = looked.is_ok();
-        let news = answers.replace(answered) != Some(answered);
+    /// Says once what is wrong, and once that it is over. Where there is no kubelet at all, others say so.
+    fn tell(&self, looked: anyhow::Result<Vec<PodDevices>>, said: &mut bool) {
         match looked {
-            Ok(holdings) => drop(self.holdings.send_replace(Arc::new(holdings))),
-            Err(error) if news => tracing::warn!(
-                "{error:#}; until it answers, what pods hold is known from earlier answers only, and allocations \
-                 can't be checked"
-            ),
+            Ok(holdings) => {
+                self.holdings.send_replace(Arc::new(holdings));
+                if std::mem::take(said) {
+                    tracing::info!("the kubelet says again which pod holds which device");
+                }
+            }
+            Err(error) if *self.registered.borrow() && !*said => {
+                *said = true;
+                tracing::warn!(
+                    "{error:#}; until it answers, what pods hold is known from earlier answers only, and \
+                     allocations can't be checked (is pod-resources/ of --kubelet-dir mounted?)"
+                );
+            }
             Err(error) => tracing::debug!("{error:#}"),
-        }
-        if answered && news {
-            tracing::info!("the kubelet says which pod holds which device");
         }
     }
 }

@@ -143,7 +143,7 @@ impl Registrar {
 }
 
 impl Why {
-    /// In words that go after "registering with the kubelet:".
+    /// In words that go after "registering with the kubelet again:".
     pub(super) fn words(self) -> &'static str {
         match self {
             Self::NotYet => "it does not know our resources",

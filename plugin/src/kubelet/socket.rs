@@ -1,5 +1,6 @@
 //! Unix sockets between the kubelet and us: ours to be served, its own to be connected to.
 
+use std::error::Error;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -8,7 +9,8 @@ use std::time::Duration;
 use futures_util::{Stream, stream};
 use hyper_util::rt::TokioIo;
 use tokio::net::{UnixListener, UnixStream};
-use tonic::transport::{Channel, Endpoint, Error};
+use tonic::Status;
+use tonic::transport::{Channel, Endpoint};
 use tower::service_fn;
 
 use super::registrar::SocketIdentity;
@@ -78,16 +80,30 @@ pub(super) fn connections(listener: UnixListener) -> impl Stream<Item = io::Resu
 ///
 /// # Errors
 /// Where nobody listens there.
-pub(super) async fn connect(path: &Path) -> Result<Channel, Error> {
+pub(super) async fn connect(path: &Path) -> io::Result<Channel> {
     let path = path.to_owned();
-    Endpoint::from_static("http://localhost")
+    let endpoint = Endpoint::from_static("http://localhost")
         .connect_timeout(CONNECT_WITHIN)
-        .timeout(ANSWER_WITHIN)
-        .connect_with_connector(service_fn(move |_| {
-            let path = path.clone();
-            async move { UnixStream::connect(path).await.map(TokioIo::new) }
-        }))
-        .await
+        .timeout(ANSWER_WITHIN);
+    let connecting = endpoint.connect_with_connector(service_fn(move |_| {
+        let path = path.clone();
+        async move { UnixStream::connect(path).await.map(TokioIo::new) }
+    }));
+    connecting.await.map_err(|error| io::Error::other(root(&error)))
+}
+
+/// What is at the bottom of an error: each layer above repeats it.
+fn root(error: &dyn Error) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}
+
+/// What a call of ours was answered instead.
+pub(super) fn in_words(status: &Status) -> anyhow::Error {
+    anyhow::anyhow!("it answered {:?}: {}", status.code(), status.message())
 }
 
 const ACCEPT_AGAIN_AFTER: Duration = Duration::from_millis(100);
