@@ -18,10 +18,6 @@
 //! | mps | `CUDA_MPS_ACTIVE_THREAD_PERCENTAGE`, `CUDA_MPS_PIPE_DIRECTORY`, the pipes and /dev/shm |
 //! | vram | `PENSTOCK_VRAM_BYTES` |
 //! | vram and mps | `CUDA_MPS_PINNED_DEVICE_MEM_LIMIT` |
-#![cfg_attr(
-    not(test),
-    expect(dead_code, reason = "the device plugin answers the kubelet with it")
-)]
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -1,6 +1,7 @@
 //! The node agent: offers slices of GPUs.
 //!
 //! ```text
+//!  kubelet       `device-plugin`: a node of Kubernetes: GPUs as devices of its kubelet
 //!  standalone    a machine without Kubernetes: the ledger of slices, and one streamer process per slice
 //!  client        `slices` and `slice …`: talk to that agent
 //!  assign        which pod a call of the kubelet is for, and which GPU it gets
@@ -13,7 +14,6 @@
 //! ```
 
 mod answer;
-#[cfg_attr(not(test), expect(dead_code, reason = "the device plugin is about to use it"))]
 mod assign;
 mod attend;
 mod backoff;
@@ -22,10 +22,10 @@ mod client;
 mod doctor;
 #[cfg_attr(not(test), expect(dead_code, reason = "the device plugin is about to use it"))]
 mod gpunode;
+mod kubelet;
 mod last_words;
 mod mps;
 mod nvml;
-#[cfg_attr(not(test), expect(dead_code, reason = "the device plugin is about to use it"))]
 mod pods;
 mod standalone;
 
@@ -48,6 +48,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    DevicePlugin(kubelet::Args),
     Standalone(Box<standalone::Args>),
     Slices(client::ListArgs),
     Slice(client::SliceArgs),
@@ -78,6 +79,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         .context("starting the asynchronous runtime")?;
     runtime.block_on(async {
         match command {
+            Command::DevicePlugin(args) => kubelet::run(args).await,
             Command::Standalone(args) => standalone::run(*args).await,
             Command::Slices(args) => client::list(args).await,
             Command::Slice(args) => client::slice(args).await,

@@ -109,6 +109,8 @@ pub(crate) struct Assigner {
     waiting: Option<(Resource, u32, Instant)>,
     /// Whether podresources was asked since the last grant.
     asked: bool,
+    /// Whether pods are watched, so that a call for one that is not known has something to wait for.
+    watching: bool,
     /// Where a pod that is not known was put last.
     stranger: Option<(GpuUuid, Instant)>,
 }
@@ -117,6 +119,14 @@ pub(crate) struct Assigner {
 const ONE_STRANGER: Duration = Duration::from_secs(1);
 
 impl Assigner {
+    /// One that will be told of pods.
+    pub(crate) fn watching() -> Self {
+        Self {
+            watching: true,
+            ..Self::default()
+        }
+    }
+
     /// The GPUs there are; ones that are not in the list are no longer.
     pub(crate) fn set_gpus(&mut self, gpus: Vec<GpuOffer>) {
         self.gpus = gpus.into_iter().map(|gpu| (gpu.uuid.clone(), gpu)).collect();
@@ -158,6 +168,7 @@ impl Assigner {
     }
 
     /// What is held of each GPU by whom, as far as it is known.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for what is published of the node"))]
     pub(crate) fn held(&self) -> Vec<Held> {
         self.usage
             .counted(&self.pods)
@@ -185,7 +196,7 @@ impl Assigner {
             ids: must_include,
         };
         let readings = self.tracker.read(now, &self.pods, &self.usage, &seen);
-        if readings.is_empty()
+        if (readings.is_empty() || self.gpus.is_empty())
             && let Some(until) = self.wait(now, &seen)
         {
             return Outcome::Wait(until);
@@ -255,9 +266,12 @@ impl Assigner {
         self.tracker.is_ambiguous() && !self.asked
     }
 
-    /// Until when a call that fits no pod waits for one; `None` where it has waited long enough, or follows on one
+    /// Until when a call that fits no pod waits for one, or one without any GPU for GPUs; `None` where it has waited long enough, or follows on one
     /// that has.
     fn wait(&mut self, now: Instant, seen: &Seen<'_>) -> Option<Instant> {
+        if !self.watching && !self.gpus.is_empty() {
+            return None;
+        }
         let follows = self
             .stranger
             .as_ref()

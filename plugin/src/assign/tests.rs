@@ -205,7 +205,7 @@ impl Node {
             unhealthy: BTreeMap::new(),
         };
         let gpus: Vec<_> = (0..count).map(offer).collect();
-        let mut assigner = Assigner::default();
+        let mut assigner = Assigner::watching();
         assigner.set_gpus(gpus.clone());
         Self {
             assigner,

@@ -33,13 +33,13 @@ pub(super) struct Agent {
 
 /// One GPU, or what stands in for one, as it is offered.
 #[derive(Debug, Clone)]
-pub(super) struct Offer {
+pub(crate) struct Offer {
     /// Its name.
-    pub(super) uuid: GpuUuid,
+    pub(crate) uuid: GpuUuid,
     /// What it is, for people.
-    pub(super) model: String,
+    pub(crate) model: String,
     /// All that slices may take of it.
-    pub(super) capacity: Resources,
+    pub(crate) capacity: Resources,
 }
 
 /// What is to be done now.

@@ -36,9 +36,10 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use agent::Offer;
 pub(crate) use socket::{DEFAULT_SOCKET, ENV_SOCKET};
 
-use agent::{Agent, Offer};
+use agent::Agent;
 use metrics::Metrics;
 use owner::Owner;
 use process::Streamer;
@@ -81,7 +82,7 @@ pub(crate) struct Args {
 /// What the machine offers.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Capacity")]
-struct Capacity {
+pub(crate) struct Capacity {
     /// Encoder units to offer [default: measured at start, which takes some seconds]
     #[arg(long, env = "PENSTOCK_AGENT_UNITS", value_name = "N")]
     units: Option<NonZeroU32>,
@@ -147,6 +148,18 @@ async fn start_and_serve(args: &Args, told_to_end: &CancellationToken) -> anyhow
     servers.serve(claimed.listen()?, api::router(handle).merge(ops));
     tracing::info!(socket = %args.socket.display(), "ready");
     servers.until(owner.run(told_to_end.clone())).await
+}
+
+/// The machine's CPU as a GPU, of the capacity that was told, or that `streamer` (where it is not told, the one
+/// beside this program) measures.
+///
+/// # Errors
+/// Where it can't be measured or named; the words say what to do.
+pub(crate) async fn software_offer(capacity: &Capacity, streamer: Option<&Path>) -> anyhow::Result<Offer> {
+    match capacity.units {
+        Some(units) => software::offer(EncoderUnits(units.get())),
+        None => capacity.offer(&streamer_program(streamer)?).await,
+    }
 }
 
 impl Capacity {

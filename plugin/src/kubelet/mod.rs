@@ -1,0 +1,310 @@
+//! `penstock-plugin device-plugin`: our three resources, offered to the kubelet of this node.
+//!
+//! ```text
+//!            kubelet.sock ◄── lifecycle  registers, and again when the kubelet has forgotten us
+//!                             registrar  decides when (no I/O)
+//!   penstock-<resource>.sock ► service   one per resource: what the kubelet calls
+//!                                │
+//!                              owner     owns the Assigner; device lists out, calls that must wait
+//!                                │
+//!  pod-resources/kubelet.sock ◄ pod_resources   which container holds which device
+//! ```
+
+mod container_answer;
+mod devices;
+mod lifecycle;
+mod owner;
+mod pod_resources;
+mod proto;
+mod registrar;
+mod service;
+mod socket;
+#[cfg(test)]
+mod tests;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context as _, anyhow, bail};
+use penstock_core::ids::NodeName;
+use penstock_core::packing::Resources;
+use penstock_core::units::{SmPercent, VRAM_BLOCK_BYTES, VramBlocks};
+use penstock_shell::{ops, shutdown};
+use prometheus::Registry;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+pub(crate) use container_answer::ContainerAnswer;
+pub(crate) use owner::Answers;
+pub(crate) use pod_resources::PodDevices;
+
+use crate::answer::{self, answer};
+use crate::assign::GpuOffer;
+use crate::cdi::Injection;
+use crate::mps::{self, Layout};
+use crate::pods::PodEvent;
+use crate::standalone::{self, Capacity};
+use lifecycle::Lifecycle;
+use owner::{Looks, Owner};
+use pod_resources::Looker;
+
+/// The oldest Kubernetes whose kubelet this works with.
+///
+/// | what of the kubelet | since |
+/// |---|---|
+/// | device plugins, v1beta1 | 1.10 |
+/// | `GetPreferredAllocation`, without which a container's devices would be of several GPUs | 1.19 |
+/// | podresources v1 (`List`), which tells the pod that holds a device | 1.20 |
+/// | `cdi_devices` in answers, where CDI is chosen | 1.29 (1.28 behind `DevicePluginCDIDevices`) |
+///
+/// See <https://kubernetes.io/docs/concepts/extend-kubernetes/compute-storage-net/device-plugins/>.
+pub(crate) const OLDEST_KUBERNETES: &str = "1.20";
+
+/// Offer slices of this node's GPUs to its kubelet, as penstock.dev/nvenc, penstock.dev/mps and penstock.dev/vram.
+///
+/// A pod asks for amounts of them in its containers' limits, and gets all of them from one GPU. See what a node
+/// offers with `kubectl describe node`.
+///
+/// Runs on each node with GPUs, as a DaemonSet with the kubelet's directory mounted, and may be restarted at any
+/// time: pods that run are not touched. It waits for the kubelet where that is away, and registers again within a
+/// second where it was restarted.
+///
+/// Why a pod was refused stands in its status: `kubectl get pod NAME -o jsonpath='{.status.message}'`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = format!("Works with the kubelets of Kubernetes {OLDEST_KUBERNETES} and later."))]
+pub(crate) struct Args {
+    /// The kubelet's directory: device-plugins/ and pod-resources/ are in it
+    #[arg(
+        long,
+        env = "PENSTOCK_KUBELET_DIR",
+        default_value = "/var/lib/kubelet",
+        value_name = "PATH"
+    )]
+    kubelet_dir: PathBuf,
+    /// Offer this node's CPU as one GPU: its encoder units are x264's; what it offers of SMs (100 %) and video memory
+    /// (as much as it has memory) is only counted. For nodes without GPU
+    #[arg(long, env = "PENSTOCK_SOFTWARE_SLICES")]
+    software_slices: bool,
+    /// This node's name: its pods are then watched at the API server, and a pod gets the GPU that the scheduler chose
+    /// for it. Without it calls are told apart by their amounts alone
+    #[arg(long, env = "PENSTOCK_NODE_NAME", value_name = "NAME")]
+    node_name: Option<NodeName>,
+    /// Where the MPS daemons' pipes are, as `penstock-plugin mps --root` has them
+    #[arg(long, env = mps::ENV_ROOT, default_value = mps::DEFAULT_ROOT, value_name = "PATH")]
+    mps_root: PathBuf,
+    /// Serve /metrics, /healthz and /readyz (ready: the kubelet knows us) on this TCP address
+    #[arg(long, env = "PENSTOCK_PLUGIN_METRICS_LISTEN", value_name = "ADDRESS:PORT")]
+    metrics_listen: Option<SocketAddr>,
+    /// The streamer program, which measures the CPU's encoder [default: penstock-streamer beside this program]
+    #[arg(long, env = "PENSTOCK_AGENT_STREAMER", value_name = "PATH")]
+    streamer: Option<PathBuf>,
+    #[command(flatten)]
+    capacity: Capacity,
+}
+
+/// Serves the kubelet until told to end.
+///
+/// # Errors
+/// What keeps it from starting, in words that say what to do.
+pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
+    if !args.software_slices {
+        bail!("this build finds no GPUs by itself: pass --software-slices to offer this node's CPU");
+    }
+    let told_to_end = shutdown::token().context("listening for SIGTERM and SIGINT")?;
+    let offered = tokio::select! {
+        offered = software_offer(&args) => offered?,
+        () = told_to_end.cancelled() => return Ok(()),
+    };
+    tracing::info!(gpu = %offered.uuid, "offering {}", offered.capacity);
+    // Held to the end, so that what comes from them does not end before.
+    let (_gpus, gpus) = watch::channel(vec![offered]);
+    let mut tasks = JoinSet::new();
+    let pods = match args.node_name {
+        Some(node) => Some(watch_pods(&mut tasks, node).await?),
+        None => None,
+    };
+    let answers = told_by(Injection::Environment, Layout::new(args.mps_root));
+    let (plugin, view) = Plugin::new(&args.kubelet_dir, Seams { pods, gpus, answers });
+    if let Some(address) = args.metrics_listen {
+        serve_ops(&mut tasks, address, view).await?;
+    }
+    tokio::select! {
+        ended = plugin.run(told_to_end) => ended,
+        Some(part) = tasks.join_next() => Err(anyhow!("a part of the device plugin ended by itself: {part:?}")),
+    }
+}
+
+/// Follows the pods of `node` at the API server of this cluster.
+async fn watch_pods(
+    tasks: &mut JoinSet<std::io::Result<()>>,
+    node: NodeName,
+) -> anyhow::Result<mpsc::Receiver<PodEvent>> {
+    let client = kube::Client::try_default()
+        .await
+        .context("finding the API server, to see which pods are bound to this node (--node-name)")?;
+    let (events, pods) = mpsc::channel(64);
+    tasks.spawn(async move {
+        crate::pods::watch(client, &node, events).await;
+        Ok(())
+    });
+    Ok(pods)
+}
+
+/// What containers are told, where GPUs get in by `injection` and MPS pipes are under `mps`.
+fn told_by(injection: Injection, mps: Layout) -> Answers {
+    Box::new(move |grant| {
+        let told = answer(&answer::Grant {
+            gpu: &grant.gpu,
+            demand: grant.container,
+            pod_encodes: grant.pod_has_nvenc,
+            slice: None,
+            injection: &injection,
+            mps: &mps,
+        });
+        ContainerAnswer::from(told)
+    })
+}
+
+/// The node's CPU as a GPU. It has no SMs and no video memory of a GPU's, but pods that ask for them shall run here
+/// too.
+async fn software_offer(args: &Args) -> anyhow::Result<GpuOffer> {
+    let offer = standalone::software_offer(&args.capacity, args.streamer.as_deref()).await?;
+    let memory_info = std::fs::read_to_string(MEMORY_INFO)
+        .with_context(|| format!("reading from {MEMORY_INFO} how much memory this node has"))?;
+    Ok(GpuOffer {
+        uuid: offer.uuid,
+        capacity: Resources {
+            mps: SmPercent(100),
+            vram: memory(&memory_info),
+            ..offer.capacity
+        },
+        mps_clients: SOFTWARE_CLIENTS,
+        unhealthy: Default::default(),
+    })
+}
+
+/// The memory of `MemTotal: 16318480 kB` (proc_meminfo(5)).
+fn memory(memory_info: &str) -> VramBlocks {
+    let line = memory_info
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok());
+    let blocks = kib.unwrap_or_default() * 1024 / VRAM_BLOCK_BYTES;
+    VramBlocks(
+        u32::try_from(blocks)
+            .unwrap_or(u32::MAX)
+            .min(MOST_SOFTWARE_BLOCKS),
+    )
+}
+
+async fn serve_ops(
+    tasks: &mut JoinSet<std::io::Result<()>>,
+    address: SocketAddr,
+    view: View,
+) -> anyhow::Result<()> {
+    let doing = || format!("listening on {address} for /metrics (--metrics-listen chooses another)");
+    let listener = TcpListener::bind(address).await.with_context(doing)?;
+    let ready = move || match *view.registered.borrow() {
+        true => Ok(()),
+        false => Err("the kubelet does not know this plugin as yet; its log says why".to_owned()),
+    };
+    let router = ops::router::<()>(Registry::new(), Arc::new(ready));
+    tasks.spawn(async move { axum::serve(listener, router).await });
+    Ok(())
+}
+
+/// What the plugin is told, and how it answers.
+pub(crate) struct Seams {
+    /// The pods of this node, where they are watched.
+    pub(crate) pods: Option<mpsc::Receiver<PodEvent>>,
+    /// Its GPUs.
+    pub(crate) gpus: watch::Receiver<Vec<GpuOffer>>,
+    /// Builds what a container gets.
+    pub(crate) answers: Answers,
+}
+
+/// What others may see of the plugin.
+#[derive(Debug, Clone)]
+pub(crate) struct View {
+    /// What the kubelet says that containers hold of all plugins' devices.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for whoever publishes what pods hold"))]
+    pub(crate) holdings: watch::Receiver<Arc<Vec<PodDevices>>>,
+    /// Whether the kubelet knows us.
+    pub(crate) registered: watch::Receiver<bool>,
+}
+
+/// The plugin, for one kubelet.
+pub(crate) struct Plugin {
+    lifecycle: Lifecycle,
+    owner: Owner,
+    looker: Looker,
+}
+
+impl Plugin {
+    /// A plugin for the kubelet whose directory that is.
+    pub(crate) fn new(kubelet_dir: &Path, seams: Seams) -> (Self, View) {
+        let (calling, calls) = mpsc::channel(64);
+        let (holdings, seen_holdings) = watch::channel(Arc::default());
+        let (registered, seen_registered) = watch::channel(false);
+        let (lists, listed) = devices::lists();
+        let looks = Looks::default();
+        let inputs = owner::Inputs {
+            calls,
+            pods: seams.pods,
+            gpus: seams.gpus,
+            holdings: seen_holdings.clone(),
+        };
+        let plugin = Self {
+            lifecycle: Lifecycle {
+                directory: kubelet_dir.join("device-plugins"),
+                listed,
+                calls: calling,
+                registered,
+            },
+            owner: Owner::new(inputs, seams.answers, lists, looks.clone()),
+            looker: Looker {
+                socket: kubelet_dir.join("pod-resources/kubelet.sock"),
+                looks,
+                registered: seen_registered.clone(),
+                holdings,
+            },
+        };
+        let view = View {
+            holdings: seen_holdings,
+            registered: seen_registered,
+        };
+        (plugin, view)
+    }
+
+    /// Runs until `told_to_end`, and until the kubelet's calls are answered, its streams ended and our sockets gone.
+    ///
+    /// # Errors
+    /// Where a part of it ends by itself, which is a bug.
+    pub(crate) async fn run(self, told_to_end: CancellationToken) -> anyhow::Result<()> {
+        let mut parts = JoinSet::new();
+        let all_answered = CancellationToken::new();
+        parts.spawn(self.owner.run(all_answered.clone()));
+        parts.spawn(self.looker.run(told_to_end.clone()));
+        let lifecycle = self.lifecycle.run(told_to_end.clone());
+        parts.spawn(async move {
+            let _owner_goes_on_until_then = all_answered.drop_guard();
+            lifecycle.await;
+        });
+        while let Some(ended) = parts.join_next().await {
+            ended.context("a part of the device plugin failed")?;
+            if !told_to_end.is_cancelled() {
+                bail!("a part of the device plugin ended by itself");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// No CUDA program runs there, so this bounds nothing.
+const SOFTWARE_CLIENTS: u32 = 10_000;
+const MEMORY_INFO: &str = "/proc/meminfo";
+/// 256 GiB: more devices than a CPU's streams can use only lengthen the kubelet's lists.
+const MOST_SOFTWARE_BLOCKS: u32 = 1024;

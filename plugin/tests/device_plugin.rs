@@ -1,0 +1,169 @@
+//! `penstock-plugin device-plugin` as a kubelet meets it: the real program, with a stand-in for the kubelet.
+
+#![allow(clippy::unwrap_used)] // Here a panic is a failed test.
+
+mod kubelet;
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use kubelet::{Event, Kubelet, PATIENCE, PodSpec, until};
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
+use tokio::process::{Child, ChildStderr, Command};
+
+#[tokio::test]
+async fn software_slices_are_offered_allocated_and_offered_again() {
+    let node = Node::start(&["--units", "10"]).await;
+    node.kubelet.until_allocatable(NVENC, 10).await;
+    node.kubelet.until_allocatable(MPS, 100).await;
+    until("there is some memory", || node.kubelet.allocatable(VRAM) > 0).await;
+    let pod = PodSpec::new("games/a").container("app", &[(NVENC, 7), (MPS, 20), (VRAM, 1)]);
+    let given = node.kubelet.admit(&pod).await.unwrap();
+    assert_eq!(given.len(), 3);
+    for given in &given {
+        let gpu = &given.response.envs["PENSTOCK_GPU"];
+        assert!(gpu.starts_with("CPU-"), "{gpu}");
+        assert_eq!(given.response.envs.get("NVIDIA_VISIBLE_DEVICES"), None);
+        assert!(
+            given.ids.iter().all(|id| id.starts_with(&format!("{gpu}::"))),
+            "{given:?}"
+        );
+    }
+    let too_much = PodSpec::new("games/b").container("app", &[(NVENC, 4)]);
+    let message = node.kubelet.admit(&too_much).await.unwrap_err();
+    assert!(message.contains("Available: 3"), "{message}");
+    node.kubelet.remove("games/a");
+    node.kubelet
+        .admit(&PodSpec::new("games/c").container("app", &[(NVENC, 10)]))
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_restarted_kubelet_is_registered_with_within_a_second() {
+    let node = Node::start(&["--units", "10"]).await;
+    node.kubelet.until_allocatable(NVENC, 10).await;
+    node.kubelet.restart();
+    let restarted = Instant::now();
+    for (resource, count) in [(NVENC, 10), (MPS, 100)] {
+        node.kubelet.until_allocatable(resource, count).await;
+    }
+    let took = restarted.elapsed();
+    assert!(took < Duration::from_secs(1), "{took:?}");
+}
+
+#[tokio::test]
+async fn told_to_end_it_ends_its_streams_and_takes_its_sockets_along() {
+    let mut node = Node::start(&["--units", "10"]).await;
+    node.kubelet.until_allocatable(MPS, 100).await;
+    node.signal(Signal::TERM);
+    let status = tokio::time::timeout(PATIENCE, node.process.wait()).await;
+    assert!(status.unwrap().unwrap().success());
+    let ended = |happened: &&kubelet::Happened| matches!(happened.event, Event::StreamEnded(_));
+    until("all three streams have ended", || {
+        node.kubelet.events().iter().filter(ended).count() == 3
+    })
+    .await;
+    let left = std::fs::read_dir(node.directory.path().join("device-plugins")).unwrap();
+    let left: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["kubelet.sock"]);
+}
+
+#[tokio::test]
+async fn while_the_kubelet_is_away_it_says_so_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let kubelet = Kubelet::stopped(directory.path(), 1);
+    let mut node = Node::with(directory, kubelet, &["--units", "10"]);
+    let mut log = node.log();
+    let line = line_with(&mut log, "waiting for the kubelet").await;
+    assert!(line.contains("--kubelet-dir"), "{line}");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    node.kubelet.begin();
+    let next = log.next_line().await.unwrap().unwrap();
+    assert!(next.contains("registered with the kubelet"), "{next}");
+}
+
+#[tokio::test]
+async fn without_gpus_to_offer_it_says_what_to_do() {
+    let directory = tempfile::tempdir().unwrap();
+    let output = command(directory.path(), &[]).output().await.unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        !output.status.success() && said.contains("--software-slices"),
+        "{said}"
+    );
+}
+
+#[tokio::test]
+async fn its_help_says_which_kubelets_it_works_with() {
+    let directory = tempfile::tempdir().unwrap();
+    let output = command(directory.path(), &["--help"]).output().await.unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.contains("Kubernetes 1.20 and later"), "{said}");
+}
+
+/// A node with the program on it.
+struct Node {
+    directory: TempDir,
+    kubelet: Kubelet,
+    process: Child,
+}
+
+impl Node {
+    async fn start(args: &[&str]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let kubelet = Kubelet::start(directory.path(), 3);
+        Self::with(directory, kubelet, args)
+    }
+
+    fn with(directory: TempDir, kubelet: Kubelet, args: &[&str]) -> Self {
+        let args: Vec<_> = ["--software-slices"].iter().chain(args).copied().collect();
+        let process = command(directory.path(), &args).spawn().unwrap();
+        Self {
+            directory,
+            kubelet,
+            process,
+        }
+    }
+
+    fn log(&mut self) -> Lines<BufReader<ChildStderr>> {
+        BufReader::new(self.process.stderr.take().unwrap()).lines()
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.process.id().unwrap()).unwrap();
+        kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
+    }
+}
+
+fn command(kubelet_dir: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_penstock-plugin"));
+    command
+        .arg("device-plugin")
+        .args(args)
+        .env("PENSTOCK_KUBELET_DIR", kubelet_dir)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    command
+}
+
+async fn line_with(log: &mut Lines<BufReader<ChildStderr>>, words: &str) -> String {
+    let search = async {
+        loop {
+            let line = log.next_line().await.unwrap().expect("the log ended");
+            if line.contains(words) {
+                return line;
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, search).await.unwrap()
+}
+
+const NVENC: &str = "penstock.dev/nvenc";
+const MPS: &str = "penstock.dev/mps";
+const VRAM: &str = "penstock.dev/vram";

@@ -1,0 +1,152 @@
+//! What the kubelet keeps: plugins, devices, and which pods hold which.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
+
+use tokio::task::AbortHandle;
+use tonic::transport::Channel;
+
+use super::device_plugin::Device;
+use super::device_plugin::device_plugin_client::DevicePluginClient;
+
+/// What a plugin did or was asked, and when.
+#[derive(Debug, Clone)]
+pub(crate) struct Happened {
+    pub(crate) at: Instant,
+    pub(crate) event: Event,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Event {
+    Registered(String),
+    StreamEnded(String),
+    Preferred { resource: String, size: usize },
+    Allocate { resource: String, ids: Vec<String> },
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Books {
+    pub(super) events: Vec<Happened>,
+    plugins: BTreeMap<String, Plugin>,
+    /// Per resource, each device and whether it is healthy.
+    devices: BTreeMap<String, BTreeMap<String, bool>>,
+    /// Per pod (`namespace/name`), what its containers hold. Survives a restart, as the real one's checkpoint does.
+    pods: BTreeMap<String, Vec<Holding>>,
+    /// Which life of the kubelet this is: what an earlier one's tasks still have to say counts no more.
+    life: u64,
+}
+
+#[derive(Debug)]
+struct Plugin {
+    client: DevicePluginClient<Channel>,
+    watching: AbortHandle,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Holding {
+    pub(super) container: String,
+    pub(super) resource: String,
+    pub(super) ids: Vec<String>,
+}
+
+impl Books {
+    pub(super) fn begin(&mut self) {
+        self.life += 1;
+    }
+
+    pub(super) fn stop(&mut self) {
+        self.life += 1;
+        self.devices.clear();
+        for plugin in std::mem::take(&mut self.plugins).into_values() {
+            plugin.watching.abort();
+        }
+    }
+
+    pub(super) fn life(&self) -> u64 {
+        self.life
+    }
+
+    pub(super) fn note(&mut self, event: Event) {
+        let at = Instant::now();
+        self.events.push(Happened { at, event });
+    }
+
+    /// Knows a plugin from now on. An earlier one of that resource is forgotten, but its stream goes on.
+    pub(super) fn register(
+        &mut self,
+        resource: &str,
+        client: DevicePluginClient<Channel>,
+        watching: AbortHandle,
+    ) {
+        self.note(Event::Registered(resource.to_owned()));
+        self.plugins
+            .insert(resource.to_owned(), Plugin { client, watching });
+    }
+
+    pub(super) fn listed(&mut self, life: u64, resource: &str, devices: Vec<Device>) {
+        if life == self.life {
+            let devices = devices.into_iter().map(|d| (d.id, d.health == "Healthy"));
+            self.devices.insert(resource.to_owned(), devices.collect());
+        }
+    }
+
+    /// A stream has ended. The kubelet knows plugins by resource only: whichever is known now goes with it, were it
+    /// another one's stream that ended.
+    pub(super) fn stream_ended(&mut self, life: u64, resource: &str) {
+        if life != self.life {
+            return;
+        }
+        self.note(Event::StreamEnded(resource.to_owned()));
+        if let Some(plugin) = self.plugins.remove(resource) {
+            plugin.watching.abort();
+        }
+        for healthy in self.devices.entry(resource.to_owned()).or_default().values_mut() {
+            *healthy = false;
+        }
+    }
+
+    pub(super) fn plugin(&self, resource: &str) -> Result<DevicePluginClient<Channel>, String> {
+        let plugin = self.plugins.get(resource);
+        plugin
+            .map(|plugin| plugin.client.clone())
+            .ok_or_else(|| format!("cannot allocate unregistered device {resource}"))
+    }
+
+    pub(super) fn healthy(&self, resource: &str) -> BTreeSet<String> {
+        let devices = self.devices.get(resource).into_iter().flatten();
+        devices
+            .filter(|(_, healthy)| **healthy)
+            .map(|(id, _)| id.clone())
+            .collect()
+    }
+
+    pub(super) fn in_use(&self, resource: &str) -> BTreeSet<String> {
+        let holdings = self.pods.values().flatten();
+        let ids = holdings
+            .filter(|held| held.resource == resource)
+            .flat_map(|held| &held.ids);
+        ids.cloned().collect()
+    }
+
+    pub(super) fn hand_out<'a>(
+        &mut self,
+        pod: &str,
+        container: &str,
+        resource: &str,
+        ids: impl IntoIterator<Item = &'a str>,
+    ) {
+        self.pods.entry(pod.to_owned()).or_default().push(Holding {
+            container: container.to_owned(),
+            resource: resource.to_owned(),
+            ids: ids.into_iter().map(str::to_owned).collect(),
+        });
+    }
+
+    pub(super) fn remove(&mut self, pod: &str) {
+        self.pods.remove(pod);
+    }
+
+    pub(super) fn pods(&self) -> &BTreeMap<String, Vec<Holding>> {
+        &self.pods
+    }
+}

@@ -1,0 +1,146 @@
+//! What the kubelet serves.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use futures_util::stream;
+use tokio::net::UnixListener;
+use tokio::task::JoinSet;
+use tonic::transport::Server;
+use tonic::{Request, Response, Status};
+
+use super::Shared;
+use super::device_plugin::registration_server::{Registration, RegistrationServer};
+use super::device_plugin::{Empty, RegisterRequest};
+use super::pod_resources::pod_resources_lister_server::{PodResourcesLister, PodResourcesListerServer};
+use super::pod_resources::{
+    AllocatableResourcesRequest, AllocatableResourcesResponse, ContainerDevices, ContainerResources,
+    GetPodResourcesRequest, GetPodResourcesResponse, ListPodResourcesRequest, ListPodResourcesResponse,
+    PodResources,
+};
+
+/// The servers; dropped, they end.
+pub(super) struct Servers(JoinSet<()>);
+
+impl Servers {
+    pub(super) fn start(shared: &Arc<Shared>) -> Self {
+        let mut servers = Self(JoinSet::new());
+        servers.serve_registration(shared);
+        let path = shared.directory.join("pod-resources/kubelet.sock");
+        let listener = listen(path);
+        let service = PodResourcesListerServer::new(Facade(Arc::clone(shared)));
+        servers.0.spawn(async move {
+            let incoming = connections(listener);
+            Server::builder()
+                .serve_with_incoming(service, incoming)
+                .await
+                .unwrap();
+        });
+        servers
+    }
+
+    pub(super) fn serve_registration(&mut self, shared: &Arc<Shared>) {
+        let listener = listen(shared.plugin_dir().join("kubelet.sock"));
+        let service = RegistrationServer::new(Facade(Arc::clone(shared)));
+        self.0.spawn(async move {
+            let incoming = connections(listener);
+            Server::builder()
+                .serve_with_incoming(service, incoming)
+                .await
+                .unwrap();
+        });
+    }
+}
+
+struct Facade(Arc<Shared>);
+
+#[tonic::async_trait]
+impl Registration for Facade {
+    async fn register(&self, request: Request<RegisterRequest>) -> Result<Response<Empty>, Status> {
+        self.0.register(request.into_inner()).await?;
+        Ok(Response::new(Empty {}))
+    }
+}
+
+#[tonic::async_trait]
+impl PodResourcesLister for Facade {
+    async fn list(
+        &self,
+        _: Request<ListPodResourcesRequest>,
+    ) -> Result<Response<ListPodResourcesResponse>, Status> {
+        let pod_resources = self.0.pod_resources();
+        Ok(Response::new(ListPodResourcesResponse { pod_resources }))
+    }
+
+    async fn get_allocatable_resources(
+        &self,
+        _: Request<AllocatableResourcesRequest>,
+    ) -> Result<Response<AllocatableResourcesResponse>, Status> {
+        Err(Status::unimplemented("not asked for by any test"))
+    }
+
+    async fn get(
+        &self,
+        request: Request<GetPodResourcesRequest>,
+    ) -> Result<Response<GetPodResourcesResponse>, Status> {
+        let asked = request.into_inner();
+        let found = self.0.pod_resources().into_iter();
+        let found = { found }.find(|pod| pod.name == asked.pod_name && pod.namespace == asked.pod_namespace);
+        let found = found.ok_or_else(|| Status::not_found("pod not found"))?;
+        Ok(Response::new(GetPodResourcesResponse {
+            pod_resources: Some(found),
+        }))
+    }
+}
+
+impl Shared {
+    /// Each device ID is an entry of its own.
+    fn pod_resources(&self) -> Vec<PodResources> {
+        let books = self.books();
+        let pods = books.pods().iter().map(|(pod, holdings)| {
+            let (namespace, name) = pod.split_once('/').unwrap();
+            let mut containers: Vec<ContainerResources> = Vec::new();
+            for held in holdings {
+                let known = containers
+                    .iter()
+                    .position(|container| container.name == held.container);
+                let at = known.unwrap_or(containers.len());
+                if known.is_none() {
+                    containers.push(ContainerResources {
+                        name: held.container.clone(),
+                        ..ContainerResources::default()
+                    });
+                }
+                containers[at]
+                    .devices
+                    .extend(held.ids.iter().map(|id| ContainerDevices {
+                        resource_name: held.resource.clone(),
+                        device_ids: vec![id.clone()],
+                        topology: None,
+                    }));
+            }
+            PodResources {
+                name: name.to_owned(),
+                namespace: namespace.to_owned(),
+                containers,
+            }
+        });
+        pods.collect()
+    }
+}
+
+fn listen(path: PathBuf) -> UnixListener {
+    if path.exists() {
+        std::fs::remove_file(&path).unwrap();
+    }
+    UnixListener::bind(path).unwrap()
+}
+
+fn connections(
+    listener: UnixListener,
+) -> impl futures_util::Stream<Item = std::io::Result<tokio::net::UnixStream>> {
+    stream::unfold(listener, async |listener| {
+        let accepted = listener.accept().await.map(|(connection, _)| connection);
+        Some((accepted, listener))
+    })
+}
