@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use fake_nvml::{Stage, State};
 use kubelet::{Event, Kubelet, PATIENCE, PodSpec, until};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
@@ -40,6 +41,55 @@ async fn software_slices_are_offered_allocated_and_offered_again() {
         .admit(&PodSpec::new("games/c").container("app", &[(NVENC, 10)]))
         .await
         .unwrap();
+}
+
+#[tokio::test]
+async fn gpus_are_offered_by_their_model_and_an_encoders_error_leaves_the_rest() {
+    let gpu = |uuid: &str, name: &str| fake_nvml::Gpu {
+        uuid: uuid.into(),
+        name: name.into(),
+        max_video_clock: Some(1950),
+        memory_total: 15 << 30,
+        ..fake_nvml::Gpu::default()
+    };
+    let mut state = State {
+        gpus: vec![
+            gpu("GPU-t4", "Tesla T4"),
+            gpu("GPU-h200", "NVIDIA H200"),
+            gpu("GPU-other", "Tesla T4"),
+        ],
+        ..State::default()
+    };
+    let (node, stage) = Node::with_gpus(&state, &["--gpus", "GPU-t4,GPU-h200", "--inject", "env"]).await;
+    node.kubelet.until_allocatable(NVENC, 124).await;
+    node.kubelet.until_allocatable(VRAM, 120).await;
+    // Nobody runs MPS daemons here.
+    assert_eq!(node.kubelet.allocatable(MPS), 0);
+    let pod = PodSpec::new("games/a").container("app", &[(NVENC, 13), (VRAM, 8)]);
+    for given in node.kubelet.admit(&pod).await.unwrap() {
+        let env = &given.response.envs;
+        assert_eq!(env["NVIDIA_VISIBLE_DEVICES"], "GPU-t4");
+        assert_eq!(
+            env["NVIDIA_DRIVER_CAPABILITIES"],
+            "compute,utility,graphics,video"
+        );
+    }
+    state.events.push(fake_nvml::Event {
+        gpu: "GPU-t4".into(),
+        xid: Some(47),
+        ..fake_nvml::Event::default()
+    });
+    stage.change(&state).unwrap();
+    node.kubelet.until_allocatable(NVENC, 0).await;
+    assert_eq!(node.kubelet.allocatable(VRAM), 120);
+}
+
+#[tokio::test]
+async fn without_a_gpu_opted_in_it_says_how() {
+    let directory = tempfile::tempdir().unwrap();
+    let output = command(directory.path(), &[]).output().await.unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && said.contains("--gpus all"), "{said}");
 }
 
 #[tokio::test]
@@ -117,6 +167,29 @@ impl Node {
         let directory = tempfile::tempdir().unwrap();
         let kubelet = Kubelet::start(directory.path(), 3);
         Self::with(directory, kubelet, args)
+    }
+
+    /// With GPUs that exist only in a file.
+    async fn with_gpus(state: &State, args: &[&str]) -> (Self, Stage) {
+        let directory = tempfile::tempdir().unwrap();
+        let stage = Stage::set(directory.path(), state).unwrap();
+        let kubelet = Kubelet::start(directory.path(), 3);
+        let library = stage.library().to_str().unwrap();
+        let root = directory.path().join("mps");
+        let args = [
+            args,
+            &["--nvml-library", library, "--mps-root", root.to_str().unwrap()],
+        ]
+        .concat();
+        let process = command(directory.path(), &args).spawn().unwrap();
+        (
+            Self {
+                directory,
+                kubelet,
+                process,
+            },
+            stage,
+        )
     }
 
     fn with(directory: TempDir, kubelet: Kubelet, args: &[&str]) -> Self {

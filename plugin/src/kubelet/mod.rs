@@ -12,7 +12,9 @@
 
 mod container_answer;
 mod devices;
+mod gpus;
 mod lifecycle;
+mod offers;
 mod owner;
 mod pod_resources;
 mod proto;
@@ -24,9 +26,10 @@ mod tests;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::Arc;
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{Context as _, bail};
 use penstock_core::ids::NodeName;
 use penstock_core::packing::Resources;
 use penstock_core::units::{SmPercent, VRAM_BLOCK_BYTES, VramBlocks};
@@ -37,17 +40,18 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use container_answer::ContainerAnswer;
 pub(crate) use owner::Answers;
 pub(crate) use pod_resources::PodDevices;
 
-use crate::answer::{self, answer};
 use crate::assign::GpuOffer;
-use crate::cdi::Injection;
+use crate::cdi::Inject;
 use crate::mps::{self, Layout};
+use crate::nvml::{self, NvmlArgs};
 use crate::pods::PodEvent;
 use crate::standalone::{self, Capacity};
+use gpus::Gpus;
 use lifecycle::Lifecycle;
+use offers::{OptedIn, Settings};
 use owner::{Looks, Owner};
 use pod_resources::Looker;
 
@@ -84,9 +88,25 @@ pub(crate) struct Args {
         value_name = "PATH"
     )]
     kubelet_dir: PathBuf,
+    /// The GPUs to offer: `all`, or their UUIDs, separated by commas. A GPU's MIG instances are offered with it. One
+    /// that another plugin has handed out is not used as long as that lasts
+    #[arg(long, env = "PENSTOCK_GPUS", value_name = "all|UUID,…", value_delimiter = ',')]
+    gpus: Vec<String>,
+    /// Configuration file (YAML): `headroomPercent`, and what to offer by model or UUID where the table of models does
+    /// not know it
+    #[arg(long, env = "PENSTOCK_PLUGIN_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// How GPUs get into containers
+    #[arg(long, env = "PENSTOCK_INJECT", value_enum, default_value_t = Inject::Auto)]
+    inject: Inject,
+    /// End where there is no NVIDIA driver at the start, instead of waiting for it
+    #[arg(long, env = "PENSTOCK_FAIL_FAST")]
+    fail_fast: bool,
+    #[command(flatten)]
+    nvml: NvmlArgs,
     /// Offer this node's CPU as one GPU: its encoder units are x264's; what it offers of SMs (100 %) and video memory
     /// (as much as it has memory) is only counted. For nodes without GPU
-    #[arg(long, env = "PENSTOCK_SOFTWARE_SLICES")]
+    #[arg(long, env = "PENSTOCK_SOFTWARE_SLICES", conflicts_with = "gpus")]
     software_slices: bool,
     /// This node's name: its pods are then watched at the API server, and a pod gets the GPU that the scheduler chose
     /// for it. Without it calls are told apart by their amounts alone
@@ -110,30 +130,33 @@ pub(crate) struct Args {
 /// # Errors
 /// What keeps it from starting, in words that say what to do.
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
-    if !args.software_slices {
-        bail!("this build finds no GPUs by itself: pass --software-slices to offer this node's CPU");
-    }
     let told_to_end = shutdown::token().context("listening for SIGTERM and SIGINT")?;
+    let mut tasks = JoinSet::new();
     let offered = tokio::select! {
-        offered = software_offer(&args) => offered?,
+        offered = offered(&mut tasks, &args) => offered?,
         () = told_to_end.cancelled() => return Ok(()),
     };
-    tracing::info!(gpu = %offered.uuid, "offering {}", offered.capacity);
-    // Held to the end, so that what comes from them does not end before.
-    let (_gpus, gpus) = watch::channel(vec![offered]);
-    let mut tasks = JoinSet::new();
     let pods = match args.node_name {
         Some(node) => Some(watch_pods(&mut tasks, node).await?),
         None => None,
     };
-    let answers = told_by(Injection::Environment, Layout::new(args.mps_root));
+    let answers = gpus::answers(args.inject, offered.names, Layout::new(args.mps_root));
+    let gpus = offered.gpus;
     let (plugin, view) = Plugin::new(&args.kubelet_dir, Seams { pods, gpus, answers });
     if let Some(address) = args.metrics_listen {
         serve_ops(&mut tasks, address, view).await?;
     }
-    tokio::select! {
-        ended = plugin.run(told_to_end) => ended,
-        Some(part) = tasks.join_next() => Err(anyhow!("a part of the device plugin ended by itself: {part:?}")),
+    let mut running = pin!(plugin.run(told_to_end.clone()));
+    loop {
+        tokio::select! {
+            ended = &mut running => return ended,
+            Some(part) = tasks.join_next() => {
+                // At the end they go one after the other, as those whom they tell of things do.
+                if !told_to_end.is_cancelled() {
+                    bail!("a part of the device plugin ended by itself: {part:?}");
+                }
+            }
+        }
     }
 }
 
@@ -153,19 +176,59 @@ async fn watch_pods(
     Ok(pods)
 }
 
-/// What containers are told, where GPUs get in by `injection` and MPS pipes are under `mps`.
-fn told_by(injection: Injection, mps: Layout) -> Answers {
-    Box::new(move |grant| {
-        let told = answer(&answer::Grant {
-            gpu: &grant.gpu,
-            demand: grant.container,
-            pod_encodes: grant.pod_has_nvenc,
-            slice: None,
-            injection: &injection,
-            mps: &mps,
+/// What is offered, as it changes.
+struct Offered {
+    gpus: watch::Receiver<Vec<GpuOffer>>,
+    /// How GPUs are named to container engines; none for a CPU.
+    names: Option<gpus::Names>,
+}
+
+async fn offered(tasks: &mut JoinSet<std::io::Result<()>>, args: &Args) -> anyhow::Result<Offered> {
+    if args.software_slices {
+        let offer = software_offer(args).await?;
+        tracing::info!(gpu = %offer.uuid, "offering {}", offer.capacity);
+        let (sender, gpus) = watch::channel(vec![offer]);
+        tasks.spawn(async move {
+            // What never changes is offered for as long as anybody listens.
+            sender.closed().await;
+            Ok(())
         });
-        ContainerAnswer::from(told)
+        return Ok(Offered { gpus, names: None });
+    }
+    let library = args.nvml.nvml_library.clone();
+    if args.fail_fast {
+        nvml::open(library.as_deref())?;
+    }
+    let settings = args
+        .config
+        .as_deref()
+        .map_or_else(|| Ok(Settings::default()), Settings::read)?;
+    let layout = Layout::new(&args.mps_root);
+    let (follower, gpus, names) = Gpus::follow(library, opted_in(&args.gpus)?, settings, layout)?;
+    tasks.spawn(async move {
+        follower.run().await;
+        Ok(())
+    });
+    Ok(Offered {
+        gpus,
+        names: Some(names),
     })
+}
+
+fn opted_in(gpus: &[String]) -> anyhow::Result<OptedIn> {
+    match gpus {
+        [] => bail!(
+            "no GPU was opted in: pass --gpus all, or the UUIDs of those to use (`penstock-plugin gpus` lists \
+                     them), or --software-slices for this node's CPU"
+        ),
+        [all] if all == "all" => Ok(OptedIn::All),
+        uuids => {
+            let parsed: Result<_, _> = uuids.iter().map(|uuid| uuid.trim().parse()).collect();
+            Ok(OptedIn::Only(parsed.context(
+                "reading --gpus: it takes `all`, or UUIDs separated by commas",
+            )?))
+        }
+    }
 }
 
 /// The node's CPU as a GPU. It has no SMs and no video memory of a GPU's, but pods that ask for them shall run here

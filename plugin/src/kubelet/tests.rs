@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use penstock_core::ids::PodUid;
 use penstock_core::pod_demand::ContainerKind;
 
-use super::{Plugin, Seams, View, told_by};
+use super::{Plugin, Seams, View};
 use crate::assign::GpuOffer;
 use crate::pods::{ContainerAsk, PodEvent, PodOnNode};
 
@@ -333,10 +333,7 @@ impl Node {
         let seams = Seams {
             pods: Some(seen_pods),
             gpus: seen_gpus,
-            answers: told_by(
-                crate::cdi::Injection::Environment,
-                crate::mps::Layout::new("/run/mps"),
-            ),
+            answers: super::gpus::answers(crate::cdi::Inject::Env, None, crate::mps::Layout::new("/run/mps")),
         };
         let (plugin, view) = Plugin::new(directory.path(), seams);
         let told_to_end = CancellationToken::new();

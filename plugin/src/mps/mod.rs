@@ -33,12 +33,7 @@ use penstock_shell::shutdown;
 
 pub(crate) use layout::{DEFAULT_ROOT, ENV_ROOT, Layout};
 pub(crate) use limit::mps_client_limit;
-#[cfg_attr(
-    not(test),
-    expect(unused_imports, reason = "the device plugin follows its GPUs by it")
-)]
-pub(crate) use watch::follow;
-pub(crate) use watch::{Health, look};
+pub(crate) use watch::{Health, follow, look};
 
 use compute_mode::Exclusive;
 use daemon::Program;

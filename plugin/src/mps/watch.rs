@@ -60,10 +60,6 @@ pub(crate) fn look(pipe_dir: &Path) -> Health {
 
 /// Looks at each GPU's daemon at once and then every `every`, and sends what is found whenever it changes. Ends
 /// once nobody listens.
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "the device plugin follows its GPUs by it")
-)]
 pub(crate) async fn follow(
     layout: Layout,
     gpus: Vec<GpuUuid>,

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::raw;
 
 /// The GPUs of this machine.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Inventory {
     /// As in `580.95.05`.

@@ -1,0 +1,177 @@
+//! Follows the GPUs of this node: NVML's reports and the MPS daemons' pipes in, offers out.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use penstock_core::ids::GpuUuid;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+use super::Answers;
+use super::container_answer::ContainerAnswer;
+use super::offers::{Known, OptedIn, Settings, offered, offers};
+use crate::answer::{self, answer};
+use crate::assign::GpuOffer;
+use crate::cdi::{self, Inject, Injection, Wanted};
+use crate::mps::{self, Health, Layout};
+use crate::nvml::inventory::{Gpu, Kind};
+use crate::nvml::watch::{Pace, Report, start};
+
+/// How a GPU is named to those who put it into containers, by its UUID.
+pub(super) type Names = watch::Receiver<Arc<BTreeMap<GpuUuid, Wanted>>>;
+
+/// The GPUs of this node.
+pub(super) struct Gpus {
+    reports: mpsc::Receiver<Report>,
+    known: Known,
+    opted_in: OptedIn,
+    settings: Settings,
+    layout: Layout,
+    daemons: watch::Sender<BTreeMap<GpuUuid, Health>>,
+    offers: watch::Sender<Vec<GpuOffer>>,
+    names: watch::Sender<Arc<BTreeMap<GpuUuid, Wanted>>>,
+}
+
+impl Gpus {
+    /// Begins to follow them.
+    pub(super) fn follow(
+        library: Option<PathBuf>,
+        opted_in: OptedIn,
+        settings: Settings,
+        layout: Layout,
+    ) -> anyhow::Result<(Self, watch::Receiver<Vec<GpuOffer>>, Names)> {
+        let reports = start(library, Pace::default()).context("starting the thread that talks to NVML")?;
+        let (offers, offered) = watch::channel(Vec::new());
+        let (names, named) = watch::channel(Arc::default());
+        let (daemons, _) = watch::channel(BTreeMap::new());
+        let known = Known::default();
+        Ok((
+            Self {
+                reports,
+                known,
+                opted_in,
+                settings,
+                layout,
+                daemons,
+                offers,
+                names,
+            },
+            offered,
+            named,
+        ))
+    }
+
+    /// Follows them until NVML's thread ends.
+    pub(super) async fn run(mut self) {
+        let mut seen = self.daemons.subscribe();
+        let mut watching: Option<JoinHandle<()>> = None;
+        loop {
+            tokio::select! {
+                report = self.reports.recv() => match report {
+                    None => return,
+                    Some(Report::Found(inventory)) => {
+                        self.known.inventory = inventory;
+                        if let Some(old) = watching.replace(self.watch_daemons()) {
+                            old.abort();
+                        }
+                    }
+                    Some(Report::Health(health)) => self.known.health = health,
+                    Some(Report::Unavailable(why)) => tracing::warn!(why, "no GPU can be seen"),
+                    Some(Report::Xid(event)) => {
+                        tracing::warn!(gpu = %event.gpu, xid = event.xid, "the driver reported an error");
+                    }
+                    Some(Report::Measured(_)) => continue,
+                },
+                Ok(()) = seen.changed() => self.known.daemons = seen.borrow_and_update().clone(),
+            }
+            self.publish();
+        }
+    }
+
+    fn watch_daemons(&self) -> JoinHandle<()> {
+        let gpus = offered(&self.known, &self.opted_in)
+            .map(|gpu| gpu.uuid.clone())
+            .collect();
+        tokio::spawn(mps::follow(
+            self.layout.clone(),
+            gpus,
+            LOOK_AT_DAEMONS,
+            self.daemons.clone(),
+        ))
+    }
+
+    fn publish(&self) {
+        let offers = offers(&self.known, &self.opted_in, &self.settings);
+        let names = offered(&self.known, &self.opted_in)
+            .map(|gpu| (gpu.uuid.clone(), wanted(gpu)))
+            .collect();
+        self.names.send_replace(Arc::new(names));
+        self.offers.send_if_modified(|old| {
+            let changed = *old != offers;
+            if changed {
+                log_changes(old, &offers);
+                *old = offers;
+            }
+            changed
+        });
+    }
+}
+
+/// What containers are told.
+pub(super) fn answers(inject: Inject, names: Option<Names>, layout: Layout) -> Answers {
+    Box::new(move |grant| {
+        let wanted = names
+            .as_ref()
+            .and_then(|names| names.borrow().get(&grant.gpu).cloned());
+        let injection = wanted.map_or(Injection::Environment, |wanted| injection(inject, &wanted));
+        ContainerAnswer::from(answer(&answer::Grant {
+            gpu: &grant.gpu,
+            demand: grant.container,
+            pod_encodes: grant.pod_has_nvenc,
+            slice: None,
+            injection: &injection,
+            mps: &layout,
+        }))
+    })
+}
+
+/// The specification is read anew each time: it may be made long after this program has started.
+fn injection(inject: Inject, wanted: &Wanted) -> Injection {
+    cdi::choose(inject, &cdi::read(&cdi::DIRECTORIES), wanted).unwrap_or_else(|not_found| {
+        tracing::error!(
+            "{not_found}; the variable NVIDIA_VISIBLE_DEVICES is used instead (see penstock-plugin doctor)"
+        );
+        Injection::Environment
+    })
+}
+
+/// A MIG instance is known to CDI by its UUID only: its device file is its GPU's, and its number among the GPU's
+/// instances is not known here.
+fn wanted(gpu: &Gpu) -> Wanted {
+    let minor = gpu.minor.filter(|_| !matches!(gpu.kind, Kind::Mig(_)));
+    Wanted {
+        uuid: gpu.uuid.clone(),
+        minor,
+        mig: None,
+    }
+}
+
+fn log_changes(old: &[GpuOffer], new: &[GpuOffer]) {
+    for offer in new {
+        let before = old.iter().find(|before| before.uuid == offer.uuid);
+        if before.is_none_or(|before| before.capacity != offer.capacity) {
+            tracing::info!(gpu = %offer.uuid, "offering {}", offer.capacity);
+        }
+        for (resource, why) in &offer.unhealthy {
+            if before.is_none_or(|before| !before.unhealthy.contains_key(resource)) {
+                tracing::warn!(gpu = %offer.uuid, resource = resource.name(), why, "not to be used now");
+            }
+        }
+    }
+}
+
+/// A daemon that has died is seen within this time.
+const LOOK_AT_DAEMONS: Duration = Duration::from_secs(1);

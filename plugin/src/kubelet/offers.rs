@@ -1,0 +1,337 @@
+//! What is offered of each GPU, and what of it is not to be used now.
+//!
+//! ```text
+//!  NVML's inventory ──┐
+//!  its health ────────┼──► offers ──► GpuOffer per GPU that was opted in
+//!  MPS daemons ───────┤
+//!  settings ──────────┘
+//! ```
+//!
+//! Encoder units come from the table of models, scaled by the video clock, less the headroom; from the settings
+//! where they say otherwise. What is not known offers none.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::Context as _;
+use penstock_core::device::Resource;
+use penstock_core::gpu_models::Model;
+use penstock_core::ids::GpuUuid;
+use penstock_core::packing::Resources;
+use penstock_core::units::{EncoderUnits, SmPercent, VRAM_BLOCK_BYTES, VramBlocks};
+use serde::Deserialize;
+
+use crate::assign::GpuOffer;
+use crate::mps::{Health, mps_client_limit};
+use crate::nvml::health::Verdict;
+use crate::nvml::inventory::{CudaVersion, Gpu, Inventory, Kind};
+
+/// The plugin's one configuration file, YAML:
+///
+/// ```text
+/// headroomPercent: 10              # of the encoder units, kept free; 0
+/// models:                          # by NVML's name
+///   NVIDIA L4: { nvenc: 200 }
+/// gpus:                            # by UUID; goes before the model
+///   GPU-8dcd…: { nvenc: 100, mps: 80, vram: 80, mpsClients: 40 }
+/// ```
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub(super) struct Settings {
+    headroom_percent: u32,
+    models: BTreeMap<String, Override>,
+    gpus: BTreeMap<GpuUuid, Override>,
+}
+
+/// What an administrator knows better.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+struct Override {
+    nvenc: Option<u32>,
+    mps: Option<u32>,
+    vram: Option<u32>,
+    mps_clients: Option<u32>,
+}
+
+impl Settings {
+    /// Reads the file.
+    pub(super) fn read(path: &Path) -> anyhow::Result<Self> {
+        let doing = || format!("reading the configuration file {}", path.display());
+        let text = std::fs::read_to_string(path).with_context(doing)?;
+        Self::parse(&text).with_context(doing)
+    }
+
+    fn parse(text: &str) -> anyhow::Result<Self> {
+        let settings: Option<Self> = serde_yaml_ng::from_str(text)?;
+        let settings = settings.unwrap_or_default();
+        anyhow::ensure!(
+            settings.headroom_percent < 100,
+            "headroomPercent is {}: it must be 0 to 99",
+            settings.headroom_percent
+        );
+        let bad = settings
+            .models
+            .values()
+            .chain(settings.gpus.values())
+            .filter_map(|o| o.mps)
+            .find(|mps| *mps > 100);
+        anyhow::ensure!(
+            bad.is_none(),
+            "mps is {}: it is percent of the SMs, 0 to 100",
+            bad.unwrap_or_default()
+        );
+        Ok(settings)
+    }
+}
+
+/// The GPUs that may be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum OptedIn {
+    /// All that NVML shows.
+    All,
+    /// These; a GPU's MIG instances with it.
+    Only(Vec<GpuUuid>),
+}
+
+impl OptedIn {
+    fn has(&self, gpu: &Gpu) -> bool {
+        match self {
+            Self::All => true,
+            Self::Only(uuids) => uuids.contains(&gpu.uuid) || uuids.contains(gpu.physical()),
+        }
+    }
+}
+
+/// All that is known of the GPUs of this node.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Known {
+    pub(super) inventory: Inventory,
+    pub(super) health: BTreeMap<GpuUuid, Verdict>,
+    pub(super) daemons: BTreeMap<GpuUuid, Health>,
+}
+
+/// The GPUs that are offered, in NVML's order.
+pub(super) fn offered<'a>(known: &'a Known, opted_in: &'a OptedIn) -> impl Iterator<Item = &'a Gpu> {
+    known.inventory.usable().filter(|gpu| opted_in.has(gpu))
+}
+
+/// What is offered of each.
+pub(super) fn offers(known: &Known, opted_in: &OptedIn, settings: &Settings) -> Vec<GpuOffer> {
+    offered(known, opted_in)
+        .map(|gpu| offer(known, gpu, settings))
+        .collect()
+}
+
+fn offer(known: &Known, gpu: &Gpu, settings: &Settings) -> GpuOffer {
+    let by_model = settings.models.get(&gpu.model);
+    let wished = |of: fn(&Override) -> Option<u32>| {
+        settings
+            .gpus
+            .get(&gpu.uuid)
+            .and_then(of)
+            .or_else(|| by_model.and_then(of))
+    };
+    let memory = gpu.memory_bytes.unwrap_or(0) / VRAM_BLOCK_BYTES;
+    let by_table = after_headroom(encoder_units(gpu), settings.headroom_percent);
+    let limit = mps_client_limit(known.inventory.cuda_version.map_or(0, as_number));
+    GpuOffer {
+        uuid: gpu.uuid.clone(),
+        capacity: Resources {
+            nvenc: EncoderUnits(wished(|o| o.nvenc).unwrap_or(by_table.0)),
+            mps: SmPercent(wished(|o| o.mps).unwrap_or(100)),
+            vram: VramBlocks(wished(|o| o.vram).unwrap_or(u32::try_from(memory).unwrap_or(u32::MAX))),
+        },
+        mps_clients: wished(|o| o.mps_clients).unwrap_or(limit),
+        unhealthy: unhealthy(known, gpu),
+    }
+}
+
+/// A MIG instance has the encoders of its profile, and where NVML does not tell, none.
+fn encoder_units(gpu: &Gpu) -> EncoderUnits {
+    let Some(model) = Model::find(&gpu.model) else {
+        return EncoderUnits(0);
+    };
+    match &gpu.kind {
+        Kind::Mig(instance) => {
+            let engine = model.engine_units(gpu.max_video_clock_mhz).0;
+            EncoderUnits(engine * instance.encoders.unwrap_or(0).min(model.engines))
+        }
+        Kind::Whole | Kind::Divided => model.encoder_units(gpu.max_video_clock_mhz),
+    }
+}
+
+fn after_headroom(units: EncoderUnits, percent: u32) -> EncoderUnits {
+    let left = u64::from(units.0) * u64::from(100 - percent.min(100)) / 100;
+    EncoderUnits(u32::try_from(left).unwrap_or(u32::MAX))
+}
+
+/// As NVML writes it: 13010 is 13.1.
+fn as_number(version: CudaVersion) -> i32 {
+    version.major * 1000 + version.minor * 10
+}
+
+fn unhealthy(known: &Known, gpu: &Gpu) -> BTreeMap<Resource, String> {
+    let verdict = known.health.get(&gpu.uuid).cloned().unwrap_or_default();
+    let daemon = match known.daemons.get(&gpu.uuid) {
+        Some(Health::Alive) => None,
+        Some(Health::Dead(cause)) => Some(cause.to_string()),
+        None => Some("its MPS daemon was not looked at yet".to_owned()),
+    };
+    let nvenc = verdict.gpu.clone().or(verdict.encoder);
+    let mps = verdict.gpu.clone().or(daemon);
+    let reasons = [
+        (Resource::Nvenc, nvenc),
+        (Resource::Mps, mps),
+        (Resource::Vram, verdict.gpu),
+    ];
+    reasons
+        .into_iter()
+        .filter_map(|(resource, reason)| Some((resource, reason?)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gpu_offers_what_the_table_says_less_the_headroom() {
+        let known = known("Tesla T4");
+        let settings = Settings::parse("headroomPercent: 10").unwrap();
+        let offer = offers(&known, &OptedIn::All, &settings).remove(0);
+        assert_eq!(offer.capacity, amounts(111, 100, 60));
+        assert_eq!(offer.mps_clients, 48);
+        assert!(offer.unhealthy.is_empty());
+    }
+
+    #[test]
+    fn a_gpu_without_encoder_or_of_an_unknown_model_offers_no_nvenc_until_configured() {
+        let nvenc = |model: &str, settings: &str| {
+            let settings = Settings::parse(settings).unwrap();
+            offers(&known(model), &OptedIn::All, &settings)[0]
+                .capacity
+                .nvenc
+                .0
+        };
+        assert_eq!(nvenc("NVIDIA H200", ""), 0);
+        assert_eq!(nvenc("NVIDIA Something New", ""), 0);
+        assert_eq!(
+            nvenc(
+                "NVIDIA Something New",
+                "models: { NVIDIA Something New: { nvenc: 70 } }"
+            ),
+            70
+        );
+        let both = "{ models: { Tesla T4: { nvenc: 70 } }, gpus: { GPU-1: { nvenc: 50 } } }";
+        assert_eq!(
+            nvenc("Tesla T4", both),
+            50,
+            "a GPU's own setting goes before its model's"
+        );
+    }
+
+    #[test]
+    fn a_mig_instance_has_the_encoders_of_its_profile_and_unknown_is_none() {
+        let mut known = known("NVIDIA RTX PRO 6000 Blackwell Server Edition");
+        let mig = |encoders| {
+            Kind::Mig(crate::nvml::inventory::MigInstance {
+                parent: "GPU-0".parse().unwrap(),
+                profile: None,
+                gpu_instance: None,
+                compute_instance: None,
+                encoders,
+            })
+        };
+        for (encoders, units) in [(Some(1), 148), (Some(2), 296), (None, 0)] {
+            known.inventory.gpus[0].kind = mig(encoders);
+            let offer = offers(
+                &known,
+                &OptedIn::Only(vec!["GPU-0".parse().unwrap()]),
+                &Settings::default(),
+            );
+            assert_eq!(offer[0].capacity.nvenc.0, units);
+        }
+    }
+
+    #[test]
+    fn only_what_was_opted_in_is_offered() {
+        let only = OptedIn::Only(vec!["GPU-2".parse().unwrap()]);
+        assert!(offers(&known("Tesla T4"), &only, &Settings::default()).is_empty());
+    }
+
+    #[test]
+    fn what_is_ill_says_why_and_leaves_the_rest() {
+        let mut known = known("Tesla T4");
+        let uuid = known.inventory.gpus[0].uuid.clone();
+        let ill = |known: &Known| {
+            offers(known, &OptedIn::All, &Settings::default())[0]
+                .unhealthy
+                .clone()
+        };
+        let encoder = Verdict {
+            gpu: None,
+            encoder: Some("XID 47".to_owned()),
+        };
+        known.health.insert(uuid.clone(), encoder);
+        assert_eq!(
+            ill(&known),
+            BTreeMap::from([(Resource::Nvenc, "XID 47".to_owned())])
+        );
+        known.health.insert(
+            uuid.clone(),
+            Verdict {
+                gpu: Some("it is lost".to_owned()),
+                encoder: None,
+            },
+        );
+        assert_eq!(ill(&known).len(), 3);
+        known.health.clear();
+        known.daemons.clear();
+        assert_eq!(ill(&known).into_keys().collect::<Vec<_>>(), [Resource::Mps]);
+    }
+
+    #[test]
+    fn a_bad_file_is_named() {
+        for bad in [
+            "headroomPercent: 100",
+            "models: { x: { mps: 101 } }",
+            "nonsense: 1",
+            "gpus: { 'a b': {} }",
+        ] {
+            assert!(Settings::parse(bad).is_err(), "{bad}");
+        }
+        let error = Settings::read(Path::new("/nowhere/plugin.yaml")).unwrap_err();
+        assert!(format!("{error:#}").contains("/nowhere/plugin.yaml"));
+    }
+
+    fn known(model: &str) -> Known {
+        let gpu = Gpu {
+            uuid: "GPU-1".parse().unwrap(),
+            index: 0,
+            minor: Some(0),
+            model: model.to_owned(),
+            memory_bytes: Some(15 << 30),
+            max_video_clock_mhz: Some(1950),
+            compute_mode: None,
+            kind: Kind::Whole,
+        };
+        let inventory = Inventory {
+            gpus: vec![gpu],
+            ..Inventory::default()
+        };
+        let daemons = BTreeMap::from([("GPU-1".parse().unwrap(), Health::Alive)]);
+        Known {
+            inventory,
+            health: BTreeMap::new(),
+            daemons,
+        }
+    }
+
+    fn amounts(nvenc: u32, mps: u32, vram: u32) -> Resources {
+        Resources {
+            nvenc: EncoderUnits(nvenc),
+            mps: SmPercent(mps),
+            vram: VramBlocks(vram),
+        }
+    }
+}
