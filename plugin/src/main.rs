@@ -9,6 +9,7 @@
 //!  pods          the pods of this node that ask for our resources
 //!  nvml          GPUs through NVIDIA's driver: what there is, health, load; `gpus`
 //!  mps           keeps an MPS control daemon running for each GPU, and sees whether one lives
+//!  offers        what of each GPU is offered, and what of it is not to be used now
 //!  answer, cdi   what a container is told when devices are allocated to it, and how it gets its GPU
 //!  doctor        whether a node has all that this needs
 //! ```
@@ -26,6 +27,7 @@ mod kubelet;
 mod last_words;
 mod mps;
 mod nvml;
+mod offers;
 mod pods;
 mod standalone;
 

@@ -12,13 +12,13 @@ use tokio::task::JoinHandle;
 
 use super::Answers;
 use super::container_answer::ContainerAnswer;
-use super::offers::{Known, OptedIn, Settings, offered, offers};
 use crate::answer::{self, answer};
 use crate::assign::GpuOffer;
 use crate::cdi::{self, Inject, Injection, Wanted};
 use crate::mps::{self, Health, Layout};
 use crate::nvml::inventory::{Gpu, Kind};
 use crate::nvml::watch::{Pace, Report, start};
+use crate::offers::{Known, OptedIn, Settings, offered, offers};
 
 /// How a GPU is named to those who put it into containers, by its UUID.
 pub(super) type Names = watch::Receiver<Arc<BTreeMap<GpuUuid, Wanted>>>;

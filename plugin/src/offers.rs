@@ -37,7 +37,7 @@ use crate::nvml::inventory::{CudaVersion, Gpu, Inventory, Kind};
 /// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
-pub(super) struct Settings {
+pub(crate) struct Settings {
     headroom_percent: u32,
     models: BTreeMap<String, Override>,
     gpus: BTreeMap<GpuUuid, Override>,
@@ -55,7 +55,7 @@ struct Override {
 
 impl Settings {
     /// Reads the file.
-    pub(super) fn read(path: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn read(path: &Path) -> anyhow::Result<Self> {
         let doing = || format!("reading the configuration file {}", path.display());
         let text = std::fs::read_to_string(path).with_context(doing)?;
         Self::parse(&text).with_context(doing)
@@ -86,7 +86,7 @@ impl Settings {
 
 /// The GPUs that may be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum OptedIn {
+pub(crate) enum OptedIn {
     /// All that NVML shows.
     All,
     /// These; a GPU's MIG instances with it.
@@ -104,19 +104,19 @@ impl OptedIn {
 
 /// All that is known of the GPUs of this node.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Known {
-    pub(super) inventory: Inventory,
-    pub(super) health: BTreeMap<GpuUuid, Verdict>,
-    pub(super) daemons: BTreeMap<GpuUuid, Health>,
+pub(crate) struct Known {
+    pub(crate) inventory: Inventory,
+    pub(crate) health: BTreeMap<GpuUuid, Verdict>,
+    pub(crate) daemons: BTreeMap<GpuUuid, Health>,
 }
 
 /// The GPUs that are offered, in NVML's order.
-pub(super) fn offered<'a>(known: &'a Known, opted_in: &'a OptedIn) -> impl Iterator<Item = &'a Gpu> {
+pub(crate) fn offered<'a>(known: &'a Known, opted_in: &'a OptedIn) -> impl Iterator<Item = &'a Gpu> {
     known.inventory.usable().filter(|gpu| opted_in.has(gpu))
 }
 
 /// What is offered of each.
-pub(super) fn offers(known: &Known, opted_in: &OptedIn, settings: &Settings) -> Vec<GpuOffer> {
+pub(crate) fn offers(known: &Known, opted_in: &OptedIn, settings: &Settings) -> Vec<GpuOffer> {
     offered(known, opted_in)
         .map(|gpu| offer(known, gpu, settings))
         .collect()
