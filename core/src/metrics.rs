@@ -41,6 +41,27 @@ metrics! {
     AGENT_CAPACITY = "penstock_agent_capacity", "What each GPU offers, by resource.";
     AGENT_FREE = "penstock_agent_free", "What each GPU has left, by resource.";
 
+    PLUGIN_REGISTERED = "penstock_plugin_registered", "Whether the kubelet knows the plugin: 1 or 0.";
+    PLUGIN_CAPACITY = "penstock_plugin_capacity", "What each GPU offers, by resource: encoder units, percent of the SMs, blocks of 256 MiB, and MPS clients.";
+    PLUGIN_ALLOCATED = "penstock_plugin_allocated", "What pods hold of each GPU, by resource, as in penstock_plugin_capacity.";
+    PLUGIN_HEALTHY = "penstock_plugin_healthy", "Whether a resource of a GPU is given to new pods: 1 or 0.";
+    PLUGIN_GPU_ENCODER = "penstock_plugin_gpu_encoder_utilization_ratio", "Share of a GPU's encoder time that is used, 0 to 1.";
+    PLUGIN_GPU_SM = "penstock_plugin_gpu_sm_utilization_ratio", "Share of the time in which a GPU ran any kernel or shader, 0 to 1.";
+    PLUGIN_GPU_MEMORY = "penstock_plugin_gpu_memory_used_bytes", "Bytes of a GPU's memory in use.";
+    PLUGIN_GPU_SESSIONS = "penstock_plugin_gpu_encoder_sessions", "Encoder sessions open on a GPU, of whatever process.";
+    PLUGIN_GPU_FPS = "penstock_plugin_gpu_encoder_fps", "Frames per second of all encoder sessions of a GPU.";
+    PLUGIN_POD_SLICE = "penstock_plugin_pod_slice", "What a pod holds of a GPU, by resource, as in penstock_plugin_capacity.";
+    PLUGIN_POD_ENCODER_UNITS = "penstock_plugin_pod_encoder_units", "Encoder units that a pod was measured to use.";
+    PLUGIN_POD_ENCODER = "penstock_plugin_pod_encoder_utilization_ratio", "Share of a GPU's encoder time that a pod uses, 0 to 1.";
+    PLUGIN_POD_SM = "penstock_plugin_pod_sm_utilization_ratio", "Share of a GPU's SM time that a pod uses, 0 to 1.";
+    PLUGIN_POD_MEMORY = "penstock_plugin_pod_memory_used_bytes", "Bytes of a GPU's memory that a pod uses.";
+    PLUGIN_POD_SESSIONS = "penstock_plugin_pod_encoder_sessions", "Encoder sessions that a pod has open.";
+    PLUGIN_POD_FPS = "penstock_plugin_pod_encoder_fps", "Frames per second of all encoder sessions of a pod.";
+    PLUGIN_POD_OVER_SLICE = "penstock_plugin_pod_over_slice", "Whether a pod has used more of the encoder than its slice for 15 s: 1 or 0.";
+    PLUGIN_ALLOCATIONS = "penstock_plugin_allocations_total", "Allocations made for the kubelet, by resource.";
+    PLUGIN_REFUSALS = "penstock_plugin_refusals_total", "Calls of the kubelet that were refused, by resource; each fails a pod.";
+    PLUGIN_XIDS = "penstock_plugin_xid_errors_total", "Errors that the driver reported, by GPU and XID.";
+
     MATCHMAKER_PLAYERS = "penstock_matchmaker_players", "Players connected to this matchmaker, playing or waiting.";
     MATCHMAKER_QUEUE = "penstock_matchmaker_queue_length", "Players that wait for a streamer.";
     MATCHMAKER_STREAMERS = "penstock_matchmaker_streamers", "Streamers known, by state.";

@@ -8,6 +8,7 @@
 //!  gpunode       what this node says about its GPUs in the cluster; `crd` prints the definition of that
 //!  pods          the pods of this node that ask for our resources
 //!  nvml          GPUs through NVIDIA's driver: what there is, health, load; `gpus`
+//!  load          what pods use of GPUs, and who uses more than its slice
 //!  mps           keeps an MPS control daemon running for each GPU, and sees whether one lives
 //!  offers        what of each GPU is offered, and what of it is not to be used now
 //!  answer, cdi   what a container is told when devices are allocated to it, and how it gets its GPU
@@ -21,10 +22,10 @@ mod backoff;
 mod cdi;
 mod client;
 mod doctor;
-#[cfg_attr(not(test), expect(dead_code, reason = "the device plugin is about to use it"))]
 mod gpunode;
 mod kubelet;
 mod last_words;
+mod load;
 mod mps;
 mod nvml;
 mod offers;

@@ -82,6 +82,12 @@ impl Settings {
         );
         Ok(settings)
     }
+
+    /// What is wished of a GPU itself, else of its model.
+    fn wished(&self, gpu: &Gpu, of: fn(&Override) -> Option<u32>) -> Option<u32> {
+        let [itself, model] = [self.gpus.get(&gpu.uuid), self.models.get(&gpu.model)];
+        itself.and_then(of).or_else(|| model.and_then(of))
+    }
 }
 
 /// The GPUs that may be used.
@@ -122,15 +128,14 @@ pub(crate) fn offers(known: &Known, opted_in: &OptedIn, settings: &Settings) -> 
         .collect()
 }
 
+/// What the encoders of a GPU have in all. What an administrator offers of them counts as all of them.
+pub(crate) fn encoders(gpu: &Gpu, settings: &Settings) -> EncoderUnits {
+    let wished = settings.wished(gpu, |o| o.nvenc);
+    wished.map_or_else(|| encoder_units(gpu), EncoderUnits)
+}
+
 fn offer(known: &Known, gpu: &Gpu, settings: &Settings) -> GpuOffer {
-    let by_model = settings.models.get(&gpu.model);
-    let wished = |of: fn(&Override) -> Option<u32>| {
-        settings
-            .gpus
-            .get(&gpu.uuid)
-            .and_then(of)
-            .or_else(|| by_model.and_then(of))
-    };
+    let wished = |of| settings.wished(gpu, of);
     let memory = gpu.memory_bytes.unwrap_or(0) / VRAM_BLOCK_BYTES;
     let by_table = after_headroom(encoder_units(gpu), settings.headroom_percent);
     let limit = mps_client_limit(known.inventory.cuda_version.map_or(0, as_number));

@@ -18,6 +18,7 @@
 //! controller makes another at once, so it is the last resort: a pod goes to another GPU than the annotation says
 //! rather than nowhere.
 
+mod occupancy;
 mod pods;
 mod tracker;
 mod usage;
@@ -35,6 +36,7 @@ use penstock_core::ids::{GpuUuid, PodUid};
 use penstock_core::packing::{Candidate, Resources, best_fit};
 
 use crate::pods::PodOnNode;
+pub(crate) use occupancy::{Occupancy, Slice};
 use pods::Pods;
 use tracker::{Reading, Seen, Tracker};
 use usage::Usage;
@@ -165,16 +167,6 @@ impl Assigner {
     /// podresources was asked and gave no answer: earlier calls are then read as well as it goes without.
     pub(crate) fn unlisted(&mut self) {
         self.asked = true;
-    }
-
-    /// What is held of each GPU by whom, as far as it is known.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for what is published of the node"))]
-    pub(crate) fn held(&self) -> Vec<Held> {
-        self.usage
-            .counted(&self.pods)
-            .cloned()
-            .chain(self.tracker.as_held(&self.pods))
-            .collect()
     }
 
     /// Which `size` of `available` the kubelet should take, `must_include` among them. Never fewer: the kubelet would

@@ -180,12 +180,16 @@ fn what_podresources_shows_replaces_what_was_guessed() {
     node.ask(Resource::Nvenc, 3).unwrap();
     node.assigner.set_held(node.now, &[]);
     assert_eq!(
-        node.assigner.held().len(),
+        node.assigner.occupancy().slices.len(),
         1,
         "the list may be older than the grant"
     );
     node.assigner.set_held(node.now + Duration::from_secs(6), &[]);
-    assert_eq!(node.assigner.held().len(), 0, "the kubelet gave it back");
+    assert_eq!(
+        node.assigner.occupancy().slices.len(),
+        0,
+        "the kubelet gave it back"
+    );
 }
 
 /// A node whose kubelet takes what is preferred.

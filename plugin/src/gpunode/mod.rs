@@ -18,19 +18,7 @@ mod state;
 pub(crate) mod tests;
 pub(crate) mod words;
 
-#[cfg_attr(
-    not(test),
-    expect(unused_imports, reason = "the agent for the kubelet uses it")
-)]
 pub(crate) use overuse::{Overuse, OveruseReporter, PodRef};
-#[cfg_attr(
-    not(test),
-    expect(unused_imports, reason = "the agent for the kubelet uses it")
-)]
 pub(crate) use publisher::publish;
 pub(crate) use resource::crd_yaml;
-#[cfg_attr(
-    not(test),
-    expect(unused_imports, reason = "the agent for the kubelet uses it")
-)]
 pub(crate) use state::{NodeState, Observed, Reading};

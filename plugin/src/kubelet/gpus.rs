@@ -6,22 +6,50 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use penstock_core::gpu_models::Model;
 use penstock_core::ids::GpuUuid;
+use penstock_core::units::EncoderUnits;
+use prometheus::IntCounterVec;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use super::Answers;
 use super::container_answer::ContainerAnswer;
+use super::report::Measuring;
 use crate::answer::{self, answer};
 use crate::assign::GpuOffer;
 use crate::cdi::{self, Inject, Injection, Wanted};
 use crate::mps::{self, Health, Layout};
 use crate::nvml::inventory::{Gpu, Kind};
+use crate::nvml::measures::Measures;
 use crate::nvml::watch::{Pace, Report, start};
-use crate::offers::{Known, OptedIn, Settings, offered, offers};
+use crate::offers::{Known, OptedIn, Settings, encoders, offered, offers};
 
-/// How a GPU is named to those who put it into containers, by its UUID.
-pub(super) type Names = watch::Receiver<Arc<BTreeMap<GpuUuid, Wanted>>>;
+/// What is known of each GPU beside its offer.
+pub(super) type Described = watch::Receiver<Arc<BTreeMap<GpuUuid, Description>>>;
+
+/// What is known of a GPU beside its offer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Description {
+    /// What NVML calls its model.
+    pub(super) model: String,
+    /// What its encoders have in all, before any headroom.
+    pub(super) encoders: EncoderUnits,
+    /// Encoder sessions that its driver allows at one time, where it caps them.
+    pub(super) session_limit: Option<u32>,
+    /// How it is named to those who put it into containers; a CPU is not.
+    pub(super) wanted: Option<Wanted>,
+}
+
+/// What is followed, for those who use it.
+pub(super) struct Followed {
+    /// What is offered.
+    pub(super) offers: watch::Receiver<Vec<GpuOffer>>,
+    /// What else is known.
+    pub(super) described: Described,
+    /// What the GPUs are doing, at the last measurement.
+    pub(super) measured: Measuring,
+}
 
 /// The GPUs of this node.
 pub(super) struct Gpus {
@@ -32,36 +60,43 @@ pub(super) struct Gpus {
     layout: Layout,
     daemons: watch::Sender<BTreeMap<GpuUuid, Health>>,
     offers: watch::Sender<Vec<GpuOffer>>,
-    names: watch::Sender<Arc<BTreeMap<GpuUuid, Wanted>>>,
+    described: watch::Sender<Arc<BTreeMap<GpuUuid, Description>>>,
+    measured: watch::Sender<Arc<Vec<Measures>>>,
+    xids: IntCounterVec,
 }
 
 impl Gpus {
-    /// Begins to follow them.
+    /// Begins to follow them, and counts the driver's errors.
     pub(super) fn follow(
         library: Option<PathBuf>,
         opted_in: OptedIn,
         settings: Settings,
         layout: Layout,
-    ) -> anyhow::Result<(Self, watch::Receiver<Vec<GpuOffer>>, Names)> {
+        xids: IntCounterVec,
+    ) -> anyhow::Result<(Self, Followed)> {
         let reports = start(library, Pace::default()).context("starting the thread that talks to NVML")?;
         let (offers, offered) = watch::channel(Vec::new());
-        let (names, named) = watch::channel(Arc::default());
+        let (described, seen_described) = watch::channel(Arc::default());
+        let (measured, seen_measured) = watch::channel(Arc::default());
         let (daemons, _) = watch::channel(BTreeMap::new());
-        let known = Known::default();
-        Ok((
-            Self {
-                reports,
-                known,
-                opted_in,
-                settings,
-                layout,
-                daemons,
-                offers,
-                names,
-            },
-            offered,
-            named,
-        ))
+        let gpus = Self {
+            reports,
+            known: Known::default(),
+            opted_in,
+            settings,
+            layout,
+            daemons,
+            offers,
+            described,
+            measured,
+            xids,
+        };
+        let followed = Followed {
+            offers: offered,
+            described: seen_described,
+            measured: seen_measured,
+        };
+        Ok((gpus, followed))
     }
 
     /// Follows them until NVML's thread ends.
@@ -79,11 +114,20 @@ impl Gpus {
                         }
                     }
                     Some(Report::Health(health)) => self.known.health = health,
-                    Some(Report::Unavailable(why)) => tracing::warn!(why, "no GPU can be seen"),
+                    Some(Report::Unavailable(why)) => {
+                        tracing::warn!(why, "no GPU can be seen");
+                        // What was measured before says nothing about now.
+                        self.measured.send_replace(Arc::default());
+                    }
                     Some(Report::Xid(event)) => {
+                        let labels = [event.gpu.as_str(), &event.xid.to_string()];
+                        self.xids.with_label_values(&labels).inc();
                         tracing::warn!(gpu = %event.gpu, xid = event.xid, "the driver reported an error");
                     }
-                    Some(Report::Measured(_)) => continue,
+                    Some(Report::Measured(measures)) => {
+                        self.measured.send_replace(Arc::new(measures));
+                        continue;
+                    }
                 },
                 Ok(()) = seen.changed() => self.known.daemons = seen.borrow_and_update().clone(),
             }
@@ -105,10 +149,10 @@ impl Gpus {
 
     fn publish(&self) {
         let offers = offers(&self.known, &self.opted_in, &self.settings);
-        let names = offered(&self.known, &self.opted_in)
-            .map(|gpu| (gpu.uuid.clone(), wanted(gpu)))
+        let described = offered(&self.known, &self.opted_in)
+            .map(|gpu| (gpu.uuid.clone(), self.description(gpu)))
             .collect();
-        self.names.send_replace(Arc::new(names));
+        self.described.send_replace(Arc::new(described));
         self.offers.send_if_modified(|old| {
             let changed = *old != offers;
             if changed {
@@ -118,14 +162,24 @@ impl Gpus {
             changed
         });
     }
+
+    fn description(&self, gpu: &Gpu) -> Description {
+        Description {
+            model: gpu.model.clone(),
+            encoders: encoders(gpu, &self.settings),
+            session_limit: Model::find(&gpu.model).and_then(|model| model.session_limit),
+            wanted: Some(wanted(gpu)),
+        }
+    }
 }
 
 /// What containers are told.
-pub(super) fn answers(inject: Inject, names: Option<Names>, layout: Layout) -> Answers {
+pub(super) fn answers(inject: Inject, described: Described, layout: Layout) -> Answers {
     Box::new(move |grant| {
-        let wanted = names
-            .as_ref()
-            .and_then(|names| names.borrow().get(&grant.gpu).cloned());
+        let wanted = described
+            .borrow()
+            .get(&grant.gpu)
+            .and_then(|gpu| gpu.wanted.clone());
         let injection = wanted.map_or(Injection::Environment, |wanted| injection(inject, &wanted));
         ContainerAnswer::from(answer(&answer::Grant {
             gpu: &grant.gpu,

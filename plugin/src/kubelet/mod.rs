@@ -8,21 +8,26 @@
 //!                              owner     owns the Assigner; device lists out, calls that must wait
 //!                                │
 //!  pod-resources/kubelet.sock ◄ pod_resources   which container holds which device
+//!                                │
+//!                              report    who holds what and uses what ──► metrics, GpuNode, Events
 //! ```
 
 mod container_answer;
 mod devices;
 mod gpus;
 mod lifecycle;
+mod metrics;
 mod owner;
 mod pod_resources;
 mod proto;
 mod registrar;
+mod report;
 mod service;
 mod socket;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
@@ -40,7 +45,6 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use owner::Answers;
-pub(crate) use pod_resources::PodDevices;
 
 use crate::assign::GpuOffer;
 use crate::cdi::Inject;
@@ -49,10 +53,12 @@ use crate::nvml::{self, NvmlArgs};
 use crate::offers::{OptedIn, Settings};
 use crate::pods::PodEvent;
 use crate::standalone::{self, Capacity};
-use gpus::Gpus;
+use gpus::{Description, Followed, Gpus};
 use lifecycle::Lifecycle;
-use owner::{Looks, Owner};
-use pod_resources::Looker;
+use metrics::Metrics;
+use owner::Owner;
+use pod_resources::{Looker, Looks};
+use report::{Occupied, Reporter};
 
 /// The oldest Kubernetes whose kubelet this works with.
 ///
@@ -131,19 +137,41 @@ pub(crate) struct Args {
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let told_to_end = shutdown::token().context("listening for SIGTERM and SIGINT")?;
     let mut tasks = JoinSet::new();
+    let registry = Registry::new();
+    let metrics = Metrics::new(&registry).context("registering the metrics")?;
     let offered = tokio::select! {
-        offered = offered(&mut tasks, &args) => offered?,
+        offered = offered(&mut tasks, &args, &metrics) => offered?,
         () = told_to_end.cancelled() => return Ok(()),
     };
-    let pods = match args.node_name {
-        Some(node) => Some(watch_pods(&mut tasks, node).await?),
-        None => None,
+    let mut cluster = None;
+    let mut pods = None;
+    if let Some(node) = args.node_name {
+        let client = kube::Client::try_default()
+            .await
+            .context("finding the API server, to see which pods are bound to this node (--node-name)")?;
+        pods = Some(watch_pods(&mut tasks, client.clone(), node.clone()));
+        cluster = Some((client, node));
+    }
+    let seams = Seams {
+        pods,
+        gpus: offered.offers,
+        answers: gpus::answers(args.inject, offered.described.clone(), Layout::new(args.mps_root)),
+        metrics: metrics.clone(),
     };
-    let answers = gpus::answers(args.inject, offered.names, Layout::new(args.mps_root));
-    let gpus = offered.gpus;
-    let (plugin, view) = Plugin::new(&args.kubelet_dir, Seams { pods, gpus, answers });
+    let (plugin, view) = Plugin::new(&args.kubelet_dir, seams);
+    let inputs = report::Inputs {
+        occupied: view.occupied,
+        described: offered.described,
+        measured: offered.measured,
+        registered: view.registered.clone(),
+    };
+    let reporter = Reporter::new(inputs, metrics, cluster);
+    tasks.spawn(async move {
+        reporter.run().await;
+        Ok(())
+    });
     if let Some(address) = args.metrics_listen {
-        serve_ops(&mut tasks, address, view).await?;
+        serve_ops(&mut tasks, address, registry, view.registered).await?;
     }
     let mut running = pin!(plugin.run(told_to_end.clone()));
     loop {
@@ -160,39 +188,28 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
 }
 
 /// Follows the pods of `node` at the API server of this cluster.
-async fn watch_pods(
+fn watch_pods(
     tasks: &mut JoinSet<std::io::Result<()>>,
+    client: kube::Client,
     node: NodeName,
-) -> anyhow::Result<mpsc::Receiver<PodEvent>> {
-    let client = kube::Client::try_default()
-        .await
-        .context("finding the API server, to see which pods are bound to this node (--node-name)")?;
+) -> mpsc::Receiver<PodEvent> {
     let (events, pods) = mpsc::channel(64);
     tasks.spawn(async move {
         crate::pods::watch(client, &node, events).await;
         Ok(())
     });
-    Ok(pods)
+    pods
 }
 
-/// What is offered, as it changes.
-struct Offered {
-    gpus: watch::Receiver<Vec<GpuOffer>>,
-    /// How GPUs are named to container engines; none for a CPU.
-    names: Option<gpus::Names>,
-}
-
-async fn offered(tasks: &mut JoinSet<std::io::Result<()>>, args: &Args) -> anyhow::Result<Offered> {
+async fn offered(
+    tasks: &mut JoinSet<std::io::Result<()>>,
+    args: &Args,
+    metrics: &Metrics,
+) -> anyhow::Result<Followed> {
     if args.software_slices {
-        let offer = software_offer(args).await?;
+        let (offer, model) = software_offer(args).await?;
         tracing::info!(gpu = %offer.uuid, "offering {}", offer.capacity);
-        let (sender, gpus) = watch::channel(vec![offer]);
-        tasks.spawn(async move {
-            // What never changes is offered for as long as anybody listens.
-            sender.closed().await;
-            Ok(())
-        });
-        return Ok(Offered { gpus, names: None });
+        return Ok(unchanging(tasks, offer, model));
     }
     let library = args.nvml.nvml_library.clone();
     if args.fail_fast {
@@ -203,15 +220,36 @@ async fn offered(tasks: &mut JoinSet<std::io::Result<()>>, args: &Args) -> anyho
         .as_deref()
         .map_or_else(|| Ok(Settings::default()), Settings::read)?;
     let layout = Layout::new(&args.mps_root);
-    let (follower, gpus, names) = Gpus::follow(library, opted_in(&args.gpus)?, settings, layout)?;
+    let xids = metrics.xids.clone();
+    let (follower, followed) = Gpus::follow(library, opted_in(&args.gpus)?, settings, layout, xids)?;
     tasks.spawn(async move {
         follower.run().await;
         Ok(())
     });
-    Ok(Offered {
-        gpus,
-        names: Some(names),
-    })
+    Ok(followed)
+}
+
+/// One GPU that stays as it is, for as long as anybody listens.
+fn unchanging(tasks: &mut JoinSet<std::io::Result<()>>, offer: GpuOffer, model: String) -> Followed {
+    let description = Description {
+        model,
+        encoders: offer.capacity.nvenc,
+        session_limit: None,
+        wanted: None,
+    };
+    let described = Arc::new(BTreeMap::from([(offer.uuid.clone(), description)]));
+    let (offers, seen_offers) = watch::channel(vec![offer]);
+    let (describe, described) = watch::channel(described);
+    let (measure, measured) = watch::channel(Arc::default());
+    tasks.spawn(async move {
+        tokio::join!(offers.closed(), describe.closed(), measure.closed());
+        Ok(())
+    });
+    Followed {
+        offers: seen_offers,
+        described,
+        measured,
+    }
 }
 
 fn opted_in(gpus: &[String]) -> anyhow::Result<OptedIn> {
@@ -232,11 +270,11 @@ fn opted_in(gpus: &[String]) -> anyhow::Result<OptedIn> {
 
 /// The node's CPU as a GPU. It has no SMs and no video memory of a GPU's, but pods that ask for them shall run here
 /// too.
-async fn software_offer(args: &Args) -> anyhow::Result<GpuOffer> {
+async fn software_offer(args: &Args) -> anyhow::Result<(GpuOffer, String)> {
     let offer = standalone::software_offer(&args.capacity, args.streamer.as_deref()).await?;
     let memory_info = std::fs::read_to_string(MEMORY_INFO)
         .with_context(|| format!("reading from {MEMORY_INFO} how much memory this node has"))?;
-    Ok(GpuOffer {
+    let gpu = GpuOffer {
         uuid: offer.uuid,
         capacity: Resources {
             mps: SmPercent(100),
@@ -244,8 +282,9 @@ async fn software_offer(args: &Args) -> anyhow::Result<GpuOffer> {
             ..offer.capacity
         },
         mps_clients: SOFTWARE_CLIENTS,
-        unhealthy: Default::default(),
-    })
+        unhealthy: BTreeMap::new(),
+    };
+    Ok((gpu, offer.model))
 }
 
 /// The memory of `MemTotal: 16318480 kB` (proc_meminfo(5)).
@@ -265,15 +304,16 @@ fn memory(memory_info: &str) -> VramBlocks {
 async fn serve_ops(
     tasks: &mut JoinSet<std::io::Result<()>>,
     address: SocketAddr,
-    view: View,
+    registry: Registry,
+    registered: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
     let doing = || format!("listening on {address} for /metrics (--metrics-listen chooses another)");
     let listener = TcpListener::bind(address).await.with_context(doing)?;
-    let ready = move || match *view.registered.borrow() {
+    let ready = move || match *registered.borrow() {
         true => Ok(()),
         false => Err("the kubelet does not know this plugin as yet; its log says why".to_owned()),
     };
-    let router = ops::router::<()>(Registry::new(), Arc::new(ready));
+    let router = ops::router::<()>(registry, Arc::new(ready));
     tasks.spawn(async move { axum::serve(listener, router).await });
     Ok(())
 }
@@ -286,14 +326,15 @@ pub(crate) struct Seams {
     pub(crate) gpus: watch::Receiver<Vec<GpuOffer>>,
     /// Builds what a container gets.
     pub(crate) answers: Answers,
+    /// Counts what the kubelet is answered.
+    pub(crate) metrics: Metrics,
 }
 
 /// What others may see of the plugin.
 #[derive(Debug, Clone)]
 pub(crate) struct View {
-    /// What the kubelet says that containers hold of all plugins' devices.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for whoever publishes what pods hold"))]
-    pub(crate) holdings: watch::Receiver<Arc<Vec<PodDevices>>>,
+    /// Who holds what, once pods and kubelet have told of themselves.
+    pub(crate) occupied: Occupied,
     /// Whether the kubelet knows us.
     pub(crate) registered: watch::Receiver<bool>,
 }
@@ -310,6 +351,7 @@ impl Plugin {
     pub(crate) fn new(kubelet_dir: &Path, seams: Seams) -> (Self, View) {
         let (calling, calls) = mpsc::channel(64);
         let (holdings, seen_holdings) = watch::channel(Arc::default());
+        let (occupied, seen_occupied) = watch::channel(None);
         let (registered, seen_registered) = watch::channel(false);
         let (lists, listed) = devices::lists();
         let looks = Looks::default();
@@ -317,7 +359,13 @@ impl Plugin {
             calls,
             pods: seams.pods,
             gpus: seams.gpus,
-            holdings: seen_holdings.clone(),
+            holdings: seen_holdings,
+        };
+        let outputs = owner::Outputs {
+            answers: seams.answers,
+            lists,
+            occupied,
+            metrics: seams.metrics,
         };
         let plugin = Self {
             lifecycle: Lifecycle {
@@ -326,7 +374,7 @@ impl Plugin {
                 calls: calling,
                 registered,
             },
-            owner: Owner::new(inputs, seams.answers, lists, looks.clone()),
+            owner: Owner::new(inputs, outputs, looks.clone()),
             looker: Looker {
                 socket: kubelet_dir.join("pod-resources/kubelet.sock"),
                 looks,
@@ -335,7 +383,7 @@ impl Plugin {
             },
         };
         let view = View {
-            holdings: seen_holdings,
+            occupied: seen_occupied,
             registered: seen_registered,
         };
         (plugin, view)

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!   the kubelet's calls ───┐              ┌──► answers; or they wait here, and are asked again
-//!   pods of this node ─────┼──► Assigner ─┤
-//!   GPUs, and what is held ┘              └──► device lists published, podresources looked at
+//!   pods of this node ─────┼──► Assigner ─┼──► device lists published, podresources looked at
+//!   GPUs, and what is held ┘              └──► who holds what
 //! ```
 
 use std::sync::Arc;
@@ -16,8 +16,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::container_answer::ContainerAnswer;
 use super::devices::Lists;
-use super::pod_resources::{PodDevices, foreign_gpus, held};
-use crate::assign::{Assigner, GpuOffer, Grant, Outcome};
+use super::metrics::{self, Metrics};
+use super::pod_resources::{Looks, PodDevices, foreign_gpus, held};
+use crate::assign::{Assigner, GpuOffer, Grant, Occupancy, Outcome};
 use crate::pods::PodEvent;
 
 /// Builds what a container gets; the same for every resource of one container.
@@ -67,26 +68,33 @@ pub(super) struct Inputs {
     pub(super) holdings: watch::Receiver<Arc<Vec<PodDevices>>>,
 }
 
+/// Whom the owner tells.
+pub(super) struct Outputs {
+    /// What a container gets.
+    pub(super) answers: Answers,
+    /// The devices, for the kubelet.
+    pub(super) lists: Lists,
+    /// Who holds what.
+    pub(super) occupied: watch::Sender<Option<Arc<Occupancy>>>,
+    /// What is counted.
+    pub(super) metrics: Metrics,
+}
+
 /// The owner.
 pub(super) struct Owner {
     assigner: Assigner,
     inputs: Inputs,
-    answers: Answers,
-    lists: Lists,
+    outputs: Outputs,
+    /// Whether the pods have been listed, and the kubelet has said what they hold: before, what is held is not known.
+    pods_known: bool,
+    held_known: bool,
+    /// When to tell who holds what.
+    tell_at: Option<Instant>,
     allocated: Arc<Notify>,
     look_now: Arc<Notify>,
     waiting: Vec<(Call, Instant)>,
     /// Whether a call waits for what podresources says.
     asked_kubelet: bool,
-}
-
-/// How to have podresources looked at.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Looks {
-    /// Once the kubelet has had time to store what it was answered.
-    pub(super) soon: Arc<Notify>,
-    /// At once: a call waits for it.
-    pub(super) now: Arc<Notify>,
 }
 
 /// What happened.
@@ -96,22 +104,25 @@ enum Event {
     Held,
     Called(Call),
     Time,
+    /// Who holds what is to be told.
+    Tell,
     ToldToEnd,
 }
 
 impl Owner {
-    /// The owner of an [`Assigner`] that knows nothing yet. It publishes to `lists`, and asks for looks at
-    /// podresources.
-    pub(super) fn new(inputs: Inputs, answers: Answers, lists: Lists, looks: Looks) -> Self {
+    /// The owner of an [`Assigner`] that knows nothing yet. It tells `outputs`, and asks for looks at podresources.
+    pub(super) fn new(inputs: Inputs, outputs: Outputs, looks: Looks) -> Self {
         let assigner = match inputs.pods {
             Some(_) => Assigner::watching(),
             None => Assigner::default(),
         };
         Self {
             assigner,
+            pods_known: inputs.pods.is_none(),
+            held_known: false,
+            tell_at: None,
             inputs,
-            answers,
-            lists,
+            outputs,
             allocated: looks.soon,
             look_now: looks.now,
             waiting: Vec::new(),
@@ -130,8 +141,14 @@ impl Owner {
                 Event::Held => self.held_changed(),
                 Event::Called(call) => self.answer(call),
                 Event::Time => self.time(),
+                Event::Tell => {
+                    self.tell();
+                    continue;
+                }
                 Event::ToldToEnd => return,
             }
+            // One pod makes several calls: they come first.
+            self.tell_at.get_or_insert_with(|| Instant::now() + TELL_WITHIN);
         }
     }
 
@@ -139,6 +156,7 @@ impl Owner {
     async fn next(&mut self, told_to_end: &CancellationToken) -> Event {
         let soonest = self.waiting.iter().map(|(_, at)| *at).min();
         let idle = Instant::now() + IDLE;
+        let tell_at = self.tell_at.unwrap_or(idle);
         let inputs = &mut self.inputs;
         tokio::select! {
             biased;
@@ -148,7 +166,24 @@ impl Owner {
             Ok(()) = inputs.holdings.changed() => Event::Held,
             Some(call) = inputs.calls.recv() => Event::Called(call),
             () = sleep_until(soonest.unwrap_or(idle).into()) => Event::Time,
+            () = sleep_until(tell_at.into()) => Event::Tell,
         }
+    }
+
+    /// Tells who holds what, unless it is not known yet: it would look as if all were free.
+    fn tell(&mut self) {
+        self.tell_at = None;
+        if !self.pods_known || !self.held_known {
+            return;
+        }
+        let occupancy = self.assigner.occupancy();
+        self.outputs.occupied.send_if_modified(|told| {
+            let changed = told.as_deref() != Some(&occupancy);
+            if changed {
+                *told = Some(Arc::new(occupancy));
+            }
+            changed
+        });
     }
 
     /// What waited for podresources has waited long enough.
@@ -161,7 +196,10 @@ impl Owner {
 
     fn pods_changed(&mut self, change: PodEvent) {
         match change {
-            PodEvent::All(pods) => self.assigner.set_pods(pods),
+            PodEvent::All(pods) => {
+                self.pods_known = true;
+                self.assigner.set_pods(pods);
+            }
             PodEvent::Changed(pod) => self.assigner.apply_pod(pod),
             PodEvent::Gone(uid) => self.assigner.delete_pod(&uid),
         }
@@ -171,6 +209,7 @@ impl Owner {
     fn held_changed(&mut self) {
         let held = held(&self.inputs.holdings.borrow_and_update());
         self.asked_kubelet = false;
+        self.held_known = true;
         self.assigner.set_held(Instant::now(), &held);
         // What other plugins hold may have changed too.
         self.gpus_changed();
@@ -179,7 +218,7 @@ impl Owner {
     fn gpus_changed(&mut self) {
         let mut gpus = self.inputs.gpus.borrow_and_update().clone();
         mark_foreign(&mut gpus, &self.inputs.holdings.borrow());
-        self.lists.publish(&gpus);
+        self.outputs.lists.publish(&gpus);
         self.assigner.set_gpus(gpus);
         self.ask_all_again();
     }
@@ -218,7 +257,7 @@ impl Owner {
                     .preferred(now, resource, &available, &must_include, size)
                 {
                     Outcome::Done(ids) => return drop(answer.send(Ok(ids))),
-                    Outcome::Refuse(why) => return drop(answer.send(Err(refused(resource, why)))),
+                    Outcome::Refuse(why) => return drop(answer.send(Err(self.refused(resource, why)))),
                     later => {
                         let question = Question::Preferred {
                             available,
@@ -232,7 +271,7 @@ impl Owner {
             }
             Question::Allocate { ids, answer } => match self.assigner.allocate(now, resource, &ids) {
                 Outcome::Done(grant) => return self.granted(resource, &grant, answer),
-                Outcome::Refuse(why) => return drop(answer.send(Err(refused(resource, why)))),
+                Outcome::Refuse(why) => return drop(answer.send(Err(self.refused(resource, why)))),
                 later => (Question::Allocate { ids, answer }, self.until(now, &later)),
             },
         };
@@ -253,6 +292,13 @@ impl Owner {
         }
     }
 
+    fn refused(&self, resource: Resource, why: String) -> String {
+        tracing::warn!(resource = resource.name(), "refused: {why}");
+        let labels = [metrics::short(resource)];
+        self.outputs.metrics.refusals.with_label_values(&labels).inc();
+        why
+    }
+
     fn granted(
         &self,
         resource: Resource,
@@ -261,7 +307,9 @@ impl Owner {
     ) {
         let pod = grant.pod.as_deref().unwrap_or("a pod unknown as yet");
         tracing::info!(resource = resource.name(), gpu = %grant.gpu, pod, "allocated {}", grant.container);
-        let _ = answer.send(Ok((self.answers)(grant)));
+        let _ = answer.send(Ok((self.outputs.answers)(grant)));
+        let labels = [metrics::short(resource)];
+        self.outputs.metrics.allocations.with_label_values(&labels).inc();
         self.allocated.notify_one();
     }
 }
@@ -283,11 +331,6 @@ async fn change_of(pods: &mut Option<mpsc::Receiver<PodEvent>>) -> Option<PodEve
     }
 }
 
-fn refused(resource: Resource, why: String) -> String {
-    tracing::warn!(resource = resource.name(), "refused: {why}");
-    why
-}
-
 /// Makes what another plugin handed out unhealthy for us.
 fn mark_foreign(gpus: &mut [GpuOffer], holdings: &[PodDevices]) {
     let foreign = foreign_gpus(holdings);
@@ -303,6 +346,8 @@ fn mark_foreign(gpus: &mut [GpuOffer], holdings: &[PodDevices]) {
 
 /// How long to sleep where nobody waits.
 const IDLE: Duration = Duration::from_secs(3600);
+/// Soon enough for whoever writes within a second.
+const TELL_WITHIN: Duration = Duration::from_millis(50);
 /// podresources answers within milliseconds, or something is wrong with it.
 const LOOK_WITHIN: Duration = Duration::from_secs(1);
 const SHORTEST_WAIT: Duration = Duration::from_millis(10);

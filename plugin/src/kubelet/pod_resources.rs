@@ -13,10 +13,9 @@ use std::time::Duration;
 use anyhow::Context as _;
 use penstock_core::device::Resource;
 use penstock_core::ids::GpuUuid;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::owner::Looks;
 use super::proto::pod_resources::pod_resources_lister_client::PodResourcesListerClient;
 use super::proto::pod_resources::{
     ContainerResources, DynamicResource, ListPodResourcesRequest, ListPodResourcesResponse,
@@ -88,6 +87,15 @@ fn gpu_named_in(id: &str) -> Option<GpuUuid> {
     let uuid = id.get(start..start + GPU_UUID_LEN)?;
     let is_uuid = uuid[4..].chars().all(|c| c.is_ascii_hexdigit() || c == '-');
     is_uuid.then(|| GpuUuid::new(uuid).ok()).flatten()
+}
+
+/// How to have podresources looked at.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Looks {
+    /// Once the kubelet has had time to store what it was answered.
+    pub(super) soon: Arc<Notify>,
+    /// At once: a call waits for it.
+    pub(super) now: Arc<Notify>,
 }
 
 /// Asks the kubelet, and publishes what it says.

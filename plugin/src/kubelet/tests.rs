@@ -1,11 +1,13 @@
 //! The plugin before a stand-in kubelet, with GPUs and pods that a test decides on.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use penstock_core::device::Resource;
 use penstock_core::packing::Resources;
 use penstock_core::units::{EncoderUnits, SmPercent, VramBlocks};
+use prometheus::Registry;
 use tempfile::TempDir;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -14,8 +16,9 @@ use tokio_util::sync::CancellationToken;
 use penstock_core::ids::PodUid;
 use penstock_core::pod_demand::ContainerKind;
 
+use super::metrics::Metrics;
 use super::{Plugin, Seams, View};
-use crate::assign::GpuOffer;
+use crate::assign::{GpuOffer, Slice};
 use crate::pods::{ContainerAsk, PodEvent, PodOnNode};
 
 #[path = "../../tests/kubelet/mod.rs"]
@@ -182,29 +185,19 @@ async fn a_killed_kubelet_is_waited_for_and_the_sockets_go_at_the_end() {
 }
 
 #[tokio::test]
-async fn what_pods_hold_is_seen_soon_and_a_foreign_gpu_is_ours_no_more() {
+async fn what_others_hold_is_seen_soon_and_a_foreign_gpu_is_ours_no_more() {
     let node = Node::start(two_gpus()).await;
     let pod = PodSpec::new("games/a").container("app", &[(VRAM, 2)]);
     node.admit(&pod).await.unwrap();
-    let admitted = Instant::now();
-    until("the allocation is seen", || {
-        let holdings = node.view.holdings.borrow();
-        holdings.iter().any(|held| held.pod == "a" && held.ids.len() == 2)
-    })
-    .await;
-    // By itself it would be seen in ten seconds.
-    assert!(
-        admitted.elapsed() < Duration::from_secs(5),
-        "{:?}",
-        admitted.elapsed()
-    );
-
     node.kubelet
         .handed_out_by_another("ml/train", "nvidia.com/gpu", &[GPU_A]);
-    // Seen by itself in ten seconds, and at the next allocation at the latest.
+    // Seen by itself in ten seconds, and soon after the next allocation.
     let pod = PodSpec::new("games/b").container("app", &[(VRAM, 1)]);
     node.admit(&pod).await.unwrap();
+    let admitted = Instant::now();
     node.kubelet.until_allocatable(NVENC, 10).await;
+    let took = admitted.elapsed();
+    assert!(took < Duration::from_secs(5), "{took:?}");
     node.kubelet.remove("ml/train");
     node.remove("games/b").await;
     node.admit(&pod).await.unwrap();
@@ -227,15 +220,49 @@ async fn a_node_with_eight_large_gpus_fits_through_every_interface() {
     let node = Node::with(directory, kubelet, (0..8).map(large).collect());
     node.kubelet.until_allocatable(NVENC, 8 * 310).await;
     node.kubelet.until_allocatable(VRAM, 8 * 564).await;
+    let pod = |nth| PodSpec::new(&format!("games/{nth}")).container("app", &[(NVENC, 310), (VRAM, 564)]);
     for nth in 0..8 {
-        let pod = PodSpec::new(&format!("games/{nth}")).container("app", &[(NVENC, 310), (VRAM, 564)]);
-        node.admit(&pod).await.unwrap();
+        node.admit(&pod(nth)).await.unwrap();
     }
-    until("all that pods hold is seen", || {
-        let holdings = node.view.holdings.borrow();
-        holdings.iter().map(|held| held.ids.len()).sum::<usize>() == 8 * (310 + 564)
-    })
-    .await;
+    // Another plugin knows it from the kubelet alone.
+    let node = node.restarted().await;
+    let pods = (0..8).map(|nth| as_told(&pod(nth))).collect();
+    node.pods.send(PodEvent::All(pods)).await.unwrap();
+    let held = || {
+        node.slices()
+            .iter()
+            .map(|slice| slice.amounts.vram.0)
+            .sum::<u32>()
+    };
+    until("all that pods hold is seen", || held() == 8 * 564).await;
+    assert!(node.slices().iter().all(|slice| slice.amounts.nvenc.0 == 310));
+    node.end().await;
+}
+
+#[tokio::test]
+async fn who_holds_what_is_told_once_it_is_known_and_within_a_second() {
+    let node = Node::start(two_gpus()).await;
+    // The pods have not been listed, so all might be taken.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(node.view.occupied.borrow().is_none());
+    node.pods.send(PodEvent::All(Vec::new())).await.unwrap();
+    until("that nothing is held", || node.view.occupied.borrow().is_some()).await;
+    let pod = PodSpec::new("games/a").container("app", &[(NVENC, 3), (MPS, 20)]);
+    node.admit(&pod).await.unwrap();
+    let admitted = Instant::now();
+    until("the slice", || !node.slices().is_empty()).await;
+    until("all of it", || node.slices()[0].amounts.mps.0 == 20).await;
+    assert!(
+        admitted.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        admitted.elapsed()
+    );
+    let slice = node.slices().remove(0);
+    assert_eq!((slice.namespace.as_str(), slice.pod.as_str()), ("games", "a"));
+    assert_eq!(slice.uid, Some(uid_of("games/a")));
+    assert_eq!((slice.amounts.nvenc.0, slice.mps_clients), (3, 1));
+    node.remove("games/a").await;
+    until("that it is gone", || node.slices().is_empty()).await;
     node.end().await;
 }
 
@@ -333,7 +360,12 @@ impl Node {
         let seams = Seams {
             pods: Some(seen_pods),
             gpus: seen_gpus,
-            answers: super::gpus::answers(crate::cdi::Inject::Env, None, crate::mps::Layout::new("/run/mps")),
+            answers: super::gpus::answers(
+                crate::cdi::Inject::Env,
+                watch::channel(Arc::default()).1,
+                crate::mps::Layout::new("/run/mps"),
+            ),
+            metrics: Metrics::new(&Registry::new()).unwrap(),
         };
         let (plugin, view) = Plugin::new(directory.path(), seams);
         let told_to_end = CancellationToken::new();
@@ -347,6 +379,19 @@ impl Node {
             told_to_end,
             running,
         }
+    }
+
+    /// Another plugin in its place, on the same kubelet.
+    async fn restarted(self) -> Self {
+        self.told_to_end.cancel();
+        self.running.await.unwrap().unwrap();
+        let gpus = self.gpus.borrow().clone();
+        Self::with(self.directory, self.kubelet, gpus)
+    }
+
+    fn slices(&self) -> Vec<Slice> {
+        let occupied = self.view.occupied.borrow().clone();
+        occupied.map(|told| told.slices.clone()).unwrap_or_default()
     }
 
     /// Has the API server tell of a pod, and the kubelet admit it.

@@ -3,36 +3,18 @@
 //! Needs the host's PID namespace: in any other, NVML's numbers mean nothing.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::path::PathBuf;
 
-use serde::Serialize;
+use penstock_core::ids::PodUid;
 
-/// A pod's UID: a UUID, or 32 hexadecimal digits for a static pod.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(transparent)]
-pub(crate) struct PodUid(String);
-
-impl PodUid {
-    /// The UID as Kubernetes writes it.
-    pub(crate) fn as_str(&self) -> &str {
-        &self.0
-    }
-
-    /// Takes it as it stands in a cgroup's name, where systemd's slices have `_` for `-`.
-    fn from_cgroup(text: &str) -> Option<Self> {
-        let uid = text.replace('_', "-");
-        let digits = uid.bytes().filter(u8::is_ascii_hexdigit).count();
-        let dashes = uid.bytes().filter(|byte| *byte == b'-').count();
-        let is_uid = digits == 32 && matches!(dashes, 0 | 4) && digits + dashes == uid.len();
-        is_uid.then_some(Self(uid))
-    }
-}
-
-impl fmt::Display for PodUid {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
+/// The UID as it stands in a cgroup's name, where systemd's slices have `_` for `-`: a UUID, or 32 hexadecimal digits
+/// for a static pod.
+fn uid_in_cgroup(text: &str) -> Option<PodUid> {
+    let uid = text.replace('_', "-");
+    let digits = uid.bytes().filter(u8::is_ascii_hexdigit).count();
+    let dashes = uid.bytes().filter(|byte| *byte == b'-').count();
+    let is_uid = digits == 32 && matches!(dashes, 0 | 4) && digits + dashes == uid.len();
+    is_uid.then(|| PodUid::new(uid).ok()).flatten()
 }
 
 /// The pod in the contents of `/proc/<pid>/cgroup`, for both versions of cgroups and both of the kubelet's
@@ -65,7 +47,7 @@ fn pod_of_path(path: &str) -> Option<PodUid> {
             None => segment,
         };
         let uid = name.strip_prefix("pod").filter(|_| below_kubepods)?;
-        PodUid::from_cgroup(uid)
+        uid_in_cgroup(uid)
     })
 }
 

@@ -1,0 +1,246 @@
+//! What the device plugin shows to Prometheus.
+//!
+//! Labels are bounded: GPUs, resources and XIDs by what there is, pods by those that hold a slice of this node now.
+
+use penstock_core::device::Resource;
+use penstock_core::metrics::{self, Metric};
+use penstock_core::packing::Resources;
+use prometheus::core::Collector;
+use prometheus::{Gauge, GaugeVec, IntCounterVec, Opts, Registry};
+
+use super::report::{GpuKnown, NodeKnown, PodKnown};
+
+/// The metrics.
+#[derive(Debug, Clone)]
+pub(crate) struct Metrics {
+    /// Allocations, by resource.
+    pub(super) allocations: IntCounterVec,
+    /// Refusals, by resource.
+    pub(super) refusals: IntCounterVec,
+    /// The driver's errors, by GPU and code.
+    pub(super) xids: IntCounterVec,
+    registered: Gauge,
+    capacity: GaugeVec,
+    allocated: GaugeVec,
+    healthy: GaugeVec,
+    gpu: Load,
+    pod: Load,
+    pod_slice: GaugeVec,
+    pod_units: GaugeVec,
+    pod_over: GaugeVec,
+}
+
+/// What was measured of a GPU, or of a pod on one.
+#[derive(Debug, Clone)]
+struct Load {
+    encoder: GaugeVec,
+    sm: GaugeVec,
+    memory: GaugeVec,
+    sessions: GaugeVec,
+    fps: GaugeVec,
+}
+
+impl Metrics {
+    /// Registers them.
+    ///
+    /// # Errors
+    /// Where a name is registered already.
+    pub(crate) fn new(registry: &Registry) -> prometheus::Result<Self> {
+        let new = New(registry);
+        let allocations = new.counters(metrics::PLUGIN_ALLOCATIONS, &["resource"])?;
+        let refusals = new.counters(metrics::PLUGIN_REFUSALS, &["resource"])?;
+        // A counter that is not there until it counts can't be alerted on.
+        for resource in Resource::ALL {
+            allocations.with_label_values(&[short(resource)]);
+            refusals.with_label_values(&[short(resource)]);
+        }
+        Ok(Self {
+            allocations,
+            refusals,
+            xids: new.counters(metrics::PLUGIN_XIDS, &["gpu", "xid"])?,
+            registered: new.gauge(metrics::PLUGIN_REGISTERED)?,
+            capacity: new.gauges(metrics::PLUGIN_CAPACITY, &["gpu", "model", "resource"])?,
+            allocated: new.gauges(metrics::PLUGIN_ALLOCATED, &["gpu", "resource"])?,
+            healthy: new.gauges(metrics::PLUGIN_HEALTHY, &["gpu", "resource"])?,
+            gpu: Load {
+                encoder: new.gauges(metrics::PLUGIN_GPU_ENCODER, GPU)?,
+                sm: new.gauges(metrics::PLUGIN_GPU_SM, GPU)?,
+                memory: new.gauges(metrics::PLUGIN_GPU_MEMORY, GPU)?,
+                sessions: new.gauges(metrics::PLUGIN_GPU_SESSIONS, GPU)?,
+                fps: new.gauges(metrics::PLUGIN_GPU_FPS, GPU)?,
+            },
+            pod: Load {
+                encoder: new.gauges(metrics::PLUGIN_POD_ENCODER, POD)?,
+                sm: new.gauges(metrics::PLUGIN_POD_SM, POD)?,
+                memory: new.gauges(metrics::PLUGIN_POD_MEMORY, POD)?,
+                sessions: new.gauges(metrics::PLUGIN_POD_SESSIONS, POD)?,
+                fps: new.gauges(metrics::PLUGIN_POD_FPS, POD)?,
+            },
+            pod_slice: new.gauges(
+                metrics::PLUGIN_POD_SLICE,
+                &["gpu", "namespace", "pod", "resource"],
+            )?,
+            pod_units: new.gauges(metrics::PLUGIN_POD_ENCODER_UNITS, POD)?,
+            pod_over: new.gauges(metrics::PLUGIN_POD_OVER_SLICE, POD)?,
+        })
+    }
+
+    /// Shows the node as it is now, and nothing of what was.
+    pub(super) fn show(&self, node: &NodeKnown) {
+        self.forget();
+        self.registered.set(f64::from(u8::from(node.registered)));
+        for gpu in &node.gpus {
+            self.show_gpu(gpu);
+        }
+        for pod in &node.pods {
+            self.show_pod(pod);
+        }
+    }
+
+    fn forget(&self) {
+        for gauges in [
+            &self.capacity,
+            &self.allocated,
+            &self.healthy,
+            &self.pod_slice,
+            &self.pod_units,
+            &self.pod_over,
+        ] {
+            gauges.reset();
+        }
+        self.gpu.forget();
+        self.pod.forget();
+    }
+
+    fn show_gpu(&self, gpu: &GpuKnown) {
+        let uuid = gpu.offer.uuid.as_str();
+        let capacity = amounts(gpu.offer.capacity, gpu.offer.mps_clients);
+        for (resource, amount) in capacity {
+            set(
+                &self.capacity,
+                &[uuid, &gpu.model, resource],
+                Some(f64::from(amount)),
+            );
+        }
+        for (resource, amount) in amounts(gpu.allocated, gpu.allocated_clients) {
+            set(&self.allocated, &[uuid, resource], Some(f64::from(amount)));
+        }
+        for resource in Resource::ALL {
+            let healthy = !gpu.offer.unhealthy.contains_key(&resource);
+            set(
+                &self.healthy,
+                &[uuid, short(resource)],
+                Some(f64::from(u8::from(healthy))),
+            );
+        }
+        let Some(measured) = &gpu.measured else { return };
+        let labels = &[uuid];
+        set(&self.gpu.encoder, labels, measured.encoder_percent.map(as_ratio));
+        set(&self.gpu.sm, labels, measured.sm_percent.map(as_ratio));
+        set(
+            &self.gpu.memory,
+            labels,
+            measured.memory_used_bytes.map(as_number),
+        );
+        set(
+            &self.gpu.sessions,
+            labels,
+            gpu.sessions.map(|s| f64::from(s.count)),
+        );
+        set(&self.gpu.fps, labels, gpu.sessions.map(|s| f64::from(s.fps)));
+    }
+
+    fn show_pod(&self, pod: &PodKnown) {
+        let slice = &pod.slice;
+        let [gpu, namespace, name] = [slice.gpu.as_str(), &slice.namespace, &slice.pod];
+        for (resource, amount) in amounts(slice.amounts, slice.mps_clients) {
+            let labels = &[gpu, namespace, name, resource];
+            set(&self.pod_slice, labels, Some(f64::from(amount)));
+        }
+        let Some(load) = &pod.load else { return };
+        let labels = &[gpu, namespace, name];
+        set(&self.pod.encoder, labels, load.encoder_percent.map(as_ratio));
+        set(&self.pod.sm, labels, load.sm_percent.map(as_ratio));
+        set(&self.pod.memory, labels, load.memory_bytes.map(as_number));
+        set(
+            &self.pod.sessions,
+            labels,
+            load.sessions.map(|s| f64::from(s.count)),
+        );
+        set(&self.pod.fps, labels, load.sessions.map(|s| f64::from(s.fps)));
+        set(
+            &self.pod_units,
+            labels,
+            pod.encoder_use.map(|units| f64::from(units.0)),
+        );
+        let over = pod.encoder_use.map(|_| f64::from(u8::from(pod.over)));
+        set(&self.pod_over, labels, over);
+    }
+}
+
+impl Load {
+    fn forget(&self) {
+        for gauges in [&self.encoder, &self.sm, &self.memory, &self.sessions, &self.fps] {
+            gauges.reset();
+        }
+    }
+}
+
+/// What is not known is left out.
+fn set(gauges: &GaugeVec, labels: &[&str], value: Option<f64>) {
+    if let Some(value) = value {
+        gauges.with_label_values(labels).set(value);
+    }
+}
+
+fn amounts(amounts: Resources, mps_clients: u32) -> [(&'static str, u32); 4] {
+    [
+        (short(Resource::Nvenc), amounts.nvenc.0),
+        (short(Resource::Mps), amounts.mps.0),
+        (short(Resource::Vram), amounts.vram.0),
+        ("mps-clients", mps_clients),
+    ]
+}
+
+/// Without the domain, which all have in common.
+pub(super) fn short(resource: Resource) -> &'static str {
+    match resource {
+        Resource::Nvenc => "nvenc",
+        Resource::Mps => "mps",
+        Resource::Vram => "vram",
+    }
+}
+
+fn as_ratio(percent: u32) -> f64 {
+    f64::from(percent) / 100.0
+}
+
+/// Prometheus has no other numbers; exact up to 8 PiB.
+fn as_number(bytes: u64) -> f64 {
+    bytes as f64
+}
+
+/// Makes metrics and registers them.
+struct New<'a>(&'a Registry);
+
+impl New<'_> {
+    fn gauges(&self, metric: Metric, labels: &[&str]) -> prometheus::Result<GaugeVec> {
+        self.registered(GaugeVec::new(Opts::new(metric.name, metric.help), labels)?)
+    }
+
+    fn gauge(&self, metric: Metric) -> prometheus::Result<Gauge> {
+        self.registered(Gauge::new(metric.name, metric.help)?)
+    }
+
+    fn counters(&self, metric: Metric, labels: &[&str]) -> prometheus::Result<IntCounterVec> {
+        self.registered(IntCounterVec::new(Opts::new(metric.name, metric.help), labels)?)
+    }
+
+    fn registered<C: Collector + Clone + 'static>(&self, metric: C) -> prometheus::Result<C> {
+        self.0.register(Box::new(metric.clone()))?;
+        Ok(metric)
+    }
+}
+
+const GPU: &[&str] = &["gpu"];
+const POD: &[&str] = &["gpu", "namespace", "pod"];
