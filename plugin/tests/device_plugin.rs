@@ -85,6 +85,59 @@ async fn gpus_are_offered_by_their_model_and_an_encoders_error_leaves_the_rest()
 }
 
 #[tokio::test]
+async fn what_gpus_do_is_in_the_metrics_and_what_cannot_be_measured_is_not() {
+    let session = |codec| fake_nvml::EncoderSession {
+        pid: 1,
+        codec,
+        width: 1280,
+        height: 720,
+        fps: 30,
+        ..fake_nvml::EncoderSession::default()
+    };
+    let state = State {
+        gpus: vec![fake_nvml::Gpu {
+            uuid: "GPU-l4".into(),
+            encoder_utilization: Some(42),
+            sm_utilization: None,
+            // The second is AV1.
+            encoder_sessions: Some(vec![session(0), session(2)]),
+            ..fake_nvml::Gpu::default()
+        }],
+        ..State::default()
+    };
+    let port = free_port();
+    let address = format!("127.0.0.1:{port}");
+    let (node, _stage) = Node::with_gpus(&state, &["--gpus", "all", "--metrics-listen", &address]).await;
+    node.kubelet.until_allocatable(VRAM, 89).await;
+    let pod = PodSpec::new("games/a").container("app", &[(VRAM, 8)]);
+    node.kubelet.admit(&pod).await.unwrap();
+    let wanted = [
+        r#"penstock_plugin_gpu_encoder_utilization_ratio{gpu="GPU-l4"} 0.42"#,
+        r#"penstock_plugin_gpu_encoder_sessions{gpu="GPU-l4"} 2"#,
+        r#"penstock_plugin_gpu_encoder_fps{gpu="GPU-l4"} 60"#,
+        r#"penstock_plugin_allocated{gpu="GPU-l4",resource="vram"} 8"#,
+        r#"penstock_plugin_allocations_total{resource="vram"} 1"#,
+        r#"penstock_plugin_healthy{gpu="GPU-l4",resource="mps"} 0"#,
+        "penstock_plugin_registered 1",
+    ];
+    let mut text = String::new();
+    let deadline = Instant::now() + PATIENCE;
+    while !wanted.iter().all(|line| text.lines().any(|l| l == *line)) {
+        assert!(Instant::now() < deadline, "{text}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let url = format!("http://{address}/metrics");
+        text = reqwest::get(url).await.unwrap().text().await.unwrap();
+    }
+    assert!(!text.contains("gpu_sm_utilization_ratio{"), "{text}");
+}
+
+/// Free a moment ago.
+fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+#[tokio::test]
 async fn without_a_gpu_opted_in_it_says_how() {
     let directory = tempfile::tempdir().unwrap();
     let output = command(directory.path(), &[]).output().await.unwrap();

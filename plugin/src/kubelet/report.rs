@@ -396,7 +396,8 @@ mod tests {
     use prometheus::{Encoder as _, Registry, TextEncoder};
 
     use super::*;
-    use crate::nvml::measures::{Codec, EncoderSession};
+    use crate::nvml::measures::{Codec, EncoderSession, ProcessLoad};
+    use crate::nvml::pods::tests::Proc;
 
     #[test]
     fn a_node_is_told_as_it_is() {
@@ -446,13 +447,8 @@ mod tests {
     fn metrics_say_what_is_known_and_nothing_of_what_was() {
         let registry = Registry::new();
         let metrics = Metrics::new(&registry).unwrap();
-        let shown = |metrics: &Metrics, node: &NodeKnown| {
-            metrics.show(node);
-            let mut text = Vec::new();
-            TextEncoder::new().encode(&registry.gather(), &mut text).unwrap();
-            String::from_utf8(text).unwrap()
-        };
-        let text = shown(&metrics, &node());
+        metrics.show(&node());
+        let text = shown(&registry);
         let pod = r#"gpu="GPU-1",namespace="games",pod="a""#;
         for line in [
             "penstock_plugin_registered 1".to_owned(),
@@ -476,7 +472,8 @@ mod tests {
             pods: Vec::new(),
             ..node()
         };
-        let text = shown(&metrics, &later);
+        metrics.show(&later);
+        let text = shown(&registry);
         assert!(!text.contains(r#"pod="a""#), "{text}");
     }
 
@@ -488,6 +485,72 @@ mod tests {
         assert_eq!((over.used.0, over.slice.0), (37, 13));
         assert!(!known.pods[1].over);
         assert_eq!(overuse(&known.pods[1]), None);
+    }
+
+    #[tokio::test]
+    async fn a_process_of_a_pod_is_counted_as_the_pods_and_told_of_once_it_stays_over() {
+        let proc = Proc::new();
+        let uid = "0c2d3e4f-1a2b-4c3d-8e9f-0123456789ab";
+        proc.write(7, 100, &format!("0::/kubepods/burstable/pod{uid}/ab12\n"));
+        let (gpu, mut slice) = {
+            let known = node();
+            (known.gpus[0].clone(), known.pods[0].slice.clone())
+        };
+        slice.uid = Some(PodUid::new(uid).unwrap());
+        let occupancy = Occupancy {
+            gpus: vec![gpu.offer],
+            slices: vec![slice],
+        };
+        let described = Arc::new(BTreeMap::from([("GPU-1".parse().unwrap(), t4())]));
+        let (_occupied, occupied) = watch::channel(Some(Arc::new(occupancy)));
+        let (_described, described) = watch::channel(described);
+        let (measure, measured) = watch::channel(Arc::default());
+        let (_registered, registered) = watch::channel(true);
+        let inputs = Inputs {
+            occupied,
+            described,
+            measured,
+            registered,
+        };
+        let registry = Registry::new();
+        let mut reporter = Reporter::new(inputs, Metrics::new(&registry).unwrap(), None);
+        reporter.finder = proc.finder();
+        let line = |value| {
+            format!(r#"penstock_plugin_pod_over_slice{{gpu="GPU-1",namespace="games",pod="a"}} {value}"#)
+        };
+        let mut over = Vec::new();
+        for percent in [30, 30, 30, 5] {
+            let load = ProcessLoad {
+                encoder_percent: Some(percent),
+                ..ProcessLoad::default()
+            };
+            let measures = Measures {
+                processes: BTreeMap::from([(7, load)]),
+                ..gpu.measured.clone().unwrap()
+            };
+            measure.send_replace(Arc::new(vec![measures]));
+            reporter.measured();
+            reporter.tell();
+            let text = shown(&registry);
+            assert!(text.contains(&line(0)) || text.contains(&line(1)), "{text}");
+            over.push(text.contains(&line(1)));
+        }
+        assert_eq!(over, [false, false, true, false]);
+    }
+
+    fn shown(registry: &Registry) -> String {
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&registry.gather(), &mut text).unwrap();
+        String::from_utf8(text).unwrap()
+    }
+
+    fn t4() -> Description {
+        Description {
+            model: "Tesla T4".to_owned(),
+            encoders: EncoderUnits(124),
+            session_limit: Some(8),
+            wanted: None,
+        }
     }
 
     /// One GPU with a pod over its slice, and a slice that nobody is known to hold.
@@ -514,12 +577,6 @@ mod tests {
                 slice("a", Some(&uid), amounts(13, 20, 4)),
                 slice("", None, amounts(20, 0, 0)),
             ],
-        };
-        let description = Description {
-            model: "Tesla T4".to_owned(),
-            encoders: EncoderUnits(124),
-            session_limit: Some(8),
-            wanted: None,
         };
         let session = |fps| EncoderSession {
             pid: 1,
@@ -550,7 +607,7 @@ mod tests {
             slice: EncoderUnits(13),
             all: EncoderUnits(124),
         };
-        let described = BTreeMap::from([(uuid, description)]);
+        let described = BTreeMap::from([(uuid, t4())]);
         let (gpus, pods) = known(&occupancy, &described, &[measures], &loads, &[over]);
         NodeKnown {
             registered: true,

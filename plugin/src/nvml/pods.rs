@@ -109,7 +109,7 @@ impl PodFinder {
 const MOST_KNOWN: usize = 4_096;
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     const UID: &str = "0c2d3e4f-1a2b-4c3d-8e9f-0123456789ab";
@@ -188,7 +188,7 @@ mod tests {
     #[test]
     fn a_number_that_is_used_again_is_another_process() {
         let proc = Proc::new();
-        let mut finder = PodFinder::new(proc.0.path().to_owned(), 2);
+        let mut finder = proc.finder();
         proc.write(7, 100, &format!("0::/kubepods/pod{UID}/ab\n"));
         assert_eq!(finder.pod_of(7).unwrap().as_str(), UID);
         // Same process: what it was is remembered.
@@ -211,14 +211,19 @@ mod tests {
         assert!(finder.start_time(std::process::id()).is_some());
     }
 
-    struct Proc(tempfile::TempDir);
+    /// A `/proc` of our own.
+    pub(crate) struct Proc(tempfile::TempDir);
 
     impl Proc {
-        fn new() -> Self {
+        pub(crate) fn new() -> Self {
             Self(tempfile::tempdir().unwrap())
         }
 
-        fn write(&self, pid: u32, start: u64, cgroup: &str) {
+        pub(crate) fn finder(&self) -> PodFinder {
+            PodFinder::new(self.0.path().to_owned(), 2)
+        }
+
+        pub(crate) fn write(&self, pid: u32, start: u64, cgroup: &str) {
             let directory = self.0.path().join(pid.to_string());
             std::fs::create_dir_all(&directory).unwrap();
             let stat = format!("{pid} (a ) b) S 1{} {start} 0 0", " 0".repeat(17));
