@@ -131,6 +131,54 @@ async fn what_gpus_do_is_in_the_metrics_and_what_cannot_be_measured_is_not() {
     assert!(!text.contains("gpu_sm_utilization_ratio{"), "{text}");
 }
 
+#[tokio::test]
+async fn a_node_of_many_models_offers_of_each_what_it_has() {
+    let gpu = |uuid: &str, name: &str, mib: u64, clock| fake_nvml::Gpu {
+        uuid: uuid.into(),
+        name: name.into(),
+        memory_total: mib << 20,
+        max_video_clock: Some(clock),
+        ..fake_nvml::Gpu::default()
+    };
+    let state = State {
+        gpus: vec![
+            gpu("GPU-t4", "Tesla T4", 15_360, 1950),
+            gpu("GPU-l4", "NVIDIA L4", 23_034, 1770),
+            gpu("GPU-l40s", "NVIDIA L40S", 46_068, 2415),
+            gpu("GPU-a16", "NVIDIA A16", 15_356, 1560),
+            gpu("GPU-h100", "NVIDIA H100 80GB HBM3", 81_559, 1980),
+            gpu("GPU-new", "NVIDIA Unheard Of", 8_192, 2000),
+        ],
+        ..State::default()
+    };
+    let address = format!("127.0.0.1:{}", free_port());
+    let (node, _stage) = Node::with_gpus(&state, &["--gpus", "all", "--metrics-listen", &address]).await;
+    // Engines x frames x clock: 124.4; 2 x 135.2 x 1770/2415; 3 x 135.2; 127.1 x 1560/1950; none; not known.
+    let units = [124, 198, 405, 101, 0, 0];
+    node.kubelet.until_allocatable(NVENC, units.iter().sum()).await;
+    let metrics = || async {
+        let url = format!("http://{address}/metrics");
+        reqwest::get(url).await.unwrap().text().await.unwrap()
+    };
+    let capacity = |gpu: &fake_nvml::Gpu, units: usize| {
+        let [uuid, model] = [&gpu.uuid, &gpu.name];
+        format!(r#"penstock_plugin_capacity{{gpu="{uuid}",model="{model}",resource="nvenc"}} {units}"#)
+    };
+    let wanted: Vec<_> = state
+        .gpus
+        .iter()
+        .zip(units)
+        .map(|(gpu, units)| capacity(gpu, units))
+        .collect();
+    let mut text = metrics().await;
+    let deadline = Instant::now() + PATIENCE;
+    while !wanted.iter().all(|line| text.lines().any(|l| l == line)) {
+        assert!(Instant::now() < deadline, "{text}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        text = metrics().await;
+    }
+}
+
 /// Free a moment ago.
 fn free_port() -> u16 {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
