@@ -14,6 +14,7 @@
 pub mod args;
 pub mod desk;
 pub mod discovery;
+pub mod events;
 pub mod ice;
 pub mod limits;
 pub mod link;

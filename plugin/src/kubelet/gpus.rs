@@ -8,14 +8,13 @@ use std::time::Duration;
 use anyhow::Context as _;
 use penstock_core::gpu_models::Model;
 use penstock_core::ids::GpuUuid;
-use penstock_core::units::EncoderUnits;
 use prometheus::IntCounterVec;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use super::Answers;
 use super::container_answer::ContainerAnswer;
-use super::report::Measuring;
+use super::known::Description;
 use crate::answer::{self, answer};
 use crate::assign::GpuOffer;
 use crate::cdi::{self, Inject, Injection, Wanted};
@@ -28,18 +27,8 @@ use crate::offers::{Known, OptedIn, Settings, encoders, offered, offers};
 /// What is known of each GPU beside its offer.
 pub(super) type Described = watch::Receiver<Arc<BTreeMap<GpuUuid, Description>>>;
 
-/// What is known of a GPU beside its offer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Description {
-    /// What NVML calls its model.
-    pub(super) model: String,
-    /// What its encoders have in all, before any headroom.
-    pub(super) encoders: EncoderUnits,
-    /// Encoder sessions that its driver allows at one time, where it caps them.
-    pub(super) session_limit: Option<u32>,
-    /// How it is named to those who put it into containers; a CPU is not.
-    pub(super) wanted: Option<Wanted>,
-}
+/// What GPUs were doing at the last measurement; one that can't be measured is left out.
+pub(super) type Measuring = watch::Receiver<Arc<Vec<Measures>>>;
 
 /// What is followed, for those who use it.
 pub(super) struct Followed {

@@ -15,6 +15,7 @@
 mod container_answer;
 mod devices;
 mod gpus;
+mod known;
 mod lifecycle;
 mod metrics;
 mod owner;
@@ -53,7 +54,8 @@ use crate::nvml::{self, NvmlArgs};
 use crate::offers::{OptedIn, Settings};
 use crate::pods::PodEvent;
 use crate::standalone::{self, Capacity};
-use gpus::{Description, Followed, Gpus};
+use gpus::{Followed, Gpus};
+use known::Description;
 use lifecycle::Lifecycle;
 use metrics::Metrics;
 use owner::Owner;
