@@ -240,7 +240,7 @@ fn unchanging(tasks: &mut JoinSet<std::io::Result<()>>, offer: GpuOffer, model: 
         wanted: None,
     };
     let described = Arc::new(BTreeMap::from([(offer.uuid.clone(), description)]));
-    let (offers, seen_offers) = watch::channel(vec![offer]);
+    let (offers, seen_offers) = watch::channel(Some(vec![offer]));
     let (describe, described) = watch::channel(described);
     let (measure, measured) = watch::channel(Arc::default());
     tasks.spawn(async move {
@@ -324,8 +324,8 @@ async fn serve_ops(
 pub(crate) struct Seams {
     /// The pods of this node, where they are watched.
     pub(crate) pods: Option<mpsc::Receiver<PodEvent>>,
-    /// Its GPUs.
-    pub(crate) gpus: watch::Receiver<Vec<GpuOffer>>,
+    /// Its GPUs; none before they are known.
+    pub(crate) gpus: watch::Receiver<Option<Vec<GpuOffer>>>,
     /// Builds what a container gets.
     pub(crate) answers: Answers,
     /// Counts what the kubelet is answered.
