@@ -21,9 +21,9 @@ use penstock_core::units::EncoderUnits;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use super::gpus::{Described, Description};
 use super::metrics::Metrics;
 use crate::assign::{GpuOffer, Occupancy, Slice};
+use crate::gpus::{Described, Description, Measuring};
 use crate::gpunode::{NodeState, Observed, Overuse, OveruseReporter, PodRef, Reading, publish};
 use crate::load::{EncoderUse, PodLoad, Sessions, Watch, by_pod};
 use crate::nvml::measures::Measures;
@@ -31,8 +31,6 @@ use crate::nvml::pods::PodFinder;
 
 /// Who holds what; none until it is known.
 pub(super) type Occupied = watch::Receiver<Option<Arc<Occupancy>>>;
-/// What GPUs were doing at the last measurement; one that can't be measured is left out.
-pub(super) type Measuring = watch::Receiver<Arc<Vec<Measures>>>;
 
 /// All that is known of the node at one moment.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -50,6 +48,8 @@ pub(super) struct NodeKnown {
 pub(super) struct GpuKnown {
     pub(super) offer: GpuOffer,
     pub(super) model: String,
+    /// What one of its encoder engines has, where that is known.
+    pub(super) engine: Option<EncoderUnits>,
     /// Encoder sessions that the driver allows at one time, where it caps them.
     pub(super) session_limit: Option<u32>,
     /// What pods hold of it.
@@ -243,6 +243,7 @@ fn known(
         GpuKnown {
             offer: offer.clone(),
             model: description.map(|d| d.model.clone()).unwrap_or_default(),
+            engine: description.and_then(|d| d.engine),
             session_limit: description.and_then(|d| d.session_limit),
             allocated: slices().fold(Resources::NONE, |sum, slice| {
                 sum.checked_add(slice.amounts).unwrap_or(sum)
@@ -294,6 +295,7 @@ fn node_state(known: &NodeKnown) -> NodeState {
             vram: gpu.offer.capacity.vram,
             mps_clients: gpu.offer.mps_clients,
         },
+        encoder_engine_units: gpu.engine,
         allocated: known
             .pods
             .iter()
@@ -409,6 +411,7 @@ mod tests {
             (gpu.model.as_str(), gpu.encoder_session_limit),
             ("Tesla T4", Some(8))
         );
+        assert_eq!(gpu.encoder_engine_units, Some(EncoderUnits(120)));
         assert_eq!(
             (gpu.capacity.nvenc.0, gpu.capacity.mps_clients, gpu.free().nvenc.0),
             (124, 48, 91)
@@ -548,6 +551,7 @@ mod tests {
         Description {
             model: "Tesla T4".to_owned(),
             encoders: EncoderUnits(124),
+            engine: Some(EncoderUnits(120)),
             session_limit: Some(8),
             wanted: None,
         }
