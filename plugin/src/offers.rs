@@ -351,7 +351,11 @@ mod tests {
         );
         assert_eq!(engine("NVIDIA H200", ""), None);
         let by_hand = "models: { NVIDIA Something New: { nvenc: 70 } }";
-        assert_eq!(engine("NVIDIA Something New", by_hand), None, "unknown is no limit");
+        assert_eq!(
+            engine("NVIDIA Something New", by_hand),
+            None,
+            "unknown is no limit"
+        );
     }
 
     #[test]

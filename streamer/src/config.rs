@@ -269,10 +269,15 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(
-            error.starts_with("a stream of 3840x2160@60 takes 50 encoder units, and an encoder engine of this GPU"),
+            error.starts_with(
+                "a stream of 3840x2160@60 takes 50 encoder units, and an encoder engine of this GPU"
+            ),
             "{error}"
         );
-        assert!(error.contains("choose one of 2560x1440@60, 1920x1080@60"), "{error}");
+        assert!(
+            error.contains("choose one of 2560x1440@60, 1920x1080@60"),
+            "{error}"
+        );
         assert_eq!(
             check(&["--stream", "1440p60", "--units", "100", "--stream-units", "24"]),
             Ok(())

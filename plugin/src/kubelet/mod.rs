@@ -144,7 +144,11 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let seams = Seams {
         pods,
         gpus: offered.offers,
-        answers: container_answer::answers(args.inject, offered.described.clone(), Layout::new(args.mps_root)),
+        answers: container_answer::answers(
+            args.inject,
+            offered.described.clone(),
+            Layout::new(args.mps_root),
+        ),
         metrics: metrics.clone(),
     };
     let (plugin, view) = Plugin::new(&args.kubelet_dir, seams);

@@ -23,8 +23,8 @@ use tokio::task::JoinSet;
 
 use super::metrics::Metrics;
 use crate::assign::{GpuOffer, Occupancy, Slice};
-use crate::gpus::{Described, Description, Measuring};
 use crate::gpunode::{NodeState, Observed, Overuse, OveruseReporter, PodRef, Reading, publish};
+use crate::gpus::{Described, Description, Measuring};
 use crate::load::{EncoderUse, PodLoad, Sessions, Watch, by_pod};
 use crate::nvml::measures::Measures;
 use crate::nvml::pods::PodFinder;
