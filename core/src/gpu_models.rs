@@ -48,8 +48,25 @@ pub struct Model {
     pub generation: Option<Generation>,
     /// NVENC engines of one GPU.
     pub engines: u32,
-    /// Sessions that the driver allows on the whole system; `None` for no limit.
-    pub session_limit: Option<u32>,
+}
+
+/// The encoder sessions that a driver of release `driver` (`580.95.05`) allows at one time on a GPU that NVML calls
+/// `gpu`; `None` where it allows any number.
+///
+/// Only GeForce GPUs are capped, whatever their model. The cap is the whole system's: two GeForce GPUs have no more
+/// sessions than one. It was 3, became 5 with release 530 and 8 with 550, and is 12 with newer ones, of which the
+/// first is not known to us: so 8 is what holds from 550 on, and an administrator may know better. Where the release
+/// can't be read, 3 holds on all.
+pub fn session_limit(gpu: &str, driver: &str) -> Option<u32> {
+    if !gpu.split(' ').any(|word| word == "GeForce") {
+        return None;
+    }
+    let release = driver.split('.').next().and_then(|release| release.parse().ok());
+    Some(match release {
+        Some(550_u32..) => 8,
+        Some(530..) => 5,
+        _ => 3,
+    })
 }
 
 impl Model {
@@ -134,17 +151,6 @@ const fn model(name: &'static str, generation: Generation, engines: u32) -> Mode
         name,
         generation: Some(generation),
         engines,
-        session_limit: None,
-    }
-}
-
-const fn geforce(name: &'static str, generation: Generation, engines: u32) -> Model {
-    // Drivers allowed 8 sessions until they allowed 12; the lower figure holds on both.
-    Model {
-        name,
-        generation: Some(generation),
-        engines,
-        session_limit: Some(8),
     }
 }
 
@@ -153,7 +159,6 @@ const fn without_encoder(name: &'static str) -> Model {
         name,
         generation: None,
         engines: 0,
-        session_limit: None,
     }
 }
 
@@ -167,8 +172,8 @@ const MODELS: &[Model] = &[
     model("L40", Generation::Ada, 3),
     model("L40S", Generation::Ada, 3),
     model("RTX PRO 6000 Blackwell", Generation::Blackwell, 4),
-    geforce("RTX 3090", Generation::Ampere, 1),
-    geforce("RTX 4090", Generation::Ada, 2),
+    model("RTX 3090", Generation::Ampere, 1),
+    model("RTX 4090", Generation::Ada, 2),
     without_encoder("A30"),
     without_encoder("A100"),
     without_encoder("H100"),
@@ -212,6 +217,17 @@ mod tests {
         assert_eq!(units("NVIDIA RTX PRO 6000 Blackwell", Some(1)), 595);
         assert_eq!(units("NVIDIA H200", Some(1980)), 0);
         assert_eq!(Model::find("NVIDIA L4").unwrap().engine_units(None).0, 135);
+    }
+
+    #[test]
+    fn only_geforce_drivers_cap_sessions_and_later_ones_less() {
+        let geforce = |driver: &str| session_limit("NVIDIA GeForce RTX 4090", driver);
+        assert_eq!(
+            ["525.60.13", "530.41.03", "545.23", "550.67", "580.95.05", "?"].map(geforce),
+            [3, 5, 5, 8, 8, 3].map(Some)
+        );
+        assert_eq!(session_limit("NVIDIA GeForce GTX 1650", "550.67"), Some(8));
+        assert_eq!(session_limit("NVIDIA L4", "550.67"), None);
     }
 
     #[test]

@@ -77,13 +77,19 @@ pub struct Gpu {
     pub model: String,
     /// All that it offers.
     pub capacity: Capacity,
+    /// Encoder units of one of its engines, where that is known: no single stream can have more, however large its
+    /// slice is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(schema_with = "schema::count"))]
+    pub encoder_engine_units: Option<EncoderUnits>,
     /// Who holds what of it.
     #[serde(default)]
     pub allocated: Vec<Allocation>,
     /// What was measured last.
     #[serde(default)]
     pub measured: Measured,
-    /// Most encoder sessions that the driver allows at one time, where it caps them (GeForce).
+    /// Most encoder sessions that the driver allows at one time, where it caps them: over all GeForce GPUs of the node
+    /// together.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "schema", schemars(schema_with = "schema::count"))]
     pub encoder_session_limit: Option<u32>,
@@ -441,7 +447,9 @@ mod tests {
         let mut gpu = gpu("GPU-0", 10);
         gpu.allocated = vec![slice("a", 7)];
         gpu.measured.encoder_load_percent = Some(LoadBand::of(47));
+        gpu.encoder_engine_units = Some(EncoderUnits(5));
         let written = serde_json::to_value(&gpu).unwrap();
+        assert_eq!(written["encoderEngineUnits"], 5);
         assert_eq!(written["measured"], json!({ "encoderLoadPercent": 40 }));
         assert_eq!(written["allocated"][0]["podUid"], "uid-a");
         assert_eq!(serde_json::from_value::<Gpu>(written).unwrap(), gpu);
@@ -491,6 +499,7 @@ mod tests {
                 nvenc: EncoderUnits(units),
                 ..Capacity::default()
             },
+            encoder_engine_units: None,
             allocated: Vec::new(),
             measured: Measured::default(),
             encoder_session_limit: None,

@@ -39,6 +39,7 @@ metrics! {
     AGENT_SLICES = "penstock_agent_slices", "Slices by the state of their process.";
     AGENT_RESTARTS = "penstock_agent_streamer_restarts_total", "Streamer processes that were started again.";
     AGENT_CAPACITY = "penstock_agent_capacity", "What each GPU offers, by resource.";
+    AGENT_HEALTHY = "penstock_agent_healthy", "Whether a resource of a GPU is given to new slices: 1 or 0.";
     AGENT_FREE = "penstock_agent_free", "What each GPU has left, by resource.";
 
     PLUGIN_REGISTERED = "penstock_plugin_registered", "Whether the kubelet knows the plugin: 1 or 0.";
@@ -61,6 +62,10 @@ metrics! {
     PLUGIN_ALLOCATIONS = "penstock_plugin_allocations_total", "Allocations made for the kubelet, by resource.";
     PLUGIN_REFUSALS = "penstock_plugin_refusals_total", "Calls of the kubelet that were refused, by resource; each fails a pod.";
     PLUGIN_XIDS = "penstock_plugin_xid_errors_total", "Errors that the driver reported, by GPU and XID.";
+
+    MPS_UP = "penstock_mps_daemon_up", "Whether the pipe of a GPU's MPS daemon answers: 1 or 0.";
+    MPS_RESTARTS = "penstock_mps_daemon_restarts_total", "MPS daemons that were started again, by GPU.";
+    MPS_CLIENTS = "penstock_mps_clients", "Processes that use a GPU through MPS, where the driver can tell.";
 
     MATCHMAKER_PLAYERS = "penstock_matchmaker_players", "Players connected to this matchmaker, playing or waiting.";
     MATCHMAKER_QUEUE = "penstock_matchmaker_queue_length", "Players that wait for a streamer.";

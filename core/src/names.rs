@@ -12,6 +12,9 @@ pub const ANNOTATION_GPU: &str = "penstock.dev/gpu";
 
 /// Environment of a slice: the encoder units that its streamer keeps to.
 pub const ENV_NVENC_UNITS: &str = "PENSTOCK_NVENC_UNITS";
+/// Environment of a slice: the encoder units of its largest single stream, where that is known. A stream runs on one
+/// encoder engine, and a slice may have more than one of those.
+pub const ENV_NVENC_STREAM_UNITS: &str = "PENSTOCK_NVENC_STREAM_UNITS";
 /// Environment of a slice: its video memory in bytes.
 pub const ENV_VRAM_BYTES: &str = "PENSTOCK_VRAM_BYTES";
 /// Environment of a slice: the UUID of the GPU that it is on.

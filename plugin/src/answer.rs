@@ -14,17 +14,21 @@
 //! |---|---|
 //! | anything | the GPU, `PENSTOCK_GPU`, `PENSTOCK_SLICE`, `NVIDIA_DRIVER_CAPABILITIES` |
 //! | nvenc, in any container of the pod | the `video` capability in every container of the pod |
-//! | nvenc | `PENSTOCK_NVENC_UNITS` |
+//! | nvenc | `PENSTOCK_NVENC_UNITS`; `PENSTOCK_NVENC_STREAM_UNITS` where it is known what one encoder engine has |
 //! | mps | `CUDA_MPS_ACTIVE_THREAD_PERCENTAGE`, `CUDA_MPS_PIPE_DIRECTORY`, the pipes and /dev/shm |
 //! | vram | `PENSTOCK_VRAM_BYTES` |
 //! | vram and mps | `CUDA_MPS_PINNED_DEVICE_MEM_LIMIT` |
+//!
+//! A process without a container ([`environment`]) gets the same, but that it sees the GPU by `CUDA_VISIBLE_DEVICES`
+//! and the daemon's pipes where they are.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use penstock_core::ids::{GpuUuid, SliceId};
-use penstock_core::names::{ENV_GPU, ENV_NVENC_UNITS, ENV_SLICE, ENV_VRAM_BYTES};
+use penstock_core::names::{ENV_GPU, ENV_NVENC_STREAM_UNITS, ENV_NVENC_UNITS, ENV_SLICE, ENV_VRAM_BYTES};
 use penstock_core::packing::Resources;
+use penstock_core::units::EncoderUnits;
 
 use crate::cdi::Injection;
 use crate::mps::Layout;
@@ -36,6 +40,8 @@ pub(crate) struct Grant<'a> {
     pub(crate) gpu: &'a GpuUuid,
     /// All that the container asks for; where that is not known, what this call is for.
     pub(crate) demand: Resources,
+    /// What one encoder engine of the GPU has, where that is known.
+    pub(crate) engine: Option<EncoderUnits>,
     /// Whether any container of the pod asks for encoder units. The same for all containers of a pod, so that all
     /// of them find the same libraries.
     pub(crate) pod_encodes: bool,
@@ -79,6 +85,32 @@ pub(crate) fn answer(grant: &Grant<'_>) -> Answer {
     answer
 }
 
+/// The environment of a process without a container that has the whole grant: all of [`VARIABLES`] that it has not is
+/// to be taken from it. It has encoder units in any case, since a streamer that knows of none takes what it likes.
+pub(crate) fn environment(grant: &Grant<'_>) -> BTreeMap<&'static str, String> {
+    let mut answer = Answer::default();
+    answer.slice(grant);
+    answer.set(ENV_NVENC_UNITS, grant.demand.nvenc.0);
+    if !is_software(grant.gpu) {
+        answer.set(ENV_CUDA_DEVICES, grant.gpu);
+        answer.mps_limits(grant, &grant.mps.pipe_dir(grant.gpu));
+    }
+    answer.env
+}
+
+/// The variables that [`environment`] may set.
+pub(crate) const VARIABLES: [&str; 9] = [
+    ENV_GPU,
+    ENV_SLICE,
+    ENV_NVENC_UNITS,
+    ENV_NVENC_STREAM_UNITS,
+    ENV_VRAM_BYTES,
+    ENV_CUDA_DEVICES,
+    ENV_MPS_PERCENTAGE,
+    ENV_MPS_PIPE_DIRECTORY,
+    ENV_MPS_MEMORY_LIMIT,
+];
+
 impl Answer {
     /// What our own programs read.
     fn slice(&mut self, grant: &Grant<'_>) {
@@ -89,6 +121,9 @@ impl Answer {
         }
         if nvenc.0 > 0 {
             self.set(ENV_NVENC_UNITS, nvenc.0);
+            if let Some(engine) = grant.engine {
+                self.set(ENV_NVENC_STREAM_UNITS, nvenc.min(engine).0);
+            }
         }
         if vram.0 > 0 {
             self.set(ENV_VRAM_BYTES, vram.bytes());
@@ -113,17 +148,25 @@ impl Answer {
 
     /// The way to the MPS daemon, and what limits a client of it.
     fn mps(&mut self, grant: &Grant<'_>) {
+        if grant.demand.mps.0 == 0 {
+            return;
+        }
+        self.mps_limits(grant, CONTAINER_PIPE_DIR.as_ref());
+        self.mount(grant.mps.pipe_dir(grant.gpu), CONTAINER_PIPE_DIR);
+        // Client and server share memory by files there, and the path can't be changed.
+        self.mount(grant.mps.shm_dir(), "/dev/shm");
+    }
+
+    /// What limits a client of the MPS daemon whose pipes it sees in `pipes`.
+    fn mps_limits(&mut self, grant: &Grant<'_>, pipes: &Path) {
         let Resources { mps, vram, .. } = grant.demand;
         if mps.0 == 0 {
             return;
         }
         self.set(ENV_MPS_PERCENTAGE, mps.0);
-        self.set(ENV_MPS_PIPE_DIRECTORY, CONTAINER_PIPE_DIR);
-        self.mount(grant.mps.pipe_dir(grant.gpu), CONTAINER_PIPE_DIR);
-        // Client and server share memory by files there, and the path can't be changed.
-        self.mount(grant.mps.shm_dir(), "/dev/shm");
+        self.set(ENV_MPS_PIPE_DIRECTORY, pipes.display());
         if vram.0 > 0 {
-            // The container sees one GPU, so that is CUDA's device 0. MPS reads an integer with M or G.
+            // The slice sees one GPU, so that is CUDA's device 0. MPS reads an integer with M or G.
             let mebibytes = vram.bytes() >> 20;
             self.set(ENV_MPS_MEMORY_LIMIT, format_args!("0={mebibytes}M"));
         }
@@ -148,6 +191,7 @@ fn is_software(gpu: &GpuUuid) -> bool {
 
 const ENV_VISIBLE_DEVICES: &str = "NVIDIA_VISIBLE_DEVICES";
 const ENV_CAPABILITIES: &str = "NVIDIA_DRIVER_CAPABILITIES";
+const ENV_CUDA_DEVICES: &str = "CUDA_VISIBLE_DEVICES";
 const ENV_MPS_PERCENTAGE: &str = "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE";
 const ENV_MPS_PIPE_DIRECTORY: &str = "CUDA_MPS_PIPE_DIRECTORY";
 const ENV_MPS_MEMORY_LIMIT: &str = "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT";

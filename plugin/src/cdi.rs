@@ -213,7 +213,11 @@ impl Device {
         match gpu.mig {
             // `all` is one GPU today, and two once another is built in.
             None => is_its_gpu && !self.is_mig && self.name != "all",
-            Some((gpu_index, own)) => is_its_gpu && self.is_mig && self.name == format!("{gpu_index}:{own}"),
+            // As nvidia-ctk names by index, and by type and index.
+            Some((gpu_index, own)) => {
+                let name = self.name.strip_prefix("mig").unwrap_or(&self.name);
+                is_its_gpu && self.is_mig && name == format!("{gpu_index}:{own}")
+            }
         }
     }
 }

@@ -10,6 +10,7 @@
 //!  nvml          GPUs through NVIDIA's driver: what there is, health, load; `gpus`
 //!  load          what pods use of GPUs, and who uses more than its slice
 //!  mps           keeps an MPS control daemon running for each GPU, and sees whether one lives
+//!  gpus          follows the GPUs: NVML's reports and the daemons' pipes in, offers out
 //!  offers        what of each GPU is offered, and what of it is not to be used now
 //!  answer, cdi   what a container is told when devices are allocated to it, and how it gets its GPU
 //!  doctor        whether a node has all that this needs
@@ -23,6 +24,7 @@ mod cdi;
 mod client;
 mod doctor;
 mod gpunode;
+mod gpus;
 mod kubelet;
 mod last_words;
 mod load;

@@ -11,11 +11,12 @@
 //! where they say otherwise. What is not known offers none.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use anyhow::Context as _;
 use penstock_core::device::Resource;
-use penstock_core::gpu_models::Model;
+use penstock_core::gpu_models::{self, Model};
 use penstock_core::ids::GpuUuid;
 use penstock_core::packing::Resources;
 use penstock_core::units::{EncoderUnits, SmPercent, VRAM_BLOCK_BYTES, VramBlocks};
@@ -24,21 +25,26 @@ use serde::Deserialize;
 use crate::assign::GpuOffer;
 use crate::mps::{Health, mps_client_limit};
 use crate::nvml::health::Verdict;
-use crate::nvml::inventory::{CudaVersion, Gpu, Inventory, Kind};
+use crate::nvml::inventory::{Compute, CudaVersion, Gpu, Inventory, Kind};
+use crate::nvml::{self, NvmlArgs};
 
 /// The plugin's one configuration file, YAML:
 ///
 /// ```text
 /// headroomPercent: 10              # of the encoder units, kept free; 0
+/// encoderSessions: 12              # that the driver allows on GeForce GPUs together; by the driver's release
 /// models:                          # by NVML's name
-///   NVIDIA L4: { nvenc: 200 }
+///   NVIDIA L4: { nvenc: 200, nvencEngine: 100 }
 /// gpus:                            # by UUID; goes before the model
 ///   GPU-8dcd…: { nvenc: 100, mps: 80, vram: 80, mpsClients: 40 }
 /// ```
+///
+/// `nvencEngine` is what one encoder engine has: the largest single stream, however large a slice is.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub(crate) struct Settings {
     headroom_percent: u32,
+    encoder_sessions: Option<u32>,
     models: BTreeMap<String, Override>,
     gpus: BTreeMap<GpuUuid, Override>,
 }
@@ -48,6 +54,7 @@ pub(crate) struct Settings {
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 struct Override {
     nvenc: Option<u32>,
+    nvenc_engine: Option<u32>,
     mps: Option<u32>,
     vram: Option<u32>,
     mps_clients: Option<u32>,
@@ -99,8 +106,54 @@ pub(crate) enum OptedIn {
     Only(Vec<GpuUuid>),
 }
 
+/// Which GPUs a command uses, and how it finds them.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct GpuArgs {
+    /// The GPUs to use: `all`, or their UUIDs, separated by commas. A GPU's MIG instances come with it
+    #[arg(long, env = "PENSTOCK_GPUS", value_name = "all|UUID,…")]
+    pub(crate) gpus: Option<OptedIn>,
+    /// Configuration file (YAML): `headroomPercent`, and what to offer by model or UUID where the table of models does
+    /// not know it
+    #[arg(long, env = "PENSTOCK_PLUGIN_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// End where there is no NVIDIA driver at the start, instead of waiting for it
+    #[arg(long, env = "PENSTOCK_FAIL_FAST")]
+    fail_fast: bool,
+    #[command(flatten)]
+    pub(crate) nvml: NvmlArgs,
+}
+
+impl GpuArgs {
+    /// The configuration, once it is known that NVML is there or may be waited for.
+    ///
+    /// # Errors
+    /// Where the file can't be read; with `--fail-fast` where there is no NVML.
+    pub(crate) fn settings(&self) -> anyhow::Result<Settings> {
+        if self.fail_fast {
+            nvml::open(self.nvml.nvml_library.as_deref())?;
+        }
+        let file = self.config.as_deref();
+        file.map_or_else(|| Ok(Settings::default()), Settings::read)
+    }
+}
+
+impl FromStr for OptedIn {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> anyhow::Result<Self> {
+        if text == "all" {
+            return Ok(Self::All);
+        }
+        let uuids: Result<_, _> = text.split(',').map(|uuid| uuid.trim().parse()).collect();
+        Ok(Self::Only(uuids.context(
+            "it takes `all`, or UUIDs separated by commas (`penstock-plugin gpus` lists them)",
+        )?))
+    }
+}
+
 impl OptedIn {
-    fn has(&self, gpu: &Gpu) -> bool {
+    /// Whether `gpu` is one of them.
+    pub(crate) fn has(&self, gpu: &Gpu) -> bool {
         match self {
             Self::All => true,
             Self::Only(uuids) => uuids.contains(&gpu.uuid) || uuids.contains(gpu.physical()),
@@ -132,6 +185,27 @@ pub(crate) fn offers(known: &Known, opted_in: &OptedIn, settings: &Settings) -> 
 pub(crate) fn encoders(gpu: &Gpu, settings: &Settings) -> EncoderUnits {
     let wished = settings.wished(gpu, |o| o.nvenc);
     wished.map_or_else(|| encoder_units(gpu), EncoderUnits)
+}
+
+/// What one engine of a GPU has, and so its largest single stream, less the headroom; `None` where that is not known.
+pub(crate) fn engine(gpu: &Gpu, settings: &Settings) -> Option<EncoderUnits> {
+    if let Some(units) = settings.wished(gpu, |o| o.nvenc_engine) {
+        return Some(EncoderUnits(units));
+    }
+    let units = Model::find(&gpu.model)?.engine_units(gpu.max_video_clock_mhz);
+    Some(after_headroom(units, settings.headroom_percent)).filter(|units| units.0 > 0)
+}
+
+/// The encoder sessions that the driver allows at one time on all GPUs that it caps, where this is one of them.
+pub(crate) fn session_limit(inventory: &Inventory, gpu: &Gpu, settings: &Settings) -> Option<u32> {
+    let driver = inventory.driver_version.as_deref().unwrap_or_default();
+    let limit = gpu_models::session_limit(&gpu.model, driver)?;
+    Some(settings.encoder_sessions.unwrap_or(limit))
+}
+
+/// Whether CUDA programs share a GPU by MPS: it runs CUDA, and some of its SMs are offered.
+pub(crate) fn has_mps(gpu: &Gpu, settings: &Settings) -> bool {
+    gpu.compute_mode != Some(Compute::Prohibited) && settings.wished(gpu, |o| o.mps) != Some(0)
 }
 
 fn offer(known: &Known, gpu: &Gpu, settings: &Settings) -> GpuOffer {
@@ -180,7 +254,7 @@ fn unhealthy(known: &Known, gpu: &Gpu) -> BTreeMap<Resource, String> {
     let daemon = match known.daemons.get(&gpu.uuid) {
         Some(Health::Alive) => None,
         Some(Health::Dead(cause)) => Some(cause.to_string()),
-        None => Some("its MPS daemon was not looked at yet".to_owned()),
+        None => Some(NOT_LOOKED_AT.to_owned()),
     };
     let nvenc = verdict.gpu.clone().or(verdict.encoder);
     let mps = verdict.gpu.clone().or(daemon);
@@ -194,6 +268,9 @@ fn unhealthy(known: &Known, gpu: &Gpu) -> BTreeMap<Resource, String> {
         .filter_map(|(resource, reason)| Some((resource, reason?)))
         .collect()
 }
+
+/// Why `mps` is not to be used of a GPU that has just been found.
+pub(crate) const NOT_LOOKED_AT: &str = "its MPS daemon was not looked at yet";
 
 #[cfg(test)]
 mod tests {
@@ -241,6 +318,7 @@ mod tests {
         let mig = |encoders| {
             Kind::Mig(crate::nvml::inventory::MigInstance {
                 parent: "GPU-0".parse().unwrap(),
+                index: 0,
                 profile: None,
                 gpu_instance: None,
                 compute_instance: None,
@@ -255,6 +333,55 @@ mod tests {
                 &Settings::default(),
             );
             assert_eq!(offer[0].capacity.nvenc.0, units);
+        }
+    }
+
+    #[test]
+    fn one_stream_has_one_engine_at_most_whatever_a_gpu_has_in_all() {
+        let engine = |model: &str, settings: &str| {
+            let known = known(model);
+            super::engine(&known.inventory.gpus[0], &Settings::parse(settings).unwrap()).map(|units| units.0)
+        };
+        // 1950 MHz of the 2415 that the table's figures were taken at.
+        assert_eq!(engine("NVIDIA L4", ""), Some(109));
+        assert_eq!(engine("NVIDIA L4", "headroomPercent: 10"), Some(98));
+        assert_eq!(
+            engine("NVIDIA L4", "models: { NVIDIA L4: { nvencEngine: 120 } }"),
+            Some(120)
+        );
+        assert_eq!(engine("NVIDIA H200", ""), None);
+        let by_hand = "models: { NVIDIA Something New: { nvenc: 70 } }";
+        assert_eq!(
+            engine("NVIDIA Something New", by_hand),
+            None,
+            "unknown is no limit"
+        );
+    }
+
+    #[test]
+    fn sessions_are_capped_where_the_driver_caps_them_and_an_administrator_may_know_better() {
+        let limit = |model: &str, settings: &str| {
+            let mut known = known(model);
+            known.inventory.driver_version = Some("580.95.05".to_owned());
+            let gpu = &known.inventory.gpus[0];
+            session_limit(&known.inventory, gpu, &Settings::parse(settings).unwrap())
+        };
+        assert_eq!(limit("NVIDIA GeForce RTX 4090", ""), Some(8));
+        assert_eq!(limit("NVIDIA GeForce RTX 4090", "encoderSessions: 12"), Some(12));
+        assert_eq!(limit("NVIDIA L4", "encoderSessions: 12"), None);
+    }
+
+    #[test]
+    fn the_gpus_opted_in_are_all_or_named() {
+        assert_eq!("all".parse::<OptedIn>().unwrap(), OptedIn::All);
+        let two = ["GPU-1", "MIG-2"].map(|uuid| uuid.parse().unwrap());
+        assert_eq!(
+            "GPU-1, MIG-2".parse::<OptedIn>().unwrap(),
+            OptedIn::Only(two.to_vec())
+        );
+        for bad in ["", "GPU-1,", "GPU 1"] {
+            let error = bad.parse::<OptedIn>().unwrap_err().to_string();
+            assert!(error.contains("separated by commas"), "{bad}: {error}");
         }
     }
 

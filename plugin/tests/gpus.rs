@@ -32,7 +32,7 @@ fn gpus_are_listed_as_json() {
     assert_eq!(inventory["gpus"][0]["maxVideoClockMhz"], 1770);
     assert_eq!(inventory["gpus"][1]["maxVideoClockMhz"], Value::Null);
     let expected = json!({
-        "is": "mig", "parent": "GPU-m", "profile": "2g.12gb", "gpuInstance": 2, "computeInstance": 0, "encoders": null,
+        "is": "mig", "parent": "GPU-m", "index": 1, "profile": "2g.12gb", "gpuInstance": 2, "computeInstance": 0, "encoders": null,
     });
     assert_eq!(inventory["gpus"][3]["kind"], expected);
     assert_eq!(inventory["unreadable"][0]["index"], 2);

@@ -1,4 +1,5 @@
-//! `penstock-plugin mps` as its users meet it: the real program, with a stand-in for NVIDIA's control program.
+//! `penstock-plugin mps` as its users meet it: the real program, with stand-ins for NVML and for NVIDIA's control
+//! program.
 
 #![allow(clippy::unwrap_used)] // Here a panic is a failed test.
 #![allow(dead_code)] // Of the common part, this file takes only some.
@@ -11,7 +12,8 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use common::eventually;
+use common::{eventually, eventually_async};
+use fake_nvml::{Gpu, MigDevice, Process, Stage, State};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tokio::process::{Child, Command};
@@ -95,6 +97,114 @@ async fn what_a_killed_supervisor_left_is_gone_before_the_next_one_starts_a_daem
 }
 
 #[tokio::test]
+async fn daemons_come_and_go_with_their_gpus_but_not_with_the_driver() {
+    let mut state = machine();
+    let divided = state.gpus.pop().unwrap();
+    let supervisor = Supervisor::start_with(&state, &[]);
+    let a = supervisor.lives(A, None).await;
+    assert_eq!(supervisor.processes(B), Vec::<i32>::new());
+    state.gpus.push(divided);
+    supervisor.nvml.change(&state).unwrap();
+    let b = supervisor.lives(B, None).await;
+
+    // NVML goes away, with a GPU that is lost so that it is opened again; then it is back, and the GPU is still lost.
+    state.init_error = 9;
+    state.gpus[1].lost = true;
+    supervisor.nvml.change(&state).unwrap();
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    state.init_error = 0;
+    supervisor.nvml.change(&state).unwrap();
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    assert_eq!(supervisor.lives(A, None).await, a);
+    assert_eq!(supervisor.lives(B, None).await, b, "its clients would have died");
+
+    // The instance is taken apart.
+    state.gpus[1].lost = false;
+    state.gpus[1].mig_devices.clear();
+    supervisor.nvml.change(&state).unwrap();
+    eventually("the daemon of the instance ends", || {
+        supervisor.processes(B).is_empty().then_some(())
+    })
+    .await;
+    assert_eq!(supervisor.lives(A, None).await, a);
+    supervisor.ends_and_leaves_nothing().await;
+}
+
+#[tokio::test]
+async fn a_driver_that_is_not_there_yet_is_waited_for() {
+    let missing = State {
+        init_error: 9,
+        ..machine()
+    };
+    let mut supervisor = Supervisor::start_with(&missing, &[]);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    supervisor.nvml.change(&machine()).unwrap();
+    supervisor.lives(A, None).await;
+    supervisor.end().await;
+    let said = supervisor.said().await;
+    assert!(said.contains("no GPU can be offered yet, still asking"), "{said}");
+    assert!(said.contains("modprobe nvidia"), "{said}");
+}
+
+#[tokio::test]
+async fn operators_see_daemons_restarts_and_clients() {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = port.local_addr().unwrap().to_string();
+    drop(port);
+    let mut state = machine();
+    let client = |pid, mps| Process {
+        pid,
+        mps,
+        compute: true,
+        ..Process::default()
+    };
+    state.gpus[0].processes = Some(vec![client(1, true), client(2, true), client(3, false)]);
+    let supervisor = Supervisor::start_with(&state, &[("PENSTOCK_MPS_METRICS_LISTEN", &address)]);
+    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    let get = async |path: &str| {
+        let response = http.get(format!("http://{address}{path}")).send().await.ok()?;
+        Some((response.status().as_u16(), response.text().await.ok()?))
+    };
+    let shows = async |line: &str| {
+        eventually_async(line, async || {
+            let (_, metrics) = get("/metrics").await?;
+            metrics.lines().any(|l| l == line).then_some(())
+        })
+        .await;
+    };
+    let a = supervisor.lives(A, None).await;
+    supervisor.lives(B, None).await;
+    eventually_async("it is ready", async || {
+        (get("/readyz").await?.0 == 200).then_some(())
+    })
+    .await;
+    assert_eq!(get("/healthz").await.unwrap().0, 200);
+    shows(&format!("penstock_mps_daemon_up{{gpu=\"{A}\"}} 1")).await;
+    shows(&format!("penstock_mps_clients{{gpu=\"{A}\"}} 2")).await;
+    shows(&format!("penstock_mps_daemon_restarts_total{{gpu=\"{A}\"}} 0")).await;
+    kill_process(a, Signal::KILL).unwrap();
+    eventually_async("it is not ready", async || {
+        let (status, why) = get("/readyz").await?;
+        (status == 503 && why.contains(A)).then_some(())
+    })
+    .await;
+    shows(&format!("penstock_mps_daemon_restarts_total{{gpu=\"{A}\"}} 1")).await;
+    shows(&format!("penstock_mps_daemon_restarts_total{{gpu=\"{B}\"}} 0")).await;
+    supervisor.ends_and_leaves_nothing().await;
+}
+
+#[tokio::test]
+async fn a_gpu_that_can_not_be_made_exclusive_gets_no_daemon_and_advice() {
+    // The stand-in can't set a compute mode.
+    let mut supervisor = Supervisor::start(&[("PENSTOCK_MPS_EXCLUSIVE_PROCESS", "true")]);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(supervisor.processes(A), Vec::<i32>::new());
+    supervisor.end().await;
+    let said = supervisor.said().await;
+    assert!(said.contains("leave --exclusive-process out"), "{said}");
+}
+
+#[tokio::test]
 async fn bad_arguments_are_refused_with_advice() {
     let said = async |args: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_penstock-plugin"));
@@ -102,37 +212,64 @@ async fn bad_arguments_are_refused_with_advice() {
         assert!(!output.status.success());
         String::from_utf8(output.stderr).unwrap()
     };
-    let error = said(&["--gpu", "0"]).await;
-    assert!(error.contains("nvidia-smi -L"), "{error}");
+    let error = said(&["--gpus", "GPU 0"]).await;
+    assert!(error.contains("`penstock-plugin gpus` lists them"), "{error}");
     let error = said(&[]).await;
-    assert!(error.contains("--gpu <UUID>"), "{error}");
-    // The GPU is made up, so this fails with NVIDIA's driver and without.
-    let root = tempfile::tempdir().unwrap();
-    let root = root.path().to_str().unwrap();
-    let error = said(&["--gpu", A, "--exclusive-process", "--root", root]).await;
-    assert!(error.contains("leave --exclusive-process out"), "{error}");
-    let error = said(&["--gpu", A, "--root", "/proc/nowhere"]).await;
+    assert!(error.contains("--gpus all"), "{error}");
+    let error = said(&["--gpus", "all", "--root", "/proc/nowhere"]).await;
     assert!(error.contains("--root chooses another place"), "{error}");
+    let missing = ["--gpus", "all", "--fail-fast", "--nvml-library", "/nowhere.so"];
+    let error = said(&missing).await;
+    assert!(error.contains("install the NVIDIA driver"), "{error}");
+}
+
+/// A whole GPU, and one in one MIG instance.
+fn machine() -> State {
+    let whole = Gpu {
+        uuid: A.into(),
+        ..Gpu::default()
+    };
+    let divided = Gpu {
+        uuid: "GPU-bbbbbbbb-0000-0000-0000-000000000000".into(),
+        mig: Some(true),
+        mig_devices: vec![MigDevice {
+            uuid: B.into(),
+            name: "NVIDIA A30 MIG 1g.6gb".into(),
+            memory_total: 6 << 30,
+            ..MigDevice::default()
+        }],
+        ..Gpu::default()
+    };
+    State {
+        gpus: vec![whole, divided],
+        ..State::default()
+    }
 }
 
 struct Supervisor {
     place: tempfile::TempDir,
+    nvml: Stage,
     process: Child,
 }
 
 impl Supervisor {
     fn start(environment: &[(&str, &str)]) -> Self {
+        Self::start_with(&machine(), environment)
+    }
+
+    fn start_with(machine: &State, environment: &[(&str, &str)]) -> Self {
         let place = tempfile::tempdir().unwrap();
         let original = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/mps_control.py");
         for name in ["nvidia-cuda-mps-control", "nvidia-cuda-mps-server"] {
             symlink(original, place.path().join(name)).unwrap();
         }
-        let process = spawn(place.path(), environment);
-        Self { place, process }
+        let nvml = Stage::set(place.path(), machine).unwrap();
+        let process = spawn(place.path(), &nvml, environment);
+        Self { place, nvml, process }
     }
 
     fn start_again(&mut self, environment: &[(&str, &str)]) {
-        self.process = spawn(self.place.path(), environment);
+        self.process = spawn(self.place.path(), &self.nvml, environment);
     }
 
     fn pipes(&self, gpu: &str) -> PathBuf {
@@ -192,7 +329,9 @@ impl Supervisor {
         self.end().await;
         for gpu in [A, B] {
             assert_eq!(self.processes(gpu), Vec::<i32>::new());
-            assert_eq!(std::fs::read_dir(self.pipes(gpu)).unwrap().count(), 0);
+            if let Ok(left) = std::fs::read_dir(self.pipes(gpu)) {
+                assert_eq!(left.count(), 0);
+            }
         }
     }
 }
@@ -206,12 +345,13 @@ impl Drop for Supervisor {
     }
 }
 
-fn spawn(place: &Path, environment: &[(&str, &str)]) -> Child {
+fn spawn(place: &Path, nvml: &Stage, environment: &[(&str, &str)]) -> Child {
     Command::new(env!("CARGO_BIN_EXE_penstock-plugin"))
-        .args(["mps", "--gpu", A, "--gpu", B, "--root"])
+        .args(["mps", "--gpus", "all", "--root"])
         .arg(place.join("mps"))
         .arg("--control-program")
         .arg(place.join("nvidia-cuda-mps-control"))
+        .env("PENSTOCK_NVML_LIBRARY", nvml.library())
         .envs(environment.iter().copied())
         .stdin(Stdio::null())
         .stderr(Stdio::piped())

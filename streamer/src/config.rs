@@ -89,6 +89,10 @@ pub struct StreamArgs {
     /// Encoder units of the slice; a larger stream is refused [default: no limit]
     #[arg(long, env = penstock_core::names::ENV_NVENC_UNITS, value_name = "UNITS")]
     pub units: Option<u32>,
+    /// Encoder units of one of the slice's encoder engines: a stream runs on one of them, so that a larger one is
+    /// refused however large the slice is [default: no limit]
+    #[arg(long, env = penstock_core::names::ENV_NVENC_STREAM_UNITS, value_name = "UNITS")]
+    pub stream_units: Option<u32>,
     /// This streamer's name, which pages see
     #[arg(long, env = penstock_core::names::ENV_SLICE, default_value = "streamer", value_name = "NAME")]
     pub name: StreamerId,
@@ -151,6 +155,17 @@ pub enum BadOptions {
         /// What there is.
         units: EncoderUnits,
     },
+    /// The stream fits into the slice, but into none of its encoder engines.
+    #[error(
+        "a stream of {stream} takes {}, and an encoder engine of this GPU has {units} for one stream: {}",
+        .stream.units(), sizes(*.units).unwrap_or_else(|| "no usual size fits".to_owned())
+    )]
+    TooLargeForOneEngine {
+        /// What was asked for.
+        stream: StreamSize,
+        /// What one engine has.
+        units: EncoderUnits,
+    },
     /// `--source x11` has neither an application nor a display.
     #[error(
         "--source x11 needs something to show: give --app COMMAND to start, or --display :N to attach to"
@@ -162,19 +177,23 @@ pub enum BadOptions {
 }
 
 fn advice(units: EncoderUnits, stream: StreamSize) -> String {
-    let fitting: Vec<_> = StreamSize::fitting(units)
-        .iter()
-        .map(ToString::to_string)
-        .collect();
     let ask = format!(
         "ask for {}: {} or more",
         penstock_core::names::RESOURCE_NVENC,
         stream.units().0
     );
-    match fitting.as_slice() {
-        [] => format!("no usual size fits, so {ask}"),
-        sizes => format!("choose one of {}, or {ask}", sizes.join(", ")),
+    match sizes(units) {
+        None => format!("no usual size fits, so {ask}"),
+        Some(sizes) => format!("{sizes}, or {ask}"),
     }
+}
+
+fn sizes(units: EncoderUnits) -> Option<String> {
+    let fitting: Vec<_> = StreamSize::fitting(units)
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    (!fitting.is_empty()).then(|| format!("choose one of {}", fitting.join(", ")))
 }
 
 impl StreamArgs {
@@ -187,6 +206,14 @@ impl StreamArgs {
             && self.stream.units() > units
         {
             return Err(BadOptions::TooLarge {
+                stream: self.stream,
+                units,
+            });
+        }
+        if let Some(units) = self.stream_units.map(EncoderUnits)
+            && self.stream.units() > units
+        {
+            return Err(BadOptions::TooLargeForOneEngine {
                 stream: self.stream,
                 units,
             });
@@ -233,6 +260,27 @@ mod tests {
                 .unwrap_err()
                 .to_string()
                 .contains("no usual size")
+        );
+    }
+
+    #[test]
+    fn a_stream_over_one_engine_is_refused_however_large_the_slice_is() {
+        let error = check(&["--stream", "2160p60", "--units", "100", "--stream-units", "24"])
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.starts_with(
+                "a stream of 3840x2160@60 takes 50 encoder units, and an encoder engine of this GPU"
+            ),
+            "{error}"
+        );
+        assert!(
+            error.contains("choose one of 2560x1440@60, 1920x1080@60"),
+            "{error}"
+        );
+        assert_eq!(
+            check(&["--stream", "1440p60", "--units", "100", "--stream-units", "24"]),
+            Ok(())
         );
     }
 

@@ -62,6 +62,49 @@ fn an_application_beside_an_encoding_streamer_finds_the_same_libraries() {
 }
 
 #[test]
+fn one_stream_is_told_of_one_engine_where_the_slice_has_more() {
+    let stream = |units, engine: Option<u32>| {
+        let mut case = Case::of(units, 0, 0);
+        case.engine = engine.map(EncoderUnits);
+        answer(&case.grant())
+            .env
+            .get("PENSTOCK_NVENC_STREAM_UNITS")
+            .cloned()
+    };
+    assert_eq!(stream(100, Some(65)).as_deref(), Some("65"));
+    assert_eq!(stream(13, Some(65)).as_deref(), Some("13"));
+    assert_eq!(stream(0, Some(65)), None);
+    assert_eq!(stream(100, None), None, "what is not known is no limit");
+}
+
+#[test]
+fn a_process_without_a_container_sees_its_gpu_by_cudas_own_variable() {
+    let told = environment(&Case::of(13, 20, 8).grant());
+    let told: Vec<_> = told.iter().map(|(k, v)| format!("{k}={v}")).collect();
+    assert_eq!(
+        told,
+        [
+            "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE=20",
+            "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT=0=2048M",
+            "CUDA_MPS_PIPE_DIRECTORY=/run/penstock/mps/GPU-a/pipe",
+            "CUDA_VISIBLE_DEVICES=GPU-a",
+            "PENSTOCK_GPU=GPU-a",
+            "PENSTOCK_NVENC_UNITS=13",
+            "PENSTOCK_SLICE=game-7",
+            "PENSTOCK_VRAM_BYTES=2147483648",
+        ]
+    );
+    let told = environment(&Case::of(0, 20, 0).grant());
+    assert_eq!(told["PENSTOCK_NVENC_UNITS"], "0", "no units are not any number");
+    let mut software = Case::of(3, 0, 0);
+    software.gpu = GpuUuid::new("CPU-4711").unwrap();
+    assert_eq!(
+        environment(&software.grant()).into_keys().collect::<Vec<_>>(),
+        ["PENSTOCK_GPU", "PENSTOCK_NVENC_UNITS", "PENSTOCK_SLICE"]
+    );
+}
+
+#[test]
 fn with_cdi_the_runtime_is_told_to_add_no_gpu_of_its_own() {
     let mut case = Case::of(13, 0, 0);
     case.injection = Injection::Cdi(QualifiedName::gpu("GPU-a"));
@@ -150,13 +193,18 @@ fn parts(demand: Resources) -> [Resources; 3] {
 }
 
 fn case() -> impl Strategy<Value = Case> {
-    (0u32..60, 0u32..=100, 0u32..300).prop_map(|(nvenc, mps, vram)| Case::of(nvenc, mps, vram))
+    let amounts = (0u32..60, 0u32..=100, 0u32..300);
+    (amounts, prop::option::of(1u32..60)).prop_map(|((nvenc, mps, vram), engine)| Case {
+        engine: engine.map(EncoderUnits),
+        ..Case::of(nvenc, mps, vram)
+    })
 }
 
 #[derive(Debug)]
 struct Case {
     gpu: GpuUuid,
     demand: Resources,
+    engine: Option<EncoderUnits>,
     pod_encodes: bool,
     slice: SliceId,
     injection: Injection,
@@ -173,6 +221,7 @@ impl Case {
         Self {
             gpu: GpuUuid::new("GPU-a").unwrap(),
             demand,
+            engine: None,
             pod_encodes: nvenc > 0,
             slice: SliceId::new("game-7").unwrap(),
             injection: Injection::Environment,
@@ -184,6 +233,7 @@ impl Case {
         Grant {
             gpu: &self.gpu,
             demand: self.demand,
+            engine: self.engine,
             pod_encodes: self.pod_encodes,
             slice: Some(&self.slice),
             injection: &self.injection,

@@ -43,6 +43,13 @@ fn a_mig_instance_is_found_by_its_indices_on_the_right_gpu_only() {
         mig: Some((0, own)),
     };
     assert_eq!(node.find(&instance(0, 1)), Ok("nvidia.com/gpu=0:1".to_owned()));
+    let by_type = MIG.replace("'0:", "'mig0:");
+    let by_type = Node::new(&[("run/nvidia.yaml", &by_type)]);
+    assert_eq!(
+        by_type.find(&instance(0, 1)),
+        Ok("nvidia.com/gpu=mig0:1".to_owned())
+    );
+    assert!(by_type.find(&instance(3, 1)).is_err());
     assert!(node.find(&instance(3, 1)).is_err());
     assert!(node.find(&instance(0, 2)).is_err());
     assert!(node.find(&gpu(0)).is_err(), "a GPU is not one of its instances");

@@ -2,8 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use super::Answers;
 use super::proto::device_plugin::{CdiDevice, ContainerAllocateResponse, Mount};
-use crate::answer::{self, Answer};
+use crate::answer::{self, Answer, answer};
+use crate::cdi::{self, Inject, Injection, Wanted};
+use crate::gpus::Described;
+use crate::mps::Layout;
 
 /// What a container gets with its devices. Where two of our resources answer for one container, both must say the
 /// same of what they both say: of two values for one variable the kubelet takes either.
@@ -27,6 +31,34 @@ pub(crate) struct HostMount {
     pub(crate) host_path: String,
     /// Whether the container may only read.
     pub(crate) read_only: bool,
+}
+
+/// What containers are told.
+pub(super) fn answers(inject: Inject, described: Described, layout: Layout) -> Answers {
+    Box::new(move |grant| {
+        let gpu = described.borrow().get(&grant.gpu).cloned();
+        let wanted = gpu.as_ref().and_then(|gpu| gpu.wanted.as_ref());
+        let injection = wanted.map_or(Injection::Environment, |wanted| injection(inject, wanted));
+        ContainerAnswer::from(answer(&answer::Grant {
+            gpu: &grant.gpu,
+            demand: grant.container,
+            engine: gpu.and_then(|gpu| gpu.engine),
+            pod_encodes: grant.pod_has_nvenc,
+            slice: None,
+            injection: &injection,
+            mps: &layout,
+        }))
+    })
+}
+
+/// The specification is read anew each time: it may be made long after this program has started.
+fn injection(inject: Inject, wanted: &Wanted) -> Injection {
+    cdi::choose(inject, &cdi::read(&cdi::DIRECTORIES), wanted).unwrap_or_else(|not_found| {
+        tracing::error!(
+            "{not_found}; the variable NVIDIA_VISIBLE_DEVICES is used instead (see penstock-plugin doctor)"
+        );
+        Injection::Environment
+    })
 }
 
 impl From<Answer> for ContainerAnswer {

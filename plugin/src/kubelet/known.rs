@@ -11,8 +11,8 @@ use penstock_core::packing::Resources;
 use penstock_core::units::EncoderUnits;
 
 use crate::assign::{GpuOffer, Occupancy, Slice};
-use crate::cdi::Wanted;
 use crate::gpunode::{NodeState, Observed, Overuse, PodRef, Reading};
+use crate::gpus::Description;
 use crate::load::{EncoderUse, PodLoad, Sessions};
 use crate::nvml::measures::Measures;
 
@@ -32,6 +32,8 @@ pub(super) struct NodeKnown {
 pub(super) struct GpuKnown {
     pub(super) offer: GpuOffer,
     pub(super) model: String,
+    /// What one of its encoder engines has, where that is known.
+    pub(super) engine: Option<EncoderUnits>,
     /// Encoder sessions that the driver allows at one time, where it caps them.
     pub(super) session_limit: Option<u32>,
     /// What pods hold of it.
@@ -57,19 +59,6 @@ pub(super) struct PodKnown {
 /// What pods use, by GPU.
 pub(super) type Loads = BTreeMap<GpuUuid, BTreeMap<PodUid, PodLoad>>;
 
-/// What is known of a GPU beside its offer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Description {
-    /// What NVML calls its model.
-    pub(super) model: String,
-    /// What its encoders have in all, before any headroom.
-    pub(super) encoders: EncoderUnits,
-    /// Encoder sessions that its driver allows at one time, where it caps them.
-    pub(super) session_limit: Option<u32>,
-    /// How it is named to those who put it into containers; a CPU is not.
-    pub(super) wanted: Option<Wanted>,
-}
-
 pub(super) fn known(
     occupancy: &Occupancy,
     described: &BTreeMap<GpuUuid, Description>,
@@ -85,6 +74,7 @@ pub(super) fn known(
         GpuKnown {
             offer: offer.clone(),
             model: description.map(|d| d.model.clone()).unwrap_or_default(),
+            engine: description.and_then(|d| d.engine),
             session_limit: description.and_then(|d| d.session_limit),
             allocated: slices().fold(Resources::NONE, |sum, slice| {
                 sum.checked_add(slice.amounts).unwrap_or(sum)
@@ -136,6 +126,7 @@ pub(super) fn node_state(known: &NodeKnown) -> NodeState {
             vram: gpu.offer.capacity.vram,
             mps_clients: gpu.offer.mps_clients,
         },
+        encoder_engine_units: gpu.engine,
         allocated: known
             .pods
             .iter()
@@ -248,6 +239,7 @@ pub(super) mod tests {
             (gpu.model.as_str(), gpu.encoder_session_limit),
             ("Tesla T4", Some(8))
         );
+        assert_eq!(gpu.encoder_engine_units, Some(EncoderUnits(120)));
         assert_eq!(
             (gpu.capacity.nvenc.0, gpu.capacity.mps_clients, gpu.free().nvenc.0),
             (124, 48, 91)
@@ -359,6 +351,7 @@ pub(super) mod tests {
         Description {
             model: "Tesla T4".to_owned(),
             encoders: EncoderUnits(124),
+            engine: Some(EncoderUnits(120)),
             session_limit: Some(8),
             wanted: None,
         }

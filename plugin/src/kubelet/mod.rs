@@ -14,7 +14,6 @@
 
 mod container_answer;
 mod devices;
-mod gpus;
 mod known;
 mod lifecycle;
 mod metrics;
@@ -49,13 +48,11 @@ pub(crate) use owner::Answers;
 
 use crate::assign::GpuOffer;
 use crate::cdi::Inject;
+use crate::gpus::{Description, Followed, Gpus};
 use crate::mps::{self, Layout};
-use crate::nvml::{self, NvmlArgs};
-use crate::offers::{OptedIn, Settings};
+use crate::offers::GpuArgs;
 use crate::pods::PodEvent;
 use crate::standalone::{self, Capacity};
-use gpus::{Followed, Gpus};
-use known::Description;
 use lifecycle::Lifecycle;
 use metrics::Metrics;
 use owner::Owner;
@@ -79,6 +76,8 @@ pub(crate) const OLDEST_KUBERNETES: &str = "1.20";
 /// A pod asks for amounts of them in its containers' limits, and gets all of them from one GPU. See what a node
 /// offers with `kubectl describe node`.
 ///
+/// A GPU that another plugin has handed out is not used as long as that lasts.
+///
 /// Runs on each node with GPUs, as a DaemonSet with the kubelet's directory mounted, and may be restarted at any
 /// time: pods that run are not touched. It waits for the kubelet where that is away, and registers again within a
 /// second where it was restarted.
@@ -95,22 +94,11 @@ pub(crate) struct Args {
         value_name = "PATH"
     )]
     kubelet_dir: PathBuf,
-    /// The GPUs to offer: `all`, or their UUIDs, separated by commas. A GPU's MIG instances are offered with it. One
-    /// that another plugin has handed out is not used as long as that lasts
-    #[arg(long, env = "PENSTOCK_GPUS", value_name = "all|UUID,…", value_delimiter = ',')]
-    gpus: Vec<String>,
-    /// Configuration file (YAML): `headroomPercent`, and what to offer by model or UUID where the table of models does
-    /// not know it
-    #[arg(long, env = "PENSTOCK_PLUGIN_CONFIG", value_name = "FILE")]
-    config: Option<PathBuf>,
+    #[command(flatten)]
+    gpus: GpuArgs,
     /// How GPUs get into containers
     #[arg(long, env = "PENSTOCK_INJECT", value_enum, default_value_t = Inject::Auto)]
     inject: Inject,
-    /// End where there is no NVIDIA driver at the start, instead of waiting for it
-    #[arg(long, env = "PENSTOCK_FAIL_FAST")]
-    fail_fast: bool,
-    #[command(flatten)]
-    nvml: NvmlArgs,
     /// Offer this node's CPU as one GPU: its encoder units are x264's; what it offers of SMs (100 %) and video memory
     /// (as much as it has memory) is only counted. For nodes without GPU
     #[arg(long, env = "PENSTOCK_SOFTWARE_SLICES", conflicts_with = "gpus")]
@@ -157,7 +145,11 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let seams = Seams {
         pods,
         gpus: offered.offers,
-        answers: gpus::answers(args.inject, offered.described.clone(), Layout::new(args.mps_root)),
+        answers: container_answer::answers(
+            args.inject,
+            offered.described.clone(),
+            Layout::new(args.mps_root),
+        ),
         metrics: metrics.clone(),
     };
     let (plugin, view) = Plugin::new(&args.kubelet_dir, seams);
@@ -213,17 +205,11 @@ async fn offered(
         tracing::info!(gpu = %offer.uuid, "offering {}", offer.capacity);
         return Ok(unchanging(tasks, offer, model));
     }
-    let library = args.nvml.nvml_library.clone();
-    if args.fail_fast {
-        nvml::open(library.as_deref())?;
-    }
-    let settings = args
-        .config
-        .as_deref()
-        .map_or_else(|| Ok(Settings::default()), Settings::read)?;
+    let opted_in = args.gpus.gpus.clone().context(NONE_OPTED_IN)?;
+    let settings = args.gpus.settings()?;
+    let library = args.gpus.nvml.nvml_library.clone();
     let layout = Layout::new(&args.mps_root);
-    let xids = metrics.xids.clone();
-    let (follower, followed) = Gpus::follow(library, opted_in(&args.gpus)?, settings, layout, xids)?;
+    let (follower, followed) = Gpus::follow(library, opted_in, settings, layout, metrics.xids.clone())?;
     tasks.spawn(async move {
         follower.run().await;
         Ok(())
@@ -236,6 +222,7 @@ fn unchanging(tasks: &mut JoinSet<std::io::Result<()>>, offer: GpuOffer, model: 
     let description = Description {
         model,
         encoders: offer.capacity.nvenc,
+        engine: None,
         session_limit: None,
         wanted: None,
     };
@@ -251,22 +238,6 @@ fn unchanging(tasks: &mut JoinSet<std::io::Result<()>>, offer: GpuOffer, model: 
         offers: seen_offers,
         described,
         measured,
-    }
-}
-
-fn opted_in(gpus: &[String]) -> anyhow::Result<OptedIn> {
-    match gpus {
-        [] => bail!(
-            "no GPU was opted in: pass --gpus all, or the UUIDs of those to use (`penstock-plugin gpus` lists \
-                     them), or --software-slices for this node's CPU"
-        ),
-        [all] if all == "all" => Ok(OptedIn::All),
-        uuids => {
-            let parsed: Result<_, _> = uuids.iter().map(|uuid| uuid.trim().parse()).collect();
-            Ok(OptedIn::Only(parsed.context(
-                "reading --gpus: it takes `all`, or UUIDs separated by commas",
-            )?))
-        }
     }
 }
 
@@ -415,6 +386,8 @@ impl Plugin {
     }
 }
 
+const NONE_OPTED_IN: &str = "no GPU was opted in: pass --gpus all, or the UUIDs of those to use \
+    (`penstock-plugin gpus` lists them), or --software-slices for this node's CPU";
 /// No CUDA program runs there, so this bounds nothing.
 const SOFTWARE_CLIENTS: u32 = 10_000;
 const MEMORY_INFO: &str = "/proc/meminfo";

@@ -14,11 +14,11 @@ use penstock_core::ids::NodeName;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use super::gpus::{Described, Measuring};
 use super::known::{Loads, NodeKnown, known, node_state, overuse, uses};
 use super::metrics::Metrics;
 use crate::assign::Occupancy;
 use crate::gpunode::{NodeState, Overuse, OveruseReporter, PodRef, publish};
+use crate::gpus::{Described, Measuring};
 use crate::load::{EncoderUse, Watch, by_pod};
 use crate::nvml::measures::Measures;
 use crate::nvml::pods::PodFinder;

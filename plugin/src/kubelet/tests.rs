@@ -367,7 +367,7 @@ impl Node {
         let seams = Seams {
             pods: Some(seen_pods),
             gpus: seen_gpus,
-            answers: super::gpus::answers(
+            answers: super::container_answer::answers(
                 crate::cdi::Inject::Env,
                 watch::channel(Arc::default()).1,
                 crate::mps::Layout::new("/run/mps"),

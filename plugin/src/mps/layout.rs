@@ -8,7 +8,6 @@
 //!   <root>/<GPU>/log/        control.log, server.log
 //! ```
 
-use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
@@ -50,30 +49,39 @@ impl Layout {
         self.root.join("shm")
     }
 
-    /// Makes all directories, and makes them ours until what is returned is dropped.
+    /// Makes the root, and makes it ours until what is returned is dropped.
     ///
     /// # Errors
     /// Where another process runs daemons here, a directory can't be made, or the root's name is too long.
-    pub(super) fn prepare(&self, gpus: &BTreeSet<GpuUuid>) -> anyhow::Result<File> {
+    pub(super) fn claim(&self) -> anyhow::Result<File> {
+        let longest = self
+            .root
+            .join("x".repeat(UUID_LENGTH))
+            .join("pipe")
+            .join(LONGEST_FILE);
+        let length = longest.as_os_str().len();
+        if length > MAX_SOCKET_PATH {
+            bail!(
+                "{} is too long a path for the daemons' sockets by {} bytes: choose a shorter --root",
+                self.root.display(),
+                length - MAX_SOCKET_PATH
+            );
+        }
         directory(&self.root, 0o755)?;
         let lock = self.lock()?;
         directory(&self.shm_dir(), 0o1777)?;
-        for gpu in gpus {
-            let pipe_dir = self.pipe_dir(gpu);
-            let length = pipe_dir.join(LONGEST_FILE).as_os_str().len();
-            if length > MAX_SOCKET_PATH {
-                bail!(
-                    "{} is too long a path for the daemon's sockets by {} bytes: choose a shorter --root",
-                    pipe_dir.display(),
-                    length - MAX_SOCKET_PATH
-                );
-            }
-            // Clients of every user pass through the first, and connect in the second.
-            directory(&self.root.join(gpu.as_str()), 0o755)?;
-            directory(&pipe_dir, 0o755)?;
-            directory(&self.log_dir(gpu), 0o755)?;
-        }
         Ok(lock)
+    }
+
+    /// Makes a GPU's directories.
+    ///
+    /// # Errors
+    /// Where one can't be made.
+    pub(super) fn make(&self, gpu: &GpuUuid) -> anyhow::Result<()> {
+        // Clients of every user pass through the first, and connect in the second.
+        directory(&self.root.join(gpu.as_str()), 0o755)?;
+        directory(&self.pipe_dir(gpu), 0o755)?;
+        directory(&self.log_dir(gpu), 0o755)
     }
 
     /// Whether this process has as /dev/shm what clients are given.
@@ -108,6 +116,8 @@ pub(super) const PID_FILE: &str = "nvidia-cuda-mps-control.pid";
 /// The socket that clients connect to.
 pub(super) const CONTROL_SOCKET: &str = "control";
 const LONGEST_FILE: &str = "control_privileged";
+/// `GPU-` and a UUID as it is written.
+const UUID_LENGTH: usize = 40;
 /// `sun_path` has 108 bytes, the last of them NUL: unix(7).
 const MAX_SOCKET_PATH: usize = 107;
 
@@ -133,9 +143,10 @@ mod tests {
     fn directories_are_open_to_clients_of_every_user() {
         let root = tempfile::tempdir().unwrap();
         let layout = Layout::new(root.path().join("mps"));
-        let _lock = layout.prepare(&one_gpu()).unwrap();
+        let _lock = layout.claim().unwrap();
+        let gpu = GpuUuid::new("GPU-5c89852c-d268-5e9a-8e7c-0a1b2c3d4e5f").unwrap();
+        layout.make(&gpu).unwrap();
         let mode = |path: PathBuf| path.metadata().unwrap().permissions().mode() & 0o7777;
-        let gpu = one_gpu().pop_first().unwrap();
         assert_eq!(mode(layout.pipe_dir(&gpu)), 0o755);
         assert_eq!(mode(layout.log_dir(&gpu)), 0o755);
         assert_eq!(mode(layout.shm_dir()), 0o1777);
@@ -146,22 +157,18 @@ mod tests {
     fn one_process_at_a_time_runs_daemons_in_a_root() {
         let root = tempfile::tempdir().unwrap();
         let layout = Layout::new(root.path());
-        let lock = layout.prepare(&one_gpu()).unwrap();
-        let error = layout.prepare(&one_gpu()).unwrap_err().to_string();
+        let lock = layout.claim().unwrap();
+        let error = layout.claim().unwrap_err().to_string();
         assert!(error.contains("choose another --root"), "{error}");
         drop(lock);
-        layout.prepare(&one_gpu()).unwrap();
+        layout.claim().unwrap();
     }
 
     #[test]
     fn a_root_too_long_for_sockets_is_refused() {
         let root = tempfile::tempdir().unwrap();
         let layout = Layout::new(root.path().join("x".repeat(60)));
-        let error = layout.prepare(&one_gpu()).unwrap_err().to_string();
+        let error = layout.claim().unwrap_err().to_string();
         assert!(error.contains("choose a shorter --root"), "{error}");
-    }
-
-    fn one_gpu() -> BTreeSet<GpuUuid> {
-        BTreeSet::from([GpuUuid::new("GPU-5c89852c-d268-5e9a-8e7c-0a1b2c3d4e5f").unwrap()])
     }
 }

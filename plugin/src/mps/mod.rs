@@ -5,6 +5,7 @@
 //!     supervisor  when to start which (no I/O)       watch   is a daemon at its pipes? It only looks
 //!     fleet       the task that carries it out       layout  where the pipes are
 //!     daemon      one daemon, start to end
+//!     metrics     /metrics and /readyz
 //!           │                                          │
 //!           ▼                                          ▼
 //!   nvidia-cuda-mps-control -f ── makes ──► <root>/<GPU>/pipe/control ◄── mounted into containers
@@ -20,26 +21,37 @@ mod daemon;
 mod fleet;
 mod layout;
 mod limit;
+mod metrics;
 mod supervisor;
 mod watch;
 
-use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
-use penstock_core::ids::GpuUuid;
-use penstock_shell::shutdown;
+use anyhow::Context as _;
+use penstock_shell::{ops, shutdown};
+use prometheus::Registry;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
 
+pub(crate) use self::watch::{Health, follow, look};
 pub(crate) use layout::{DEFAULT_ROOT, ENV_ROOT, Layout};
 pub(crate) use limit::mps_client_limit;
-pub(crate) use watch::{Health, follow, look};
 
 use compute_mode::Exclusive;
 use daemon::Program;
-use fleet::Fleet;
+use fleet::{Choice, Fleet, Running, Served};
+use metrics::Metrics;
 
-/// Keep an MPS control daemon running for each of the GPUs named, so that CUDA programs can share them.
+use crate::nvml::watch::{Pace, start};
+use crate::offers::GpuArgs;
+
+/// Keep an MPS control daemon running for each GPU and MIG instance, so that CUDA programs can share them.
+///
+/// GPUs are found through NVIDIA's driver, which is waited for where there is none yet. One that appears gets a daemon,
+/// and the daemon of one that is gone is ended; that the driver does not answer for a while ends none.
 ///
 /// Each daemon has a directory of its own, `<root>/<GPU>/`, with its pipes and its logs. A container that was
 /// allocated penstock.dev/mps gets the pipes and `<root>/shm` (as /dev/shm) mounted.
@@ -50,10 +62,8 @@ use fleet::Fleet;
 /// at most.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// GPU or MIG instance to serve, by its UUID (GPU-…, MIG-…); repeat it for each
-    #[arg(long = "gpu", env = "PENSTOCK_MPS_GPUS", value_name = "UUID", required = true, value_delimiter = ',',
-          value_parser = gpu_uuid)]
-    gpus: Vec<GpuUuid>,
+    #[command(flatten)]
+    gpus: GpuArgs,
     /// Directory of the daemons' pipes and logs, the same as the device plugin's
     #[arg(long, env = ENV_ROOT, default_value = DEFAULT_ROOT, value_name = "PATH")]
     root: PathBuf,
@@ -80,6 +90,9 @@ pub(crate) struct Args {
         value_name = "SECONDS"
     )]
     grace: u32,
+    /// Serve /metrics, /healthz and /readyz (ready: every daemon's pipe answers) on this TCP address
+    #[arg(long, env = "PENSTOCK_MPS_METRICS_LISTEN", value_name = "ADDRESS:PORT")]
+    metrics_listen: Option<SocketAddr>,
 }
 
 /// Runs the daemons until told to end.
@@ -88,9 +101,12 @@ pub(crate) struct Args {
 /// What keeps it from starting, in words that say what to do. No daemon is left running then.
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let told_to_end = shutdown::token().context("listening for SIGTERM and SIGINT")?;
-    let gpus: BTreeSet<GpuUuid> = args.gpus.into_iter().collect();
+    let choice = Choice {
+        opted_in: args.gpus.gpus.clone().context(NONE_OPTED_IN)?,
+        settings: args.gpus.settings()?,
+    };
     let layout = Layout::new(args.root);
-    let _lock = layout.prepare(&gpus)?;
+    let _lock = layout.claim()?;
     if !layout.shm_is_ours() {
         let shm = layout.shm_dir();
         tracing::warn!(
@@ -98,24 +114,56 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
             shm.display()
         );
     }
-    let program = Program {
-        path: args.control_program,
-        multi_user: !args.single_user,
-        grace: Duration::from_secs(args.grace.into()),
+    let registry = Registry::new();
+    let library = args.gpus.nvml.nvml_library;
+    let running = Running {
+        program: Program {
+            path: args.control_program,
+            multi_user: !args.single_user,
+            grace: Duration::from_secs(args.grace.into()),
+        },
+        layout: layout.clone(),
+        exclusive: args.exclusive_process.then(|| Exclusive::new(library.clone())),
+        metrics: Metrics::new(&registry).context("registering the metrics")?,
     };
-    let exclusive = args
-        .exclusive_process
-        .then(|| Exclusive::set(&gpus))
-        .transpose()?;
-    let outcome = Fleet::new(program, layout, gpus).run(told_to_end).await;
-    drop(exclusive);
-    outcome
+    let metrics = running.metrics.clone();
+    let reports = start(library.clone(), PACE).context("starting the thread that talks to NVML")?;
+    let (fleet, served) = Fleet::new(running, choice, reports);
+    let mut helpers = JoinSet::new();
+    if let Some(address) = args.metrics_listen {
+        helpers.spawn(metrics::follow(metrics, layout.clone(), library, served.clone()));
+        serve_ops(&mut helpers, address, registry, layout, served).await?;
+    }
+    // The helpers only tell of what the fleet does, and end with it.
+    fleet.run(told_to_end).await
 }
 
-/// A GPU's name that is also a safe name of a directory.
-fn gpu_uuid(text: &str) -> anyhow::Result<GpuUuid> {
-    if !["GPU-", "MIG-"].iter().any(|prefix| text.starts_with(prefix)) {
-        bail!("it does not begin with GPU- or MIG-: `nvidia-smi -L` lists the names");
-    }
-    Ok(GpuUuid::new(text)?)
+async fn serve_ops(
+    helpers: &mut JoinSet<()>,
+    address: SocketAddr,
+    registry: Registry,
+    layout: Layout,
+    served: tokio::sync::watch::Receiver<Served>,
+) -> anyhow::Result<()> {
+    let doing = || format!("listening on {address} for /metrics (--metrics-listen chooses another)");
+    let listener = TcpListener::bind(address).await.with_context(doing)?;
+    let ready = move || metrics::ready(&layout, &served.borrow());
+    let router = ops::router::<()>(registry, Arc::new(ready));
+    helpers.spawn(async move {
+        if let Err(error) = axum::serve(listener, router).await {
+            tracing::error!("serving /metrics ended: {error}");
+        }
+    });
+    Ok(())
 }
+
+const NONE_OPTED_IN: &str = "no GPU was opted in: pass --gpus all, or the UUIDs of those to serve \
+    (`penstock-plugin gpus` lists them)";
+/// Of NVML only the GPUs that there are matter here.
+const PACE: Pace = Pace {
+    probe: Duration::from_secs(10),
+    measure: Duration::from_secs(24 * 60 * 60),
+    reopen: Duration::from_secs(2),
+    rediscover: Duration::from_secs(5),
+    quiet: Duration::from_secs(60),
+};

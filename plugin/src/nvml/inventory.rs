@@ -83,6 +83,8 @@ pub(crate) enum Kind {
 pub(crate) struct MigInstance {
     /// The physical GPU.
     pub(crate) parent: GpuUuid,
+    /// Its place among the physical GPU's instances, as NVML counts them; some may be empty.
+    pub(crate) index: u32,
     /// The profile: `1g.6gb`.
     pub(crate) profile: Option<String>,
     /// The GPU instance.
@@ -181,32 +183,37 @@ fn read_gpu(nvml: &Nvml, index: u32) -> Result<Vec<Gpu>, String> {
         return Ok(vec![gpu]);
     }
     gpu.kind = Kind::Divided;
-    let instances = read_instances(nvml, &device, &gpu);
+    let instances = read_instances(nvml, &device, &gpu)?;
     Ok([gpu].into_iter().chain(instances).collect())
 }
 
-/// The instances of a GPU. Not every place below the greatest number of them is taken.
-fn read_instances(nvml: &Nvml, device: &Device<'_>, parent: &Gpu) -> Vec<Gpu> {
-    (0..device.mig_device_count().unwrap_or(0))
-        .filter_map(|place| device.mig_device_by_index(place).ok())
-        .filter_map(|mig| read_instance(nvml, &mig, parent))
-        .collect()
+/// The instances of a GPU. Not every place below the greatest number of them is taken. That one can't be asked is said
+/// of the whole GPU: without that it would be taken for one that was removed.
+fn read_instances(nvml: &Nvml, device: &Device<'_>, parent: &Gpu) -> Result<Vec<Gpu>, String> {
+    let places = device.mig_device_count().map_err(|error| error.to_string())?;
+    let mut instances = Vec::new();
+    for place in 0..places {
+        match device.mig_device_by_index(place) {
+            Ok(mig) => instances.push(read_instance(nvml, &mig, parent, place)?),
+            Err(NvmlError::NotFound | NvmlError::InvalidArg) => {}
+            Err(error) => return Err(error.to_string()),
+        }
+    }
+    Ok(instances)
 }
 
-fn read_instance(nvml: &Nvml, mig: &Device<'_>, parent: &Gpu) -> Option<Gpu> {
-    let uuid = uuid(mig)
-        .inspect_err(|why| tracing::warn!("a MIG instance of {} is left out: {why}", parent.uuid))
-        .ok()?;
+fn read_instance(nvml: &Nvml, mig: &Device<'_>, parent: &Gpu, index: u32) -> Result<Gpu, String> {
     let ids = raw::mig_ids(nvml, mig).ok();
     let instance = MigInstance {
         parent: parent.uuid.clone(),
+        index,
         profile: mig.name().ok().and_then(|name| profile(&name)),
         gpu_instance: ids.map(|ids| ids.0),
         compute_instance: ids.map(|ids| ids.1),
         encoders: raw::mig_encoders(nvml, mig).ok(),
     };
-    Some(Gpu {
-        uuid,
+    Ok(Gpu {
+        uuid: uuid(mig)?,
         memory_bytes: memory(mig),
         kind: Kind::Mig(instance),
         ..parent.clone()

@@ -3,7 +3,8 @@
 //! What can't be measured is `None` or absent. On a MIG instance NVML knows memory and processes, and no
 //! load.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use nvml_wrapper::enums::device::UsedGpuMemory;
 use nvml_wrapper::error::NvmlError;
@@ -12,6 +13,7 @@ use nvml_wrapper::{Device, Nvml};
 use penstock_core::ids::GpuUuid;
 use serde::Serialize;
 
+use super::open;
 use super::raw::{self, Session};
 
 /// What one GPU is doing.
@@ -115,6 +117,19 @@ impl Sampler {
             load.sm_percent = Some(sample.sm_util);
         }
     }
+}
+
+/// How many processes use each GPU through MPS; a GPU that can't tell is left out.
+pub(crate) fn mps_clients(library: Option<&Path>, gpus: &BTreeSet<GpuUuid>) -> BTreeMap<GpuUuid, i64> {
+    let Ok(nvml) = open(library) else {
+        return BTreeMap::new();
+    };
+    let count = |gpu: &GpuUuid| {
+        let device = nvml.device_by_uuid(gpu.as_str()).ok()?;
+        let processes = device.mps_running_compute_processes().ok()?;
+        Some((gpu.clone(), i64::try_from(processes.len()).ok()?))
+    };
+    gpus.iter().filter_map(count).collect()
 }
 
 /// The newest sample of each process. NVML fills places that it has no sample for with rubbish: no process, a

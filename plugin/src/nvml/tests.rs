@@ -56,6 +56,11 @@ fn mig_instances_are_gpus_of_their_own() {
     };
     assert_eq!(mig.profile.as_deref(), Some("1g.24gb"));
     assert_eq!((mig.gpu_instance, mig.compute_instance), (Some(3), Some(0)));
+    let places = inventory.usable().map(|gpu| match &gpu.kind {
+        Kind::Mig(mig) => mig.index,
+        _ => panic!("{gpu:?}"),
+    });
+    assert_eq!(places.collect::<Vec<_>>(), [0, 1]);
     let encoders = inventory.usable().map(|gpu| match &gpu.kind {
         Kind::Mig(mig) => mig.encoders,
         _ => panic!("{gpu:?}"),

@@ -226,7 +226,7 @@ pub(crate) async fn eventually<T>(what: &str, look: impl Fn() -> Option<T>) -> T
     eventually_async(what, async || look()).await
 }
 
-async fn eventually_async<T>(what: &str, look: impl AsyncFn() -> Option<T>) -> T {
+pub(crate) async fn eventually_async<T>(what: &str, look: impl AsyncFn() -> Option<T>) -> T {
     let search = async {
         loop {
             if let Some(found) = look().await {

@@ -21,6 +21,7 @@ pub(crate) fn gpu(n: u32) -> Gpu {
             vram: VramBlocks(92),
             mps_clients: 48,
         },
+        encoder_engine_units: None,
         allocated: Vec::new(),
         measured: Measured::default(),
         encoder_session_limit: None,

@@ -353,6 +353,7 @@ fn instance(name: &str, gpu_instance: u32) -> Gpu {
     let mig = super::super::inventory::MigInstance {
         parent: uuid("GPU-0"),
         profile: None,
+        index: 0,
         gpu_instance: Some(gpu_instance),
         compute_instance: Some(0),
         encoders: None,

@@ -6,42 +6,53 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use penstock_core::gpu_models::Model;
 use penstock_core::ids::GpuUuid;
+use penstock_core::units::EncoderUnits;
 use prometheus::IntCounterVec;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
-use super::Answers;
-use super::container_answer::ContainerAnswer;
-use super::known::Description;
-use crate::answer::{self, answer};
 use crate::assign::GpuOffer;
-use crate::cdi::{self, Inject, Injection, Wanted};
+use crate::cdi::Wanted;
 use crate::mps::{self, Health, Layout};
 use crate::nvml::inventory::{Gpu, Kind};
 use crate::nvml::measures::Measures;
 use crate::nvml::watch::{Pace, Report, start};
-use crate::offers::{Known, OptedIn, Settings, encoders, offered, offers};
+use crate::offers::{Known, OptedIn, Settings, encoders, engine, offered, offers, session_limit};
 
 /// What is known of each GPU beside its offer.
-pub(super) type Described = watch::Receiver<Arc<BTreeMap<GpuUuid, Description>>>;
+pub(crate) type Described = watch::Receiver<Arc<BTreeMap<GpuUuid, Description>>>;
 
-/// What GPUs were doing at the last measurement; one that can't be measured is left out.
-pub(super) type Measuring = watch::Receiver<Arc<Vec<Measures>>>;
+/// What the GPUs were doing at the last measurement; one that can't be measured is left out.
+pub(crate) type Measuring = watch::Receiver<Arc<Vec<Measures>>>;
+
+/// What is known of a GPU beside its offer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Description {
+    /// What NVML calls its model.
+    pub(crate) model: String,
+    /// What its encoders have in all, before any headroom.
+    pub(crate) encoders: EncoderUnits,
+    /// What one of its engines has, and so its largest single stream, where that is known.
+    pub(crate) engine: Option<EncoderUnits>,
+    /// Encoder sessions that its driver allows at one time, where it caps them.
+    pub(crate) session_limit: Option<u32>,
+    /// How it is named to those who put it into containers; a CPU is not.
+    pub(crate) wanted: Option<Wanted>,
+}
 
 /// What is followed, for those who use it.
-pub(super) struct Followed {
+pub(crate) struct Followed {
     /// What is offered; none before it is known.
-    pub(super) offers: watch::Receiver<Option<Vec<GpuOffer>>>,
+    pub(crate) offers: watch::Receiver<Option<Vec<GpuOffer>>>,
     /// What else is known.
-    pub(super) described: Described,
+    pub(crate) described: Described,
     /// What the GPUs are doing, at the last measurement.
-    pub(super) measured: Measuring,
+    pub(crate) measured: Measuring,
 }
 
 /// The GPUs of this node.
-pub(super) struct Gpus {
+pub(crate) struct Gpus {
     reports: mpsc::Receiver<Report>,
     known: Known,
     opted_in: OptedIn,
@@ -56,7 +67,7 @@ pub(super) struct Gpus {
 
 impl Gpus {
     /// Begins to follow them, and counts the driver's errors.
-    pub(super) fn follow(
+    pub(crate) fn follow(
         library: Option<PathBuf>,
         opted_in: OptedIn,
         settings: Settings,
@@ -89,7 +100,7 @@ impl Gpus {
     }
 
     /// Follows them until NVML's thread ends.
-    pub(super) async fn run(mut self) {
+    pub(crate) async fn run(mut self) {
         let mut seen = self.daemons.subscribe();
         let mut watching: Option<JoinHandle<()>> = None;
         let mut found = false;
@@ -159,49 +170,23 @@ impl Gpus {
         Description {
             model: gpu.model.clone(),
             encoders: encoders(gpu, &self.settings),
-            session_limit: Model::find(&gpu.model).and_then(|model| model.session_limit),
+            engine: engine(gpu, &self.settings),
+            session_limit: session_limit(&self.known.inventory, gpu, &self.settings),
             wanted: Some(wanted(gpu)),
         }
     }
 }
 
-/// What containers are told.
-pub(super) fn answers(inject: Inject, described: Described, layout: Layout) -> Answers {
-    Box::new(move |grant| {
-        let wanted = described
-            .borrow()
-            .get(&grant.gpu)
-            .and_then(|gpu| gpu.wanted.clone());
-        let injection = wanted.map_or(Injection::Environment, |wanted| injection(inject, &wanted));
-        ContainerAnswer::from(answer(&answer::Grant {
-            gpu: &grant.gpu,
-            demand: grant.container,
-            pod_encodes: grant.pod_has_nvenc,
-            slice: None,
-            injection: &injection,
-            mps: &layout,
-        }))
-    })
-}
-
-/// The specification is read anew each time: it may be made long after this program has started.
-fn injection(inject: Inject, wanted: &Wanted) -> Injection {
-    cdi::choose(inject, &cdi::read(&cdi::DIRECTORIES), wanted).unwrap_or_else(|not_found| {
-        tracing::error!(
-            "{not_found}; the variable NVIDIA_VISIBLE_DEVICES is used instead (see penstock-plugin doctor)"
-        );
-        Injection::Environment
-    })
-}
-
-/// A MIG instance is known to CDI by its UUID only: its device file is its GPU's, and its number among the GPU's
-/// instances is not known here.
+/// What CDI may know a GPU by. A MIG instance's device file is its GPU's.
 fn wanted(gpu: &Gpu) -> Wanted {
-    let minor = gpu.minor.filter(|_| !matches!(gpu.kind, Kind::Mig(_)));
+    let mig = match &gpu.kind {
+        Kind::Mig(mig) => Some((gpu.index, mig.index)),
+        Kind::Whole | Kind::Divided => None,
+    };
     Wanted {
         uuid: gpu.uuid.clone(),
-        minor,
-        mig: None,
+        minor: gpu.minor,
+        mig,
     }
 }
 
