@@ -35,6 +35,15 @@ impl Resource {
         }
     }
 
+    /// The last part of its name, as it is in our own APIs: `nvenc`.
+    pub fn short_name(self) -> &'static str {
+        match self {
+            Self::Nvenc => "nvenc",
+            Self::Mps => "mps",
+            Self::Vram => "vram",
+        }
+    }
+
     /// The resource of that name.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|resource| resource.name() == name)
@@ -133,6 +142,7 @@ mod tests {
         for resource in Resource::ALL {
             assert_eq!(Resource::from_name(resource.name()), Some(resource));
             assert_eq!(resource.of(resource.amount(7)), 7);
+            assert_eq!(resource.name(), format!("penstock.dev/{}", resource.short_name()));
         }
         assert_eq!(Resource::from_name("nvidia.com/gpu"), None);
     }

@@ -143,24 +143,26 @@ pub enum Refusal {
     #[error("a slice named {0} exists already: choose another name, or end that one first")]
     Exists(SliceId),
     /// No GPU has room.
-    #[error("no GPU has room for {demand}: {}", describe(.free))]
+    #[error("no GPU has room for {demand}: {}", describe(.free, .unusable))]
     NoRoom {
         /// What was asked for.
         demand: Resources,
-        /// What each GPU has left.
+        /// What each GPU has left that can be used.
         free: Vec<(GpuUuid, Resources)>,
+        /// The GPUs that can't be used for it, and why.
+        unusable: Vec<(GpuUuid, String)>,
     },
 }
 
-fn describe(free: &[(GpuUuid, Resources)]) -> String {
-    if free.is_empty() {
+fn describe(free: &[(GpuUuid, Resources)], unusable: &[(GpuUuid, String)]) -> String {
+    if free.is_empty() && unusable.is_empty() {
         return "there is no GPU at all".to_owned();
     }
-    let each: Vec<_> = free
+    let free = free.iter().map(|(gpu, free)| format!("{gpu} has {free} free"));
+    let unusable = unusable
         .iter()
-        .map(|(gpu, free)| format!("{gpu} has {free} free"))
-        .collect();
-    each.join("; ")
+        .map(|(gpu, why)| format!("{gpu} can't be used now: {why}"));
+    free.chain(unusable).collect::<Vec<_>>().join("; ")
 }
 
 impl Ledger {
@@ -181,20 +183,53 @@ impl Ledger {
         Self { gpus }
     }
 
+    /// Takes in the GPUs that there are now. One that is missing goes once it holds no slice; until then nothing of it
+    /// is free.
+    pub fn set_gpus(&mut self, gpus: impl IntoIterator<Item = (GpuUuid, Resources)>) {
+        for gpu in self.gpus.values_mut() {
+            gpu.capacity = Resources::NONE;
+        }
+        for (name, capacity) in gpus {
+            let slices = BTreeMap::new();
+            let gpu = self.gpus.entry(name).or_insert(Gpu { capacity, slices });
+            gpu.capacity = capacity;
+        }
+        self.gpus
+            .retain(|_, gpu| gpu.capacity != Resources::NONE || !gpu.slices.is_empty());
+    }
+
     /// Takes `demand` for `slice` from the GPU that [`best_fit`] chooses.
     ///
     /// # Errors
     /// [`Refusal`], with what is free on each GPU; the ledger is then unchanged.
     pub fn place(&mut self, slice: SliceId, demand: Resources) -> Result<GpuUuid, Refusal> {
+        self.place_where(slice, demand, |_| None)
+    }
+
+    /// The same among those GPUs that `why_not` gives no reason against.
+    ///
+    /// # Errors
+    /// [`Refusal`], with what is free on each GPU or why it can't be used; the ledger is then unchanged.
+    pub fn place_where(
+        &mut self,
+        slice: SliceId,
+        demand: Resources,
+        why_not: impl Fn(&GpuUuid) -> Option<String>,
+    ) -> Result<GpuUuid, Refusal> {
         if demand == Resources::NONE {
             return Err(Refusal::Empty(slice));
         }
         if self.gpu_of(&slice).is_some() {
             return Err(Refusal::Exists(slice));
         }
-        let Some(gpu) = best_fit(demand, self.candidates()).cloned() else {
-            let free = self.candidates().map(|c| (c.gpu.clone(), c.free)).collect();
-            return Err(Refusal::NoRoom { demand, free });
+        let usable = || self.candidates().filter(|c| why_not(c.gpu).is_none());
+        let Some(gpu) = best_fit(demand, usable()).cloned() else {
+            let reason = |c: Candidate<'_>| Some((c.gpu.clone(), why_not(c.gpu)?));
+            return Err(Refusal::NoRoom {
+                demand,
+                free: usable().map(|c| (c.gpu.clone(), c.free)).collect(),
+                unusable: self.candidates().filter_map(reason).collect(),
+            });
         };
         if let Some(chosen) = self.gpus.get_mut(&gpu) {
             chosen.slices.insert(slice, demand);
@@ -227,7 +262,7 @@ impl Ledger {
 
 impl Gpu {
     fn free(&self) -> Resources {
-        // `place` only adds what is still free, so the subtraction never falls short.
+        // `place` only adds what is still free, so this falls short only where a capacity has shrunk since.
         self.slices.values().fold(self.capacity, |left, taken| {
             left.checked_sub(*taken).unwrap_or(Resources::NONE)
         })
@@ -257,6 +292,39 @@ mod tests {
             refusal.to_string(),
             "no GPU has room for 13 encoder units: GPU-0 has 10 encoder units free; GPU-1 has 10 encoder units free"
         );
+    }
+
+    #[test]
+    fn a_gpu_with_a_reason_against_it_takes_nothing_and_the_refusal_says_why() {
+        let mut ledger = two_gpus(10);
+        let ill = |on: &GpuUuid| (*on == gpu(0)).then(|| "XID 48".to_owned());
+        ledger.place_where(slice(0), nvenc(7), ill).unwrap();
+        assert_eq!(ledger.gpu_of(&slice(0)), Some(&gpu(1)));
+        let refusal = ledger.place_where(slice(1), nvenc(7), ill).unwrap_err();
+        assert_eq!(
+            refusal.to_string(),
+            "no GPU has room for 7 encoder units: GPU-1 has 3 encoder units free; GPU-0 can't be used now: XID 48"
+        );
+    }
+
+    #[test]
+    fn a_gpu_that_is_gone_offers_nothing_and_goes_with_its_last_slice() {
+        let mut ledger = two_gpus(10);
+        ledger.place(slice(0), nvenc(7)).unwrap();
+        let on = ledger.gpu_of(&slice(0)).cloned().unwrap();
+        ledger.set_gpus([(gpu(2), nvenc(5))]);
+        let names: Vec<_> = ledger.candidates().map(|c| (c.gpu.clone(), c.free)).collect();
+        assert_eq!(names, [(on.clone(), nvenc(0)), (gpu(2), nvenc(5))]);
+        assert_eq!(ledger.gpu_of(&slice(0)), Some(&on));
+        ledger.set_gpus([(on.clone(), nvenc(10)), (gpu(2), nvenc(5))]);
+        assert_eq!(
+            ledger.candidates().next().map(|c| c.free),
+            Some(nvenc(3)),
+            "it is back"
+        );
+        ledger.free(&slice(0));
+        ledger.set_gpus([(gpu(2), nvenc(5))]);
+        assert_eq!(ledger.candidates().count(), 1);
     }
 
     #[test]

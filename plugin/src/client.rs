@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 use penstock_core::ids::SliceId;
 use penstock_core::packing::Resources;
-use penstock_core::units::EncoderUnits;
+use penstock_core::units::{EncoderUnits, SmPercent, VramBlocks};
 use penstock_core::wire::agent::{Problem, SliceSpec, SliceState, SliceStatus};
 use reqwest::{Method, Response};
 use serde::Serialize;
@@ -39,6 +39,12 @@ enum Action {
         /// Encoder units that it takes: 720p30 is 3, 1080p30 7, 1080p60 13
         #[arg(long)]
         units: NonZeroU32,
+        /// Percent of the SMs that CUDA programs in it have
+        #[arg(long, value_name = "PERCENT", default_value = "0")]
+        mps: u32,
+        /// Video memory that it has, in blocks of 256 MiB
+        #[arg(long, value_name = "BLOCKS", default_value = "0")]
+        vram: u32,
         /// What it streams: penstock-streamer's own arguments
         #[arg(last = true, value_name = "STREAMER ARGUMENTS")]
         streamer_args: Vec<String>,
@@ -80,11 +86,14 @@ pub(crate) async fn slice(args: SliceArgs) -> anyhow::Result<()> {
             agent,
             id,
             units,
+            mps,
+            vram,
             streamer_args,
         } => {
             let demand = Resources {
                 nvenc: EncoderUnits(units.get()),
-                ..Resources::NONE
+                mps: SmPercent(mps),
+                vram: VramBlocks(vram),
             };
             let spec = SliceSpec {
                 id,
@@ -168,6 +177,7 @@ fn row(slice: &SliceStatus) -> [String; COLUMNS] {
         or_dash(slice.pid.map(|pid| pid.to_string())),
         slice.restarts.to_string(),
         or_dash(slice.last_exit.clone()),
+        or_dash(slice.unhealthy.clone()),
     ]
 }
 
@@ -180,7 +190,7 @@ fn in_a_word(state: SliceState) -> &'static str {
     }
 }
 
-const COLUMNS: usize = 8;
+const COLUMNS: usize = 9;
 const HEADINGS: [&str; COLUMNS] = [
     "SLICE",
     "GPU",
@@ -190,6 +200,7 @@ const HEADINGS: [&str; COLUMNS] = [
     "PID",
     "RESTARTS",
     "LAST EXIT",
+    "GPU UNHEALTHY",
 ];
 
 #[cfg(test)]
@@ -204,13 +215,13 @@ mod tests {
         });
         let failing = serde_json::json!({
             "id": "b", "gpu": "CPU-x", "demand": {"nvenc": 3}, "state": "backing-off", "restarts": 4,
-            "lastExit": "killed by signal 9",
+            "lastExit": "killed by signal 9", "unhealthy": "XID 47",
         });
         let slices = [running, failing].map(|slice| serde_json::from_value(slice).unwrap());
         let expected = "\
-SLICE    GPU    UNITS  STATE        ADDRESS         PID  RESTARTS  LAST EXIT
-slice-1  CPU-x  13     running      127.0.0.1:4000  77   0         -
-b        CPU-x  3      backing off  -               -    4         killed by signal 9
+SLICE    GPU    UNITS  STATE        ADDRESS         PID  RESTARTS  LAST EXIT           GPU UNHEALTHY
+slice-1  CPU-x  13     running      127.0.0.1:4000  77   0         -                   -
+b        CPU-x  3      backing off  -               -    4         killed by signal 9  XID 47
 ";
         assert_eq!(table(&slices), expected);
     }

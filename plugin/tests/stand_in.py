@@ -44,7 +44,7 @@ signal.signal(signal.SIGTERM, signal.SIG_IGN if "--deaf" in args else end)
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        slice_of_mine = {k: v for k, v in os.environ.items() if k.startswith("PENSTOCK_")}
+        slice_of_mine = {k: v for k, v in os.environ.items() if k.startswith(("PENSTOCK_", "CUDA_"))}
         body = json.dumps({"env": slice_of_mine, "args": args}).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))

@@ -6,7 +6,8 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use common::{Agent, Place, eventually};
+use common::{Agent, Place, eventually, eventually_async};
+use fake_nvml::{Event, Gpu, Stage, State};
 use reqwest::StatusCode;
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -120,6 +121,220 @@ async fn streamers_that_ignore_sigterm_are_killed_after_the_grace() {
     agent.running("slice-1").await;
     agent.running("slice-2").await;
     agent.ends_and_leaves_nothing(Signal::INT).await;
+}
+
+#[tokio::test]
+async fn streamers_that_outlive_a_killed_agent_are_ended_by_the_next_one_and_nobody_elses() {
+    let other = Agent::start(&["--units", "10", "--slices", "1"]).await;
+    other.running("slice-1").await;
+    let others = other.place.streamers();
+    let deaf = [
+        "--units", "10", "--grace", "1", "--slices", "2", "--", "--deaf", "--leave",
+    ];
+    let agent = Agent::start(&deaf).await;
+    agent.running("slice-1").await;
+    agent.running("slice-2").await;
+    let place = agent.is_killed().await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(place.streamers().len(), 4, "they ignore the kernel's SIGTERM");
+    let agent = Agent::start_in(place, &["--units", "10"]).await;
+    assert_eq!(agent.place.streamers(), Vec::<i32>::new());
+    assert_eq!(agent.get("/v1/slices").await, json!([]));
+    assert_eq!(other.place.streamers(), others);
+}
+
+#[tokio::test]
+async fn slices_are_packed_over_the_gpus_that_nvml_shows() {
+    let (agent, _nvml) = on_two_gpus(&["--slices", "1", "--slice-units", "60"]).await;
+    let gpus = agent.get("/v1/gpus").await;
+    let offered = |gpu: usize| (gpus[gpu]["uuid"].clone(), gpus[gpu]["capacity"]["nvenc"].clone());
+    // Two engines of 99 units: an L4's video clock is below the one that the table's figures were taken at.
+    assert_eq!(offered(0), (json!("GPU-a"), json!(198)));
+    assert_eq!(offered(1), (json!("GPU-b"), json!(198)));
+    assert_eq!(gpus[0]["model"], "NVIDIA L4");
+    assert_eq!(gpus[0]["capacity"]["vram"], 89);
+
+    let (_, second) = agent.post(json!({"demand": {"nvenc": 130, "vram": 8}})).await;
+    assert_eq!(second["gpu"], "GPU-a", "the fuller one first: {second}");
+    let slice = agent.running("slice-2").await;
+    let env = &agent.said_by_streamer(&slice).await["env"];
+    assert_eq!(env["CUDA_VISIBLE_DEVICES"], "GPU-a");
+    assert_eq!(env["PENSTOCK_NVENC_UNITS"], "130");
+    assert_eq!(env["PENSTOCK_NVENC_STREAM_UNITS"], "99");
+    assert_eq!(env["PENSTOCK_VRAM_BYTES"], "2147483648");
+    assert_eq!(env.get("CUDA_MPS_PIPE_DIRECTORY"), None);
+
+    let (_, third) = agent.post(json!({"demand": {"nvenc": 100}})).await;
+    assert_eq!(third["gpu"], "GPU-b");
+    // 8 are free on the first and 98 on the second.
+    let (status, problem) = agent.post(json!({"demand": {"nvenc": 106}})).await;
+    assert_eq!(status, StatusCode::CONFLICT);
+    let error = problem["error"].as_str().unwrap();
+    assert!(
+        error.contains("GPU-a has 8 encoder units") && error.contains("GPU-b has 98 encoder units"),
+        "{error}"
+    );
+    agent.ends_and_leaves_nothing(Signal::TERM).await;
+}
+
+#[tokio::test]
+async fn a_slice_with_sms_gets_the_pipes_of_its_gpus_daemon_and_none_where_there_is_no_daemon() {
+    let (agent, _nvml) = on_two_gpus(&[]).await;
+    let pipes = agent.place.path().join("mps/GPU-b/pipe");
+    std::fs::create_dir_all(&pipes).unwrap();
+    let _daemon = std::os::unix::net::UnixListener::bind(pipes.join("control")).unwrap();
+    eventually_async("the daemon is seen", async || {
+        let gpus = agent.get("/v1/gpus").await;
+        gpus[1]["unhealthy"].get("mps").is_none().then_some(())
+    })
+    .await;
+    let wanted = json!({"demand": {"nvenc": 10, "mps": 30, "vram": 4}});
+    let (_, slice) = agent.post(wanted.clone()).await;
+    assert_eq!(slice["gpu"], "GPU-b");
+    let slice = agent.running("slice-1").await;
+    let env = &agent.said_by_streamer(&slice).await["env"];
+    assert_eq!(env["CUDA_MPS_PIPE_DIRECTORY"], pipes.to_str().unwrap());
+    assert_eq!(env["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"], "30");
+    assert_eq!(env["CUDA_MPS_PINNED_DEVICE_MEM_LIMIT"], "0=1024M");
+    let (_, problem) = agent.post(json!({"demand": {"nvenc": 10, "mps": 80}})).await;
+    let error = problem["error"].as_str().unwrap();
+    assert!(
+        error.contains("GPU-a can't be used now: no MPS daemon runs for it"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn a_gpu_that_falls_ill_takes_no_new_slice_until_it_is_well() {
+    let (agent, (nvml, mut state)) = on_two_gpus(&["--slices", "1", "--slice-units", "60"]).await;
+    assert_eq!(agent.running("slice-1").await["gpu"], "GPU-a");
+    // An error of the encoder, which passes after a quiet minute; and a GPU that is lost.
+    state.events.push(Event {
+        gpu: "GPU-a".into(),
+        xid: Some(47),
+        gpu_instance: None,
+    });
+    nvml.change(&state).unwrap();
+    let ill = agent
+        .slice_when("slice-1", |slice| slice["unhealthy"].is_string())
+        .await;
+    assert!(ill["unhealthy"].as_str().unwrap().contains("XID 47"), "{ill}");
+    assert_eq!(ill["state"], "running", "its stream is left alone");
+    let (_, slice) = agent.post(json!({"demand": {"nvenc": 10}})).await;
+    assert_eq!(slice["gpu"], "GPU-b", "though GPU-a is the fuller one");
+    let metrics = agent.text("/metrics").await;
+    assert!(
+        metrics.contains("penstock_agent_healthy{gpu=\"GPU-a\",resource=\"nvenc\"} 0"),
+        "{metrics}"
+    );
+    state.gpus[1].lost = true;
+    nvml.change(&state).unwrap();
+    let ill = agent
+        .slice_when("slice-2", |slice| slice["unhealthy"].is_string())
+        .await;
+    assert!(
+        ill["unhealthy"].as_str().unwrap().contains("fell off the bus"),
+        "{ill}"
+    );
+    let (status, problem) = agent.post(json!({"demand": {"nvenc": 10}})).await;
+    assert_eq!(status, StatusCode::CONFLICT);
+    let error = problem["error"].as_str().unwrap();
+    assert!(
+        error.contains("XID 47") && error.contains("fell off the bus"),
+        "{error}"
+    );
+    let (_, table) = agent.place.run(&["slices"]).await;
+    assert!(
+        table.contains("GPU UNHEALTHY") && table.contains("XID 47"),
+        "{table}"
+    );
+    state.gpus[1].lost = false;
+    nvml.change(&state).unwrap();
+    agent
+        .slice_when("slice-2", |slice| slice.get("unhealthy").is_none())
+        .await;
+    let (_, slice) = agent.post(json!({"demand": {"nvenc": 10}})).await;
+    assert_eq!(slice["gpu"], "GPU-b");
+}
+
+#[tokio::test]
+async fn gpus_without_a_known_encoder_leave_the_machine_to_its_cpu_unless_they_are_opted_in() {
+    let mut place = Place::new();
+    let nvml = Stage::set(place.path(), &h200()).unwrap();
+    place.set("PENSTOCK_NVML_LIBRARY", nvml.library().to_str().unwrap());
+    let mut agent = Agent::start_in(place, &["--headroom", "70"]).await;
+    let gpus = agent.get("/v1/gpus").await;
+    assert!(gpus[0]["uuid"].as_str().unwrap().starts_with("CPU-"), "{gpus}");
+    let said = agent.said_until("offering this machine's CPU").await;
+    assert!(said.contains("of NVIDIA H200 no encoder is known"), "{said}");
+    let place = agent.ends_and_leaves_nothing(Signal::TERM).await;
+    let agent = Agent::start_in(place, &["--gpus", "all"]).await;
+    let gpus = agent.get("/v1/gpus").await;
+    assert_eq!(gpus[0]["uuid"], "GPU-h");
+    assert_eq!(gpus[0]["capacity"], json!({"nvenc": 0, "mps": 100, "vram": 564}));
+}
+
+#[tokio::test]
+async fn named_gpus_are_waited_for_unless_it_is_to_fail_fast() {
+    let mut place = Place::new();
+    let missing = State {
+        init_error: 9,
+        ..two_gpus()
+    };
+    let nvml = Stage::set(place.path(), &missing).unwrap();
+    place.set("PENSTOCK_NVML_LIBRARY", nvml.library().to_str().unwrap());
+    let (status, said) = place.run(&["standalone", "--gpus", "all", "--fail-fast"]).await;
+    assert!(!status.success() && said.contains("modprobe nvidia"), "{said}");
+    let (status, said) = place.run(&["standalone", "--gpus", "all", "--units", "3"]).await;
+    assert!(
+        !status.success() && said.contains("cannot be used with"),
+        "{said}"
+    );
+    let arrives = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        nvml.change(&two_gpus()).unwrap();
+    };
+    let (agent, ()) = tokio::join!(Agent::start_in(place, &["--gpus", "GPU-b"]), arrives);
+    let gpus = agent.get("/v1/gpus").await;
+    assert_eq!(
+        (gpus.as_array().unwrap().len(), &gpus[0]["uuid"]),
+        (1, &json!("GPU-b"))
+    );
+}
+
+/// An agent on a machine with two L4, and what changes them.
+async fn on_two_gpus(args: &[&str]) -> (Agent, (Stage, State)) {
+    let mut place = Place::new();
+    let state = two_gpus();
+    let nvml = Stage::set(place.path(), &state).unwrap();
+    place.set("PENSTOCK_NVML_LIBRARY", nvml.library().to_str().unwrap());
+    let root = place.path().join("mps");
+    place.set("PENSTOCK_MPS_ROOT", root.to_str().unwrap());
+    (Agent::start_in(place, args).await, (nvml, state))
+}
+
+fn two_gpus() -> State {
+    let gpu = |uuid: &str| Gpu {
+        uuid: uuid.into(),
+        ..Gpu::default()
+    };
+    State {
+        gpus: vec![gpu("GPU-a"), gpu("GPU-b")],
+        ..State::default()
+    }
+}
+
+fn h200() -> State {
+    let gpu = Gpu {
+        uuid: "GPU-h".into(),
+        name: "NVIDIA H200".into(),
+        memory_total: 141 << 30,
+        ..Gpu::default()
+    };
+    State {
+        gpus: vec![gpu],
+        ..State::default()
+    }
 }
 
 #[tokio::test]

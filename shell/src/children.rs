@@ -12,7 +12,9 @@
 //! See prctl(2).
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::io;
+use std::os::unix::ffi::OsStrExt as _;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, kill_process_group, waitpid};
@@ -98,6 +100,35 @@ pub fn sweep_once(ours: &BTreeSet<u32>) -> Vec<u32> {
     foundlings
 }
 
+/// The living processes that have this variable in the environment that they were started with, but for this one: a
+/// mark that a process's own children bear too, whatever session they moved to. Those of other users can't be seen.
+pub fn with_variable(name: &str, value: &OsStr) -> Vec<u32> {
+    let mut wanted = format!("{name}=").into_bytes();
+    wanted.extend_from_slice(value.as_bytes());
+    let has_it = |pid: &u32| {
+        // A zombie's environment is empty.
+        std::fs::read(format!("/proc/{pid}/environ"))
+            .is_ok_and(|environ| environ.split(|byte| *byte == 0).any(|entry| entry == wanted))
+    };
+    let others = processes().into_iter().filter(|pid| *pid != std::process::id());
+    others.filter(has_it).collect()
+}
+
+/// Sends `signal` to each of these processes.
+pub fn signal_all(pids: &[u32], signal: Signal) {
+    for pid in pids.iter().filter_map(|raw| pid(*raw)) {
+        // It may have ended by itself in between.
+        let _ = kill_process(pid, signal);
+    }
+}
+
+/// Reaps those of these processes that are children of this one and have ended, so that they don't stay as zombies.
+pub fn reap(pids: &[u32]) {
+    for pid in pids.iter().filter_map(|raw| pid(*raw)) {
+        let _ = waitpid(Some(pid), WaitOptions::NOHANG);
+    }
+}
+
 /// Reaps adopted processes that ended by themselves, so that they don't stay as zombies.
 pub fn reap_adopted(ours: &BTreeSet<u32>) {
     for raw in children_of_self() {
@@ -114,12 +145,17 @@ fn pid(raw: u32) -> Option<Pid> {
 /// The process IDs whose parent is this process, zombies included.
 fn children_of_self() -> Vec<u32> {
     let own = std::process::id();
+    let is_child = |pid: &u32| parent_of(*pid) == Some(own);
+    processes().into_iter().filter(is_child).collect()
+}
+
+/// The IDs of all processes.
+fn processes() -> Vec<u32> {
     let Ok(entries) = std::fs::read_dir("/proc") else {
         return Vec::new();
     };
     entries
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .filter(|pid| parent_of(*pid) == Some(own))
         .collect()
 }
 
@@ -148,6 +184,26 @@ mod tests {
         end(&mut child, Duration::from_secs(5)).await.unwrap();
         assert!(sweep(&BTreeSet::new()).await >= 2);
         assert_eq!(children_of_self(), Vec::<u32>::new());
+    }
+
+    #[tokio::test]
+    async fn processes_are_found_by_a_mark_that_their_children_bear_too() {
+        let mark = format!("mark-{}", std::process::id());
+        let mut command = Command::new("sh");
+        command.args(["-c", "setsid sleep 1003 & sleep 1004"]);
+        let mut child = guard(command.env("PENSTOCK_TEST", &mark), Signal::KILL)
+            .spawn()
+            .unwrap();
+        let marked = |value: &str| with_variable("PENSTOCK_TEST", OsStr::new(value));
+        while marked(&mark).len() < 3 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!(marked("mark-"), Vec::<u32>::new());
+        signal_all(&marked(&mark), Signal::KILL);
+        child.wait().await.unwrap();
+        while !marked(&mark).is_empty() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     #[tokio::test]

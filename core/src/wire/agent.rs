@@ -11,6 +11,7 @@
 //!
 //! Errors are [`Problem`] as JSON.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
@@ -63,6 +64,9 @@ pub struct SliceStatus {
     /// How it ended last, in words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_exit: Option<String>,
+    /// Why its GPU would not be given to a slice like this now; absent while it would.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unhealthy: Option<String>,
 }
 
 /// The life of a slice's process: `starting → running → (backing-off → starting …) → stopping`.
@@ -91,4 +95,7 @@ pub struct GpuStatus {
     pub capacity: Resources,
     /// What no slice holds.
     pub free: Resources,
+    /// Why a resource of it (`nvenc`, `mps`, `vram`) is not given to new slices now; absent while it is.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub unhealthy: BTreeMap<String, String>,
 }

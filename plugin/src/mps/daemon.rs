@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use penstock_core::ids::GpuUuid;
 use penstock_shell::children::{self, guard};
-use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
+use rustix::process::Signal;
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::{Child, Command};
 use tokio_util::sync::CancellationToken;
@@ -149,7 +149,6 @@ impl Program {
 /// their files.
 async fn clear(pipe_dir: &Path) -> io::Result<()> {
     let deadline = Instant::now() + GONE_WITHIN;
-    let mut killed = Vec::new();
     loop {
         let left = started_for(pipe_dir);
         if left.is_empty() {
@@ -159,16 +158,10 @@ async fn clear(pipe_dir: &Path) -> io::Result<()> {
             return Err(io::Error::other(format!("processes {left:?} can't be killed")));
         }
         tracing::info!(pids = ?left, "killing MPS processes that were left behind");
-        for pid in left.into_iter().filter_map(Pid::from_raw) {
-            // It may have ended by itself in between.
-            let _ = kill_process(pid, Signal::KILL);
-            killed.push(pid);
-        }
+        // Where we are process 1 of a container, they are ours by now.
+        children::signal_all(&left, Signal::KILL);
         tokio::time::sleep(LOOK_EVERY).await;
-    }
-    for pid in killed {
-        // Where we are process 1 of a container, it is ours by now, and would stay as a zombie.
-        let _ = waitpid(Some(pid), WaitOptions::NOHANG);
+        children::reap(&left);
     }
     for file in FILES {
         match std::fs::remove_file(pipe_dir.join(file)) {
@@ -181,26 +174,15 @@ async fn clear(pipe_dir: &Path) -> io::Result<()> {
 
 /// The MPS processes with this pipe directory in their environment. No client is among them: none has an MPS
 /// program's name.
-fn started_for(pipe_dir: &Path) -> Vec<i32> {
-    let mut wanted = format!("{ENV_PIPE_DIRECTORY}=").into_bytes();
-    wanted.extend_from_slice(pipe_dir.as_os_str().as_bytes());
-    let is_wanted = |pid: &i32| {
-        is_mps_program(*pid)
-            && std::fs::read(format!("/proc/{pid}/environ"))
-                .is_ok_and(|environ| environ.split(|byte| *byte == 0).any(|entry| entry == wanted))
-    };
-    let Ok(entries) = std::fs::read_dir("/proc") else {
-        return Vec::new();
-    };
-    entries
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .filter(is_wanted)
-        .collect()
+fn started_for(pipe_dir: &Path) -> Vec<u32> {
+    let mut pids = children::with_variable(ENV_PIPE_DIRECTORY, pipe_dir.as_os_str());
+    pids.retain(|pid| is_mps_program(*pid));
+    pids
 }
 
 /// Whether a process is an MPS daemon or server, by the name that it was started under (the second word, where
 /// the first is an interpreter's).
-fn is_mps_program(pid: i32) -> bool {
+fn is_mps_program(pid: u32) -> bool {
     let Ok(line) = std::fs::read(format!("/proc/{pid}/cmdline")) else {
         return false;
     };

@@ -118,7 +118,7 @@ pub(crate) async fn wait_for(library: Option<&Path>, every: Duration) -> Nvml {
 }
 
 /// An error and its sources in one line.
-fn in_full(error: &dyn std::error::Error) -> String {
+pub(crate) fn in_full(error: &dyn std::error::Error) -> String {
     let sources = std::iter::successors(error.source(), |error| error.source());
     sources.fold(error.to_string(), |text, source| format!("{text}: {source}"))
 }

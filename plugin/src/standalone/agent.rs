@@ -14,8 +14,10 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::Instant;
 
+use penstock_core::device::Resource;
 use penstock_core::ids::{BadId, GpuUuid, SliceId};
 use penstock_core::packing::{Ledger, Refusal, Resources};
+use penstock_core::units::EncoderUnits;
 use penstock_core::wire::agent::{GpuStatus, SliceSpec, SliceState, SliceStatus};
 
 use crate::backoff;
@@ -24,7 +26,7 @@ use crate::backoff;
 #[derive(Debug)]
 pub(super) struct Agent {
     ledger: Ledger,
-    models: BTreeMap<GpuUuid, String>,
+    offers: BTreeMap<GpuUuid, Offer>,
     slices: BTreeMap<SliceId, Slice>,
     runs: u64,
     ending: bool,
@@ -40,6 +42,12 @@ pub(crate) struct Offer {
     pub(crate) model: String,
     /// All that slices may take of it.
     pub(crate) capacity: Resources,
+    /// What one of its encoder engines has, where that is known.
+    pub(crate) engine: Option<EncoderUnits>,
+    /// How many slices with SMs it takes.
+    pub(crate) mps_clients: usize,
+    /// Why a resource of it is not to be used now.
+    pub(crate) unhealthy: BTreeMap<Resource, String>,
 }
 
 /// What is to be done now.
@@ -66,6 +74,8 @@ pub(super) struct Launch {
     pub(super) gpu: GpuUuid,
     /// What the slice holds of it.
     pub(super) demand: Resources,
+    /// What one encoder engine of that GPU has, where it is known.
+    pub(super) engine: Option<EncoderUnits>,
     /// The streamer's own arguments.
     pub(super) args: Vec<String>,
     /// Whether the slice had a process before.
@@ -109,15 +119,23 @@ pub(super) enum Refused {
 impl Agent {
     /// An agent without slices.
     pub(super) fn new(offers: Vec<Offer>) -> Self {
-        let models = offers.iter().map(|o| (o.uuid.clone(), o.model.clone()));
-        Self {
-            models: models.collect(),
-            ledger: Ledger::new(offers.into_iter().map(|o| (o.uuid, o.capacity))),
+        let mut agent = Self {
+            offers: BTreeMap::new(),
+            ledger: Ledger::default(),
             slices: BTreeMap::new(),
             runs: 0,
             ending: false,
             commands: VecDeque::new(),
-        }
+        };
+        agent.set_offers(offers);
+        agent
+    }
+
+    /// Takes in what is offered now. Slices stay where they are, whatever becomes of their GPU.
+    pub(super) fn set_offers(&mut self, offers: Vec<Offer>) {
+        self.ledger
+            .set_gpus(offers.iter().map(|o| (o.uuid.clone(), o.capacity)));
+        self.offers = offers.into_iter().map(|o| (o.uuid.clone(), o)).collect();
     }
 
     /// Places a slice and starts its process.
@@ -132,9 +150,12 @@ impl Agent {
             return Err(Refused::Argument(arg.clone()));
         }
         let id = spec.id.map_or_else(|| self.unused_name(), Ok)?;
-        let gpu = self.ledger.place(id.clone(), spec.demand)?;
+        let (offers, slices) = (&self.offers, &self.slices);
+        let why_not = |gpu: &GpuUuid| why_not(offers, slices, gpu, spec.demand);
+        let gpu = self.ledger.place_where(id.clone(), spec.demand, why_not)?;
         let mut slice = Slice::new(gpu, spec.demand, spec.streamer_args);
-        self.commands.push_back(slice.launch(&id, Run(self.runs)));
+        let engine = engine_of(&self.offers, &slice.gpu);
+        self.commands.push_back(slice.launch(&id, Run(self.runs), engine));
         self.runs += 1;
         self.slices.insert(id.clone(), slice);
         Ok(id)
@@ -199,7 +220,8 @@ impl Agent {
         for (id, slice) in &mut self.slices {
             if slice.starts_again_at().is_some_and(|at| at <= now) {
                 slice.restarts = slice.restarts.saturating_add(1);
-                self.commands.push_back(slice.launch(id, Run(self.runs)));
+                let engine = engine_of(&self.offers, &slice.gpu);
+                self.commands.push_back(slice.launch(id, Run(self.runs), engine));
                 self.runs += 1;
             }
         }
@@ -222,23 +244,42 @@ impl Agent {
 
     /// One slice as it stands.
     pub(super) fn slice(&self, id: &SliceId) -> Option<SliceStatus> {
-        Some(self.slices.get(id)?.status(id))
+        Some(self.status(id, self.slices.get(id)?))
     }
 
     /// Every slice as it stands, by name.
     pub(super) fn slices(&self) -> Vec<SliceStatus> {
-        self.slices.iter().map(|(id, slice)| slice.status(id)).collect()
+        let status = |(id, slice)| self.status(id, slice);
+        self.slices.iter().map(status).collect()
     }
 
     /// Every GPU with what is free on it.
     pub(super) fn gpus(&self) -> Vec<GpuStatus> {
-        let status = |gpu: penstock_core::packing::Candidate<'_>| GpuStatus {
-            uuid: gpu.gpu.clone(),
-            model: self.models.get(gpu.gpu).cloned().unwrap_or_default(),
-            capacity: gpu.capacity,
-            free: gpu.free,
+        let status = |gpu: penstock_core::packing::Candidate<'_>| {
+            let offer = self.offers.get(gpu.gpu);
+            let unhealthy = |resource: Resource| {
+                let why = match offer {
+                    Some(offer) => offer.unhealthy.get(&resource)?,
+                    None => GONE,
+                };
+                Some((resource.short_name().to_owned(), why.to_owned()))
+            };
+            GpuStatus {
+                uuid: gpu.gpu.clone(),
+                model: offer.map(|offer| offer.model.clone()).unwrap_or_default(),
+                capacity: gpu.capacity,
+                free: gpu.free,
+                unhealthy: Resource::ALL.into_iter().filter_map(unhealthy).collect(),
+            }
         };
         self.ledger.candidates().map(status).collect()
+    }
+
+    fn status(&self, id: &SliceId, slice: &Slice) -> SliceStatus {
+        SliceStatus {
+            unhealthy: illness(&self.offers, &slice.gpu, slice.demand),
+            ..slice.status(id)
+        }
     }
 
     /// The first of `slice-1`, `slice-2`, … that no slice has.
@@ -253,6 +294,41 @@ impl Agent {
         self.slices.values_mut().find(|slice| slice.run() == Some(run))
     }
 }
+
+/// Why a slice like that can't be put on a GPU, whatever is free of it.
+fn why_not(
+    offers: &BTreeMap<GpuUuid, Offer>,
+    slices: &BTreeMap<SliceId, Slice>,
+    gpu: &GpuUuid,
+    demand: Resources,
+) -> Option<String> {
+    let illness = illness(offers, gpu, demand);
+    if illness.is_some() || demand.mps.0 == 0 {
+        return illness;
+    }
+    let most = offers.get(gpu)?.mps_clients;
+    let is_client = |slice: &&Slice| slice.gpu == *gpu && slice.demand.mps.0 > 0;
+    let full = slices.values().filter(is_client).count() >= most;
+    full.then(|| format!("its MPS daemon takes {most} clients, and has them"))
+}
+
+/// What is wrong with a GPU, of that which a demand is for.
+fn illness(offers: &BTreeMap<GpuUuid, Offer>, gpu: &GpuUuid, demand: Resources) -> Option<String> {
+    let Some(offer) = offers.get(gpu) else {
+        return Some(GONE.to_owned());
+    };
+    let wanted = Resource::ALL.into_iter().filter(|r| r.of(demand) > 0);
+    wanted
+        .filter_map(|resource| offer.unhealthy.get(&resource))
+        .next()
+        .cloned()
+}
+
+fn engine_of(offers: &BTreeMap<GpuUuid, Offer>, gpu: &GpuUuid) -> Option<EncoderUnits> {
+    offers.get(gpu).and_then(|offer| offer.engine)
+}
+
+const GONE: &str = "the driver does not list it any more";
 
 #[derive(Debug)]
 struct Slice {
@@ -296,7 +372,7 @@ impl Slice {
         }
     }
 
-    fn launch(&mut self, id: &SliceId, run: Run) -> Command {
+    fn launch(&mut self, id: &SliceId, run: Run, engine: Option<EncoderUnits>) -> Command {
         self.phase = Phase::Up {
             run,
             process: None,
@@ -307,6 +383,7 @@ impl Slice {
             slice: id.clone(),
             gpu: self.gpu.clone(),
             demand: self.demand,
+            engine,
             args: self.args.clone(),
             again: self.restarts > 0,
         })
@@ -386,6 +463,7 @@ impl Slice {
             pid: process.map(|p| p.pid),
             restarts: self.restarts,
             last_exit: self.last_exit.clone(),
+            unhealthy: None,
         }
     }
 }

@@ -1,6 +1,9 @@
 //! What the agent shows to Prometheus.
 
-use penstock_core::metrics::{AGENT_CAPACITY, AGENT_FREE, AGENT_RESTARTS, AGENT_SLICES, Metric};
+use penstock_core::device::Resource;
+use penstock_core::metrics::{
+    AGENT_CAPACITY, AGENT_FREE, AGENT_HEALTHY, AGENT_RESTARTS, AGENT_SLICES, Metric,
+};
 use penstock_core::packing::Resources;
 use penstock_core::wire::agent::{GpuStatus, SliceState, SliceStatus};
 use prometheus::{IntCounter, IntGaugeVec, Opts, Registry};
@@ -13,6 +16,7 @@ pub(super) struct Metrics {
     slices: IntGaugeVec,
     capacity: IntGaugeVec,
     free: IntGaugeVec,
+    healthy: IntGaugeVec,
 }
 
 impl Metrics {
@@ -33,6 +37,7 @@ impl Metrics {
             slices: gauges(AGENT_SLICES, &["state"])?,
             capacity: gauges(AGENT_CAPACITY, &["gpu", "resource"])?,
             free: gauges(AGENT_FREE, &["gpu", "resource"])?,
+            healthy: gauges(AGENT_HEALTHY, &["gpu", "resource"])?,
         })
     }
 
@@ -43,23 +48,26 @@ impl Metrics {
             let count = i64::try_from(count).unwrap_or(i64::MAX);
             self.slices.with_label_values(&[label]).set(count);
         }
+        // GPUs may be gone.
+        for gauges in [&self.capacity, &self.free, &self.healthy] {
+            gauges.reset();
+        }
         for gpu in gpus {
             show_amounts(&self.capacity, gpu, gpu.capacity);
             show_amounts(&self.free, gpu, gpu.free);
+            for resource in Resource::ALL.map(Resource::short_name) {
+                let healthy = self.healthy.with_label_values(&[gpu.uuid.as_str(), resource]);
+                healthy.set((!gpu.unhealthy.contains_key(resource)).into());
+            }
         }
     }
 }
 
 fn show_amounts(gauges: &IntGaugeVec, gpu: &GpuStatus, amounts: Resources) {
-    let each = [
-        ("nvenc", amounts.nvenc.0),
-        ("mps", amounts.mps.0),
-        ("vram", amounts.vram.0),
-    ];
-    for (resource, amount) in each {
+    for resource in Resource::ALL {
         gauges
-            .with_label_values(&[gpu.uuid.as_str(), resource])
-            .set(amount.into());
+            .with_label_values(&[gpu.uuid.as_str(), resource.short_name()])
+            .set(resource.of(amounts).into());
     }
 }
 

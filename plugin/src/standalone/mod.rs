@@ -1,17 +1,20 @@
 //! `penstock-plugin standalone`: the agent of a machine without Kubernetes.
 //!
 //! ```text
-//!   software   what this machine offers          agent     decisions, and all state (no I/O)
-//!   socket     who may ask, one agent only       owner     the task that owns it and carries out
-//!   api        what can be asked                 process   one streamer process, start to end
+//!   offered    this machine's GPUs, or its CPU   agent     decisions, and all state (no I/O)
+//!   software   what its CPU encodes              owner     the task that owns it and carries out
+//!   socket     who may ask, one agent only       process   one streamer process, start to end
+//!   api        what can be asked
 //! ```
 //!
 //! Nothing is left running when the agent ends. Told to, it ends its streamers and waits for them; killed, it
-//! leaves that to the kernel, which sends them SIGTERM; and what a killed streamer leaves behind is killed.
+//! leaves that to the kernel, which sends them SIGTERM; and what a killed streamer leaves behind is killed. What does
+//! not heed that is ended by the next agent.
 
 mod agent;
 mod api;
 mod metrics;
+mod offered;
 mod owner;
 mod process;
 mod socket;
@@ -28,7 +31,7 @@ use anyhow::{Context as _, anyhow, bail};
 use axum::Router;
 use axum::serve::Listener;
 use penstock_core::packing::Resources;
-use penstock_core::units::EncoderUnits;
+use penstock_core::units::{EncoderUnits, SmPercent, VramBlocks};
 use penstock_core::wire::agent::SliceSpec;
 use penstock_shell::{children, ops, shutdown};
 use prometheus::Registry;
@@ -41,13 +44,21 @@ pub(crate) use socket::{DEFAULT_SOCKET, ENV_SOCKET};
 
 use agent::Agent;
 use metrics::Metrics;
+use offered::Offered;
 use owner::Owner;
 use process::Streamer;
 
+use crate::mps::{self, Layout};
+use crate::offers::GpuArgs;
+
 /// Offer slices of this machine without Kubernetes, and keep one streamer running in each.
 ///
-/// The machine's CPU is offered as one software GPU, with as many encoder units (10 megapixels per second each:
-/// 720p30 takes 3, 1080p30 7, 1080p60 13) as `penstock-streamer calibrate` measures, less headroom.
+/// Its GPUs are offered where NVIDIA's driver shows one whose encoder is known: encoder units (10 megapixels per second
+/// each: 720p30 takes 3, 1080p30 7, 1080p60 13), and SMs and video memory for CUDA where `penstock-plugin mps` runs, too.
+/// Else the CPU is offered as one software GPU, with as many encoder units as `penstock-streamer calibrate` measures, less
+/// headroom.
+///
+/// All of a slice is on one GPU, and its streamer sees that GPU as CUDA's only one.
 ///
 /// Slices are started here with --slices, later with `penstock-plugin slice start`, or over HTTP on the socket:
 /// `curl --unix-socket /run/penstock/agent.sock http://agent/v1/slices` lists them.
@@ -74,6 +85,11 @@ pub(crate) struct Args {
     )]
     grace: u32,
     #[command(flatten)]
+    gpus: GpuArgs,
+    /// Where the MPS daemons' pipes are, as `penstock-plugin mps --root` has them
+    #[arg(long, env = mps::ENV_ROOT, default_value = mps::DEFAULT_ROOT, value_name = "PATH")]
+    mps_root: PathBuf,
+    #[command(flatten)]
     capacity: Capacity,
     #[command(flatten)]
     first: FirstSlices,
@@ -83,8 +99,8 @@ pub(crate) struct Args {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Capacity")]
 pub(crate) struct Capacity {
-    /// Encoder units to offer [default: measured at start, which takes some seconds]
-    #[arg(long, env = "PENSTOCK_AGENT_UNITS", value_name = "N")]
+    /// Encoder units of the CPU to offer [default: measured at start, which takes some seconds]
+    #[arg(long, env = "PENSTOCK_AGENT_UNITS", value_name = "N", conflicts_with = "gpus")]
     units: Option<NonZeroU32>,
     /// Percent of the measured throughput to keep for capture, applications and sending
     #[arg(long, env = "PENSTOCK_AGENT_HEADROOM", default_value_t = 50, value_name = "PERCENT",
@@ -102,6 +118,13 @@ struct FirstSlices {
     /// Encoder units of each of them (3: 720p30)
     #[arg(long, value_name = "UNITS", default_value = "3", requires = "slices")]
     slice_units: NonZeroU32,
+    /// Percent of the SMs that CUDA programs in each of them have
+    #[arg(long, value_name = "PERCENT", default_value = "0", requires = "slices",
+          value_parser = clap::value_parser!(u32).range(0..=100))]
+    slice_mps: u32,
+    /// Video memory of each of them, in blocks of 256 MiB
+    #[arg(long, value_name = "BLOCKS", default_value = "0", requires = "slices")]
+    slice_vram: u32,
     /// What each of them streams: penstock-streamer's own arguments
     #[arg(last = true, value_name = "STREAMER ARGUMENTS", requires = "slices")]
     streamer_args: Vec<String>,
@@ -124,20 +147,28 @@ async fn start_and_serve(args: &Args, told_to_end: &CancellationToken) -> anyhow
     let mut claimed = socket::claim(&args.socket)?;
     let streamer = Streamer {
         program: streamer_program(args.streamer.as_deref())?,
+        socket: std::path::absolute(&args.socket).context("finding the socket's place")?,
+        mps: Layout::new(&args.mps_root),
         grace: Duration::from_secs(args.grace.into()),
         http: health_client()?,
     };
-    let offered = tokio::select! {
-        offered = args.capacity.offer(&streamer.program) => offered?,
+    streamer.end_left_behind().await?;
+    let registry = Registry::new();
+    let mps = streamer.mps.clone();
+    let offered = Offered::find(&args.gpus, &args.capacity, mps, &streamer.program, &registry);
+    let mut offered = tokio::select! {
+        offered = offered => offered?,
         () = told_to_end.cancelled() => return Ok(()),
     };
-    tracing::info!(gpu = %offered.uuid, "offering {}: {}", offered.model, offered.capacity);
-    let mut agent = Agent::new(vec![offered]);
+    let offers = offered.now();
+    for offer in &offers {
+        tracing::info!(gpu = %offer.uuid, "offering {}: {}", offer.model, offer.capacity);
+    }
+    let mut agent = Agent::new(offers);
     args.first.start(&mut agent)?;
 
-    let registry = Registry::new();
     let metrics = Metrics::new(&registry).context("registering the metrics")?;
-    let (owner, handle) = Owner::new(agent, streamer, metrics);
+    let (owner, handle) = Owner::new(agent, offered, streamer, metrics);
     let ops = ops_router(registry, told_to_end.clone());
     let mut servers = Servers::default();
     if let Some(address) = args.metrics_listen {
@@ -178,7 +209,8 @@ impl FirstSlices {
         let count = self.slices.unwrap_or(0);
         let demand = Resources {
             nvenc: EncoderUnits(self.slice_units.get()),
-            ..Resources::NONE
+            mps: SmPercent(self.slice_mps),
+            vram: VramBlocks(self.slice_vram),
         };
         for nth in 1..=count {
             let spec = SliceSpec {

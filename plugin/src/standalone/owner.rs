@@ -1,7 +1,8 @@
 //! The one task that owns the agent's state, and carries out what it decides.
 //!
 //! ```text
-//!   requests ─────────┐             ┌──► processes started, told to end
+//!   GPUs ─────────────┐
+//!   requests ─────────┤             ┌──► processes started, told to end
 //!   processes' ends ──┼──► Agent ───┼──► what they left behind swept
 //!   time ─────────────┘             └──► slices and GPUs published, requests answered
 //! ```
@@ -21,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::agent::{Agent, Command, Launch, Process, Refused, Run};
 use super::metrics::Metrics;
+use super::offered::Offered;
 use super::process::{Ended, Streamer};
 
 /// What the API asks of the owner.
@@ -46,6 +48,7 @@ pub(super) struct Handle {
 /// The owner.
 pub(super) struct Owner {
     agent: Agent,
+    offered: Offered,
     streamer: Streamer,
     metrics: Metrics,
     requests: mpsc::Receiver<Request>,
@@ -78,6 +81,7 @@ enum Cleaning {
 /// What happened.
 enum Event {
     Asked(Request),
+    Offered,
     Answered(Run),
     Ended(Result<Ended, JoinError>),
     Time,
@@ -85,13 +89,19 @@ enum Event {
 }
 
 impl Owner {
-    /// The owner of `agent`, and the handle that others have of it.
-    pub(super) fn new(agent: Agent, streamer: Streamer, metrics: Metrics) -> (Self, Handle) {
+    /// The owner of `agent`, which follows what is `offered`, and the handle that others have of it.
+    pub(super) fn new(
+        agent: Agent,
+        offered: Offered,
+        streamer: Streamer,
+        metrics: Metrics,
+    ) -> (Self, Handle) {
         let (asking, requests) = mpsc::channel(64);
         let (slices, seen_slices) = watch::channel(agent.slices());
         let (gpus, seen_gpus) = watch::channel(agent.gpus());
         let owner = Self {
             agent,
+            offered,
             streamer,
             metrics,
             requests,
@@ -123,6 +133,7 @@ impl Owner {
             let event = tokio::select! {
                 Some(request) = self.requests.recv() => Event::Asked(request),
                 Some(run) = self.answers.1.recv() => Event::Answered(run),
+                () = self.offered.changed() => Event::Offered,
                 Some(ended) = self.attended.join_next() => Event::Ended(ended),
                 () = told_to_end.cancelled(), if !ending => Event::ToldToEnd,
                 () = sleep_until(next_time.into()) => Event::Time,
@@ -139,6 +150,7 @@ impl Owner {
         match event {
             Event::Asked(request) => self.asked(request),
             Event::Answered(run) => self.agent.answered(now, run),
+            Event::Offered => self.agent.set_offers(self.offered.now()),
             Event::Ended(ended) => self.ended(now, ended.context("attending a streamer")?),
             Event::ToldToEnd => self.agent.end_all(),
             Event::Time => {

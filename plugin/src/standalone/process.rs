@@ -13,9 +13,8 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use penstock_core::names::{ENV_GPU, ENV_NVENC_UNITS, ENV_SLICE, ENV_VRAM_BYTES};
 use penstock_shell::children::{self, guard};
 use rustix::process::Signal;
 use tokio::process::{Child, Command};
@@ -23,13 +22,20 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::agent::{Launch, Run};
+use crate::answer::{self, Grant};
 use crate::attend;
+use crate::cdi::Injection;
+use crate::mps::Layout;
 
 /// How streamers are started, asked and ended.
 #[derive(Debug, Clone)]
 pub(super) struct Streamer {
     /// The program.
     pub(super) program: PathBuf,
+    /// The agent's socket: what a streamer and all that it starts are known by, even when the agent is gone.
+    pub(super) socket: PathBuf,
+    /// Where the MPS daemons' pipes are.
+    pub(super) mps: Layout,
     /// From SIGTERM to SIGKILL.
     pub(super) grace: Duration,
     /// Asks after their health.
@@ -61,15 +67,22 @@ impl Streamer {
             .arg("--listen")
             .arg(address.to_string())
             .args(&launch.args)
-            .env(ENV_NVENC_UNITS, launch.demand.nvenc.0.to_string())
-            .env(ENV_GPU, launch.gpu.as_str())
-            .env(ENV_SLICE, launch.slice.as_str())
-            .env_remove(ENV_VRAM_BYTES)
             .stdin(Stdio::null())
             .stderr(Stdio::piped());
-        if launch.demand.vram.0 > 0 {
-            command.env(ENV_VRAM_BYTES, launch.demand.vram.bytes().to_string());
+        for variable in answer::VARIABLES {
+            command.env_remove(variable);
         }
+        command
+            .envs(answer::environment(&Grant {
+                gpu: &launch.gpu,
+                demand: launch.demand,
+                engine: launch.engine,
+                pod_encodes: launch.demand.nvenc.0 > 0,
+                slice: Some(&launch.slice),
+                injection: &Injection::Environment,
+                mps: &self.mps,
+            }))
+            .env(ENV_AGENT, &self.socket);
         // Should we be killed, SIGTERM lets the streamer end its own children before itself.
         let child = guard(&mut command, Signal::TERM).spawn()?;
         Ok((child, address))
@@ -93,6 +106,43 @@ impl Streamer {
         };
         let how = attend::until_ended(stderr, ended).await;
         Ended { run, how }
+    }
+}
+
+impl Streamer {
+    /// Ends what an agent of this socket that was killed has left: streamers that did not heed the kernel's SIGTERM, and
+    /// what they started. None is adopted: how its slice was asked for died with the agent. Only whoever holds the
+    /// socket's lock may call this.
+    ///
+    /// # Errors
+    /// Where one can't be killed.
+    pub(super) async fn end_left_behind(&self) -> anyhow::Result<()> {
+        let left = || children::with_variable(ENV_AGENT, self.socket.as_os_str());
+        let found = left();
+        if found.is_empty() {
+            return Ok(());
+        }
+        tracing::warn!(pids = ?found, "ending what an agent that was killed has left");
+        let started = Instant::now();
+        let mut signal = Signal::TERM;
+        loop {
+            let found = left();
+            let waited = started.elapsed();
+            if found.is_empty() {
+                return Ok(());
+            }
+            if waited > self.grace + KILLED_WITHIN {
+                anyhow::bail!(
+                    "processes {found:?}, which an agent that was killed has left, can't be killed"
+                );
+            }
+            if waited > self.grace {
+                signal = Signal::KILL;
+            }
+            children::signal_all(&found, signal);
+            tokio::time::sleep(LOOK_EVERY).await;
+            children::reap(&found);
+        }
     }
 }
 
@@ -137,6 +187,10 @@ async fn announce(
     pending().await
 }
 
+/// Names the agent's socket to streamers and all that they start.
+const ENV_AGENT: &str = "PENSTOCK_AGENT";
+const KILLED_WITHIN: Duration = Duration::from_secs(2);
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 const ASK_EVERY: Duration = Duration::from_millis(100);
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 const MAX_PORTS_TRIED: usize = 100;

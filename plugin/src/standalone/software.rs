@@ -6,6 +6,7 @@
 //!                                   less --headroom
 //! ```
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Stdio;
 use std::thread::available_parallelism;
@@ -48,6 +49,9 @@ pub(super) fn offer(units: EncoderUnits) -> anyhow::Result<Offer> {
             nvenc: units,
             ..Resources::NONE
         },
+        engine: None,
+        mps_clients: 0,
+        unhealthy: BTreeMap::new(),
     })
 }
 

@@ -10,6 +10,7 @@ use penstock_shell::events::SseReader;
 use reqwest::{Client, Method, Response, StatusCode};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+use tokio::io::AsyncReadExt as _;
 use tokio::process::{Child, Command};
 
 /// Long enough for a busy machine; what takes this long has failed.
@@ -18,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// A directory of its own: every process started for it is known by that path on its command line.
 pub(crate) struct Place {
     directory: tempfile::TempDir,
-    environment: Vec<(&'static str, &'static str)>,
+    environment: Vec<(&'static str, String)>,
 }
 
 impl Place {
@@ -36,8 +37,8 @@ impl Place {
         }
     }
 
-    pub(crate) fn set(&mut self, name: &'static str, value: &'static str) {
-        self.environment.push((name, value));
+    pub(crate) fn set(&mut self, name: &'static str, value: impl Into<String>) {
+        self.environment.push((name, value.into()));
     }
 
     pub(crate) fn socket(&self) -> PathBuf {
@@ -53,7 +54,9 @@ impl Place {
                 "PENSTOCK_AGENT_STREAMER",
                 self.directory.path().join("streamer.py"),
             )
-            .envs(self.environment.iter().copied())
+            // A GPU of this very machine would change what is offered.
+            .env("PENSTOCK_NVML_LIBRARY", "/nowhere/libnvidia-ml.so.1")
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .kill_on_drop(true);
         command
@@ -71,6 +74,11 @@ impl Place {
     pub(crate) fn streamers(&self) -> Vec<i32> {
         let program = self.directory.path().join("streamer.py");
         processes(&[program.to_str().unwrap()])
+    }
+
+    /// The directory that is this place.
+    pub(crate) fn path(&self) -> &std::path::Path {
+        self.directory.path()
     }
 
     pub(crate) fn lingering(&self) -> Vec<i32> {
@@ -126,6 +134,23 @@ impl Agent {
         drop(self.process.stderr.take());
     }
 
+    /// What the agent has logged, once `words` are in it.
+    pub(crate) async fn said_until(&mut self, words: &str) -> String {
+        let stderr = self.process.stderr.as_mut().unwrap();
+        let mut said = Vec::new();
+        let reading = async {
+            while !String::from_utf8_lossy(&said).contains(words) {
+                assert_ne!(stderr.read_buf(&mut said).await.unwrap(), 0, "its log ended");
+            }
+            // The rest of the line.
+            while !said.ends_with(b"\n") {
+                stderr.read_buf(&mut said).await.unwrap();
+            }
+        };
+        tokio::time::timeout(PATIENCE, reading).await.unwrap();
+        String::from_utf8(said).unwrap()
+    }
+
     pub(crate) async fn text(&self, path: &str) -> String {
         let response = self.request(Method::GET, path).await.unwrap();
         response.text().await.unwrap()
@@ -139,6 +164,12 @@ impl Agent {
         let request = self.client.post("http://agent/v1/slices").body(body);
         let response = request.timeout(PATIENCE).send().await.unwrap();
         (response.status(), response.json().await.unwrap())
+    }
+
+    /// Kills the agent, whatever becomes of its streamers.
+    pub(crate) async fn is_killed(mut self) -> Place {
+        self.process.kill().await.unwrap();
+        self.place
     }
 
     pub(crate) async fn delete(&self, id: &str) -> StatusCode {

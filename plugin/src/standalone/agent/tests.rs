@@ -226,6 +226,71 @@ fn what_is_not_offered_is_refused() {
 }
 
 #[test]
+fn slices_are_packed_over_all_gpus_and_never_over_two() {
+    let mut agent = Agent::new(vec![gpu("GPU-a"), gpu("GPU-b")]);
+    let mut on = |units| {
+        let id = agent
+            .start(spec(None, units))
+            .map_err(|error| error.to_string())?;
+        Ok::<_, String>(agent.slice(&id).unwrap().gpu.to_string())
+    };
+    assert_eq!(on(6), Ok("GPU-a".to_owned()));
+    assert_eq!(on(3), Ok("GPU-a".to_owned()), "the fuller one first");
+    assert_eq!(on(6), Ok("GPU-b".to_owned()));
+    let refused = on(5).unwrap_err();
+    assert!(
+        refused.contains("GPU-a has 1 encoder unit,") && refused.contains("GPU-b has 4 encoder units,"),
+        "{refused}"
+    );
+    assert!(
+        matches!(agent.next_command(), Some(Command::Spawn(launch)) if launch.engine == Some(EncoderUnits(5)))
+    );
+}
+
+#[test]
+fn an_ill_gpu_takes_no_new_slice_and_its_slices_say_so() {
+    let mut agent = Agent::new(vec![gpu("GPU-a"), gpu("GPU-b")]);
+    agent.start(spec(Some("first"), 3)).unwrap();
+    let mut ill = gpu("GPU-a");
+    ill.unhealthy.insert(Resource::Nvenc, "XID 47".to_owned());
+    agent.set_offers(vec![ill, gpu("GPU-b")]);
+    agent.start(spec(Some("second"), 3)).unwrap();
+    let unhealthy = |agent: &Agent, name: &str| agent.slice(&id(name)).unwrap().unhealthy;
+    assert_eq!(unhealthy(&agent, "first").as_deref(), Some("XID 47"));
+    assert_eq!(unhealthy(&agent, "second"), None);
+    assert_eq!(agent.slice(&id("second")).unwrap().gpu.as_str(), "GPU-b");
+    assert_eq!(agent.gpus()[0].unhealthy["nvenc"], "XID 47");
+    // What it is not ill in can still be had.
+    let mut compute = spec(Some("third"), 0);
+    compute.demand.mps = SmPercent(10);
+    agent.start(compute).unwrap();
+    assert_eq!(agent.slice(&id("third")).unwrap().gpu.as_str(), "GPU-a");
+    let refused = agent.start(spec(None, 8)).unwrap_err().to_string();
+    assert!(refused.contains("GPU-a can't be used now: XID 47"), "{refused}");
+
+    agent.set_offers(vec![gpu("GPU-b")]);
+    assert!(unhealthy(&agent, "first").unwrap().contains("does not list it"));
+    agent.set_offers(vec![gpu("GPU-a"), gpu("GPU-b")]);
+    assert_eq!(unhealthy(&agent, "first"), None);
+    assert_eq!(agent.gpus()[0].free.nvenc.0, 7, "it still holds what it held");
+}
+
+#[test]
+fn an_mps_daemon_gets_no_more_slices_than_it_takes_clients() {
+    let mut agent = Agent::new(vec![gpu("GPU-a")]);
+    let mut start = || {
+        let mut wanted = spec(None, 1);
+        wanted.demand.mps = SmPercent(1);
+        agent.start(wanted).map_err(|error| error.to_string())
+    };
+    start().unwrap();
+    start().unwrap();
+    let refused = start().unwrap_err();
+    assert!(refused.contains("takes 2 clients"), "{refused}");
+    agent.start(spec(None, 1)).unwrap();
+}
+
+#[test]
 fn names_of_ended_slices_are_used_again() {
     let mut agent = agent(20);
     for expected in ["slice-1", "slice-2", "slice-3"] {
@@ -543,7 +608,25 @@ fn agent(units: u32) -> Agent {
         uuid: GpuUuid::new("CPU-x").unwrap(),
         model: "software".to_owned(),
         capacity: nvenc(units),
+        engine: None,
+        mps_clients: 0,
+        unhealthy: BTreeMap::new(),
     }])
+}
+
+/// A GPU of 10 units, two engines of 5, and two MPS clients.
+fn gpu(name: &str) -> Offer {
+    Offer {
+        uuid: GpuUuid::new(name).unwrap(),
+        model: "NVIDIA L4".to_owned(),
+        capacity: Resources {
+            mps: SmPercent(100),
+            ..nvenc(10)
+        },
+        engine: Some(EncoderUnits(5)),
+        mps_clients: 2,
+        unhealthy: BTreeMap::new(),
+    }
 }
 
 fn spec(name: Option<&str>, units: u32) -> SliceSpec {
