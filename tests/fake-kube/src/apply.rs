@@ -4,6 +4,7 @@
 //! takes away what its manager applied before and now leaves out, and is refused where another manager owns a field
 //! with another value, unless it is forced. Lists without a key are one value.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value, json};
@@ -113,8 +114,12 @@ impl Owners {
                 _ => " using an update",
             };
             paths.retain(|path| {
-                let clash = |(other, value): (&Path, &Value)| {
-                    overlap(path, other) && (path != other || there.get(path) != Some(value))
+                let live = there.get(path);
+                let clash = |(other, value): (&Path, &Value)| match path.len().cmp(&other.len()) {
+                    Ordering::Equal => path == other && live != Some(value),
+                    // An empty map leaves room for what others have in it.
+                    Ordering::Less => other.starts_with(path) && live.is_some_and(|live| !live.is_object()),
+                    Ordering::Greater => path.starts_with(other) && !value.is_object(),
                 };
                 let clashes = asked.iter().any(clash);
                 if clashes {
@@ -129,11 +134,6 @@ impl Owners {
         }
         conflicts
     }
-}
-
-fn overlap(one: &[String], other: &[String]) -> bool {
-    let length = one.len().min(other.len());
-    one[..length] == other[..length]
 }
 
 fn dotted(path: &[String]) -> String {
@@ -217,7 +217,7 @@ fn remove(object: &mut Value, path: &[String]) {
         (Some(("f", field)), Value::Object(fields)) => {
             if let Some(inner) = fields.get_mut(field) {
                 remove(inner, rest);
-                if rest.is_empty() || is_empty(inner) {
+                if (rest.is_empty() && !inner.is_object()) || is_empty(inner) {
                     fields.remove(field);
                 }
             }
