@@ -12,12 +12,14 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use common::eventually;
+use fake_nvml::{Gpu, Stage, State};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tokio::process::{Child, Command};
 
 const A: &str = "GPU-aaaaaaaa-0000-0000-0000-000000000000";
 const B: &str = "MIG-bbbbbbbb-0000-0000-0000-000000000000";
+const GPUS: [&str; 4] = ["--gpu", A, "--gpu", B];
 
 #[tokio::test]
 async fn each_gpu_has_a_daemon_of_its_own_and_all_end_together() {
@@ -95,6 +97,29 @@ async fn what_a_killed_supervisor_left_is_gone_before_the_next_one_starts_a_daem
 }
 
 #[tokio::test]
+async fn all_gpus_are_those_that_the_driver_lists() {
+    let driver = tempfile::tempdir().unwrap();
+    let gpu = Gpu {
+        uuid: A.into(),
+        ..Gpu::default()
+    };
+    let stage = Stage::set(
+        driver.path(),
+        &State {
+            gpus: vec![gpu],
+            ..State::default()
+        },
+    )
+    .unwrap();
+    let library = stage.library().to_str().unwrap();
+    let mut supervisor = Supervisor::start_for(&["--gpu=all"], &[("PENSTOCK_NVML_LIBRARY", library)]);
+    supervisor.lives(A, None).await;
+    assert!(!supervisor.pipes(B).exists());
+    supervisor.end().await;
+    assert_eq!(supervisor.processes(A), Vec::<i32>::new());
+}
+
+#[tokio::test]
 async fn bad_arguments_are_refused_with_advice() {
     let said = async |args: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_penstock-plugin"));
@@ -105,7 +130,7 @@ async fn bad_arguments_are_refused_with_advice() {
     let error = said(&["--gpu", "0"]).await;
     assert!(error.contains("nvidia-smi -L"), "{error}");
     let error = said(&[]).await;
-    assert!(error.contains("--gpu <UUID>"), "{error}");
+    assert!(error.contains("--gpu <UUID|all>"), "{error}");
     // The GPU is made up, so this fails with NVIDIA's driver and without.
     let root = tempfile::tempdir().unwrap();
     let root = root.path().to_str().unwrap();
@@ -122,17 +147,21 @@ struct Supervisor {
 
 impl Supervisor {
     fn start(environment: &[(&str, &str)]) -> Self {
+        Self::start_for(&GPUS, environment)
+    }
+
+    fn start_for(gpus: &[&str], environment: &[(&str, &str)]) -> Self {
         let place = tempfile::tempdir().unwrap();
         let original = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/mps_control.py");
         for name in ["nvidia-cuda-mps-control", "nvidia-cuda-mps-server"] {
             symlink(original, place.path().join(name)).unwrap();
         }
-        let process = spawn(place.path(), environment);
+        let process = spawn(place.path(), gpus, environment);
         Self { place, process }
     }
 
     fn start_again(&mut self, environment: &[(&str, &str)]) {
-        self.process = spawn(self.place.path(), environment);
+        self.process = spawn(self.place.path(), &GPUS, environment);
     }
 
     fn pipes(&self, gpu: &str) -> PathBuf {
@@ -206,9 +235,11 @@ impl Drop for Supervisor {
     }
 }
 
-fn spawn(place: &Path, environment: &[(&str, &str)]) -> Child {
+fn spawn(place: &Path, gpus: &[&str], environment: &[(&str, &str)]) -> Child {
     Command::new(env!("CARGO_BIN_EXE_penstock-plugin"))
-        .args(["mps", "--gpu", A, "--gpu", B, "--root"])
+        .arg("mps")
+        .args(gpus)
+        .arg("--root")
         .arg(place.join("mps"))
         .arg("--control-program")
         .arg(place.join("nvidia-cuda-mps-control"))

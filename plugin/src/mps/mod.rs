@@ -35,6 +35,8 @@ pub(crate) use layout::{DEFAULT_ROOT, ENV_ROOT, Layout};
 pub(crate) use limit::mps_client_limit;
 pub(crate) use watch::{Health, follow, look};
 
+use crate::nvml::inventory::Inventory;
+use crate::nvml::{self, NvmlArgs};
 use compute_mode::Exclusive;
 use daemon::Program;
 use fleet::Fleet;
@@ -50,10 +52,13 @@ use fleet::Fleet;
 /// at most.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// GPU or MIG instance to serve, by its UUID (GPU-…, MIG-…); repeat it for each
-    #[arg(long = "gpu", env = "PENSTOCK_MPS_GPUS", value_name = "UUID", required = true, value_delimiter = ',',
-          value_parser = gpu_uuid)]
-    gpus: Vec<GpuUuid>,
+    /// GPU or MIG instance to serve, by its UUID (GPU-…, MIG-…); repeat it for each. `all`: those that NVIDIA's
+    /// driver lists once it is there
+    #[arg(long = "gpu", env = "PENSTOCK_MPS_GPUS", value_name = "UUID|all", required = true, value_delimiter = ',',
+          value_parser = opted_in)]
+    gpus: Vec<OptedIn>,
+    #[command(flatten)]
+    nvml: NvmlArgs,
     /// Directory of the daemons' pipes and logs, the same as the device plugin's
     #[arg(long, env = ENV_ROOT, default_value = DEFAULT_ROOT, value_name = "PATH")]
     root: PathBuf,
@@ -88,7 +93,10 @@ pub(crate) struct Args {
 /// What keeps it from starting, in words that say what to do. No daemon is left running then.
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let told_to_end = shutdown::token().context("listening for SIGTERM and SIGINT")?;
-    let gpus: BTreeSet<GpuUuid> = args.gpus.into_iter().collect();
+    let gpus = tokio::select! {
+        gpus = chosen(&args.gpus, args.nvml) => gpus?,
+        () = told_to_end.cancelled() => return Ok(()),
+    };
     let layout = Layout::new(args.root);
     let _lock = layout.prepare(&gpus)?;
     if !layout.shm_is_ours() {
@@ -112,10 +120,41 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     outcome
 }
 
-/// A GPU's name that is also a safe name of a directory.
-fn gpu_uuid(text: &str) -> anyhow::Result<GpuUuid> {
-    if !["GPU-", "MIG-"].iter().any(|prefix| text.starts_with(prefix)) {
-        bail!("it does not begin with GPU- or MIG-: `nvidia-smi -L` lists the names");
+/// What `--gpu` names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum OptedIn {
+    All,
+    One(GpuUuid),
+}
+
+/// The GPUs meant; for `all` it waits for the driver.
+async fn chosen(named: &[OptedIn], nvml: NvmlArgs) -> anyhow::Result<BTreeSet<GpuUuid>> {
+    let each: Option<BTreeSet<GpuUuid>> = named
+        .iter()
+        .map(|named| match named {
+            OptedIn::All => None,
+            OptedIn::One(gpu) => Some(gpu.clone()),
+        })
+        .collect();
+    if let Some(gpus) = each {
+        return Ok(gpus);
     }
-    Ok(GpuUuid::new(text)?)
+    let nvml = nvml::wait_for(nvml.nvml_library.as_deref(), nvml::RETRY_EVERY).await;
+    let inventory = Inventory::read(&nvml)?;
+    let gpus: BTreeSet<_> = inventory.usable().map(|gpu| gpu.uuid.clone()).collect();
+    if gpus.is_empty() {
+        bail!("NVIDIA's driver lists no GPU that can be used (`penstock-plugin gpus` shows what it lists)");
+    }
+    Ok(gpus)
+}
+
+/// `all`, or a GPU's name that is also a safe name of a directory.
+fn opted_in(text: &str) -> anyhow::Result<OptedIn> {
+    if text == "all" {
+        return Ok(OptedIn::All);
+    }
+    if !["GPU-", "MIG-"].iter().any(|prefix| text.starts_with(prefix)) {
+        bail!("it is not `all` and does not begin with GPU- or MIG-: `nvidia-smi -L` lists the names");
+    }
+    Ok(OptedIn::One(GpuUuid::new(text)?))
 }
