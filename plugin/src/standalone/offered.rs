@@ -67,8 +67,9 @@ impl Offered {
         let (follower, mut followed) = Gpus::follow(library, opted_in, settings, mps, xids)?;
         let mut follows = JoinSet::new();
         follows.spawn(follower.run());
-        let all_looked_at = |offers: &Vec<GpuOffer>| {
+        let all_looked_at = |offers: &Option<Vec<GpuOffer>>| {
             let waits = |offer: &GpuOffer| offer.unhealthy.values().any(|why| why == NOT_LOOKED_AT);
+            let offers = offers.as_deref().unwrap_or_default();
             !offers.is_empty() && !offers.iter().any(waits)
         };
         tracing::info!("waiting for the driver to show the GPUs that were opted in");
@@ -99,7 +100,7 @@ impl Offered {
                 unhealthy: gpu.unhealthy.clone(),
             }
         };
-        offers.iter().map(offer).collect()
+        offers.iter().flatten().map(offer).collect()
     }
 
     /// Waits for a change.
