@@ -11,6 +11,7 @@
 //! where they say otherwise. What is not known offers none.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 use std::path::Path;
 
 use anyhow::Context as _;
@@ -34,13 +35,24 @@ use crate::nvml::inventory::{CudaVersion, Gpu, Inventory, Kind};
 ///   NVIDIA L4: { nvenc: 200 }
 /// gpus:                            # by UUID; goes before the model
 ///   GPU-8dcd…: { nvenc: 100, mps: 80, vram: 80, mpsClients: 40 }
+/// software: { nvenc: 12 }          # of the CPU, where it is offered; measured at start
 /// ```
+///
+/// `penstock-streamer calibrate --write FILE` measures, and sets `nvenc` of the GPUs and of the CPU.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub(crate) struct Settings {
     headroom_percent: u32,
     models: BTreeMap<String, Override>,
     gpus: BTreeMap<GpuUuid, Override>,
+    software: Software,
+}
+
+/// The CPU as a GPU.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+struct Software {
+    nvenc: Option<NonZeroU32>,
 }
 
 /// What an administrator knows better.
@@ -55,10 +67,20 @@ struct Override {
 
 impl Settings {
     /// Reads the file.
-    pub(crate) fn read(path: &Path) -> anyhow::Result<Self> {
+    fn read(path: &Path) -> anyhow::Result<Self> {
         let doing = || format!("reading the configuration file {}", path.display());
         let text = std::fs::read_to_string(path).with_context(doing)?;
         Self::parse(&text).with_context(doing)
+    }
+
+    /// What `file` says, or nothing in particular.
+    pub(crate) fn of(file: Option<&Path>) -> anyhow::Result<Self> {
+        file.map_or_else(|| Ok(Self::default()), Self::read)
+    }
+
+    /// The CPU's encoder units, where they are set.
+    pub(crate) fn software_units(&self) -> Option<NonZeroU32> {
+        self.software.nvenc
     }
 
     fn parse(text: &str) -> anyhow::Result<Self> {
@@ -297,6 +319,8 @@ mod tests {
             "models: { x: { mps: 101 } }",
             "nonsense: 1",
             "gpus: { 'a b': {} }",
+            "software: { nvenc: 0 }",
+            "software: { mps: 1 }",
         ] {
             assert!(Settings::parse(bad).is_err(), "{bad}");
         }

@@ -92,7 +92,7 @@ pub(crate) struct Args {
     #[arg(long, env = "PENSTOCK_GPUS", value_name = "all|UUID,…", value_delimiter = ',')]
     gpus: Vec<String>,
     /// Configuration file (YAML): `headroomPercent`, and what to offer by model or UUID where the table of models does
-    /// not know it
+    /// not know it. `penstock-streamer calibrate --write FILE` measures it
     #[arg(long, env = "PENSTOCK_PLUGIN_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
     /// How GPUs get into containers
@@ -183,8 +183,9 @@ struct Offered {
 }
 
 async fn offered(tasks: &mut JoinSet<std::io::Result<()>>, args: &Args) -> anyhow::Result<Offered> {
+    let settings = Settings::of(args.config.as_deref())?;
     if args.software_slices {
-        let offer = software_offer(args).await?;
+        let offer = software_offer(args, &settings).await?;
         tracing::info!(gpu = %offer.uuid, "offering {}", offer.capacity);
         let (sender, gpus) = watch::channel(vec![offer]);
         tasks.spawn(async move {
@@ -198,10 +199,6 @@ async fn offered(tasks: &mut JoinSet<std::io::Result<()>>, args: &Args) -> anyho
     if args.fail_fast {
         nvml::open(library.as_deref())?;
     }
-    let settings = args
-        .config
-        .as_deref()
-        .map_or_else(|| Ok(Settings::default()), Settings::read)?;
     let layout = Layout::new(&args.mps_root);
     let (follower, gpus, names) = Gpus::follow(library, opted_in(&args.gpus)?, settings, layout)?;
     tasks.spawn(async move {
@@ -232,8 +229,8 @@ fn opted_in(gpus: &[String]) -> anyhow::Result<OptedIn> {
 
 /// The node's CPU as a GPU. It has no SMs and no video memory of a GPU's, but pods that ask for them shall run here
 /// too.
-async fn software_offer(args: &Args) -> anyhow::Result<GpuOffer> {
-    let offer = standalone::software_offer(&args.capacity, args.streamer.as_deref()).await?;
+async fn software_offer(args: &Args, settings: &Settings) -> anyhow::Result<GpuOffer> {
+    let offer = standalone::software_offer(&args.capacity, settings, args.streamer.as_deref()).await?;
     let memory_info = std::fs::read_to_string(MEMORY_INFO)
         .with_context(|| format!("reading from {MEMORY_INFO} how much memory this node has"))?;
     Ok(GpuOffer {

@@ -39,6 +39,7 @@ use tokio_util::sync::CancellationToken;
 pub(crate) use agent::Offer;
 pub(crate) use socket::{DEFAULT_SOCKET, ENV_SOCKET};
 
+use crate::offers::Settings;
 use agent::Agent;
 use metrics::Metrics;
 use owner::Owner;
@@ -73,6 +74,10 @@ pub(crate) struct Args {
         value_name = "SECONDS"
     )]
     grace: u32,
+    /// Configuration file (YAML), as of `penstock-plugin device-plugin`: `software: { nvenc: N }` is the CPU's encoder
+    /// units. `penstock-streamer calibrate --write FILE` measures them
+    #[arg(long, env = "PENSTOCK_PLUGIN_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
     #[command(flatten)]
     capacity: Capacity,
     #[command(flatten)]
@@ -83,7 +88,8 @@ pub(crate) struct Args {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Capacity")]
 pub(crate) struct Capacity {
-    /// Encoder units to offer [default: measured at start, which takes some seconds]
+    /// Encoder units to offer [default: what the configuration file says, or measured at start, which takes some
+    /// seconds]
     #[arg(long, env = "PENSTOCK_AGENT_UNITS", value_name = "N")]
     units: Option<NonZeroU32>,
     /// Percent of the measured throughput to keep for capture, applications and sending
@@ -122,13 +128,14 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
 
 async fn start_and_serve(args: &Args, told_to_end: &CancellationToken) -> anyhow::Result<()> {
     let mut claimed = socket::claim(&args.socket)?;
+    let settings = Settings::of(args.config.as_deref())?;
     let streamer = Streamer {
         program: streamer_program(args.streamer.as_deref())?,
         grace: Duration::from_secs(args.grace.into()),
         http: health_client()?,
     };
     let offered = tokio::select! {
-        offered = args.capacity.offer(&streamer.program) => offered?,
+        offered = software_offer(&args.capacity, &settings, Some(&streamer.program)) => offered?,
         () = told_to_end.cancelled() => return Ok(()),
     };
     tracing::info!(gpu = %offered.uuid, "offering {}: {}", offered.model, offered.capacity);
@@ -150,26 +157,24 @@ async fn start_and_serve(args: &Args, told_to_end: &CancellationToken) -> anyhow
     servers.until(owner.run(told_to_end.clone())).await
 }
 
-/// The machine's CPU as a GPU, of the capacity that was told, or that `streamer` (where it is not told, the one
-/// beside this program) measures.
+/// The machine's CPU as a GPU, of the capacity that was told, or that `settings` say, or else that `streamer` (where it
+/// is not told, the one beside this program) measures.
 ///
 /// # Errors
 /// Where it can't be measured or named; the words say what to do.
-pub(crate) async fn software_offer(capacity: &Capacity, streamer: Option<&Path>) -> anyhow::Result<Offer> {
-    match capacity.units {
-        Some(units) => software::offer(EncoderUnits(units.get())),
-        None => capacity.offer(&streamer_program(streamer)?).await,
-    }
-}
-
-impl Capacity {
-    async fn offer(&self, streamer: &Path) -> anyhow::Result<Offer> {
-        let units = match self.units {
-            Some(units) => EncoderUnits(units.get()),
-            None => software::units(&software::measure(streamer).await?, self.headroom)?,
-        };
-        software::offer(units)
-    }
+pub(crate) async fn software_offer(
+    capacity: &Capacity,
+    settings: &Settings,
+    streamer: Option<&Path>,
+) -> anyhow::Result<Offer> {
+    let units = match capacity.units.or(settings.software_units()) {
+        Some(units) => EncoderUnits(units.get()),
+        None => {
+            let measured = software::measure(&streamer_program(streamer)?).await?;
+            software::units(&measured, capacity.headroom)?
+        }
+    };
+    software::offer(units)
 }
 
 impl FirstSlices {
