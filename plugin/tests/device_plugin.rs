@@ -44,6 +44,15 @@ async fn software_slices_are_offered_allocated_and_offered_again() {
 }
 
 #[tokio::test]
+async fn software_slices_are_as_many_as_the_configuration_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("plugin.yaml");
+    std::fs::write(&file, "software: { nvenc: 6 }").unwrap();
+    let node = Node::start(&["--config", file.to_str().unwrap()]).await;
+    node.kubelet.until_allocatable(NVENC, 6).await;
+}
+
+#[tokio::test]
 async fn gpus_are_offered_by_their_model_and_an_encoders_error_leaves_the_rest() {
     let gpu = |uuid: &str, name: &str| fake_nvml::Gpu {
         uuid: uuid.into(),
