@@ -1,5 +1,9 @@
 //! The real program over loopback, against coturn's tools (Debian package `coturn`) and by hand.
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "the tests have sockets and clocks of their own"
+)]
 
 mod common;
 
@@ -10,37 +14,66 @@ use std::time::{Duration, Instant};
 
 use common::{Answer, Client};
 use rustix::process::{Pid, Signal, kill_process};
+use stun_types::AddressFamily;
 use stun_types::attribute::AttributeWrite;
-use turn_types::attribute::{Lifetime, RequestedTransport};
-use turn_types::message::{ALLOCATE, REFRESH};
+use stun_types::message::{Message, Method};
+use turn_types::attribute::{AdditionalAddressFamily, Data, Lifetime, RequestedTransport, XorPeerAddress};
+use turn_types::message::{ALLOCATE, CREATE_PERMISSION, REFRESH};
 
 #[test]
 fn channels_lose_nothing() {
-    let Some(lost) = Relayed::run(&["-u", "demo", "-w", "demo"]) else {
-        return;
-    };
-    lost.assert_none();
+    Relayed::loses_nothing(&["-u", "demo", "-w", "demo", "-c"]);
 }
 
 #[test]
 fn send_indications_lose_nothing() {
-    let Some(lost) = Relayed::run(&["-u", "demo", "-w", "demo", "-s"]) else {
-        return;
-    };
-    lost.assert_none();
+    Relayed::loses_nothing(&["-u", "demo", "-w", "demo", "-s", "-c"]);
 }
 
 #[test]
 fn credentials_of_the_shared_secret_are_taken_as_coturn_takes_them() {
-    let Some(lost) = Relayed::run(&["-u", "player-7", "-W", "north"]) else {
-        return;
-    };
-    lost.assert_none();
+    Relayed::loses_nothing(&["-u", "player-7", "-W", "north", "-c"]);
+}
+
+#[test]
+fn a_reserved_port_serves_rtcp() {
+    // Without -c each client asks for an even port and its neighbour, and sends RTCP through that one.
+    Relayed::loses_nothing(&["-u", "demo", "-w", "demo"]);
+}
+
+/// By hand: Debian's coturn asks for two families with an attribute number from before RFC 8656.
+#[test]
+fn a_dual_allocation_has_two_sockets() {
+    let server = Server::start(&[]);
+    let mut person = Person::new(server.address);
+    let both = AdditionalAddressFamily::new(AddressFamily::IPV6);
+    assert_eq!(
+        person.ask(ALLOCATE, &[&RequestedTransport::new(17), &both]),
+        Answer::Success
+    );
+    for ip in ["127.0.0.1", "::1"] {
+        let peer = UdpSocket::bind((ip, 0)).unwrap();
+        let peer_at = peer.local_addr().unwrap();
+        assert_eq!(person.permit(peer_at), Answer::Success);
+        person.send(peer_at, b"up");
+        let mut buffer = [0; 2048];
+        let (length, relay) = peer.recv_from(&mut buffer).unwrap();
+        assert_eq!((&buffer[..length], relay.ip()), (&b"up"[..], peer_at.ip()));
+        peer.send_to(b"down", relay).unwrap();
+        let down = person.receive();
+        let message = Message::from_bytes(&down).unwrap();
+        assert_eq!(message.attribute::<Data<'_>>().unwrap().data(), b"down");
+    }
+}
+
+#[test]
+fn clients_and_peers_over_ipv6() {
+    Relayed::loses_nothing_at("::1", &["-u", "demo", "-w", "demo", "-c", "-x"]);
 }
 
 #[test]
 fn a_wrong_password_gets_no_relay() {
-    let Some(lost) = Relayed::run(&["-u", "demo", "-w", "wrong"]) else {
+    let Some(lost) = Relayed::run("127.0.0.1", &["-u", "demo", "-w", "wrong", "-c"]) else {
         return;
     };
     assert!(
@@ -70,8 +103,8 @@ fn the_program_says_what_it_tells_clients_and_whom_they_reach() {
     let server = Server::start(&["--external-ip", "198.51.100.7"]);
     for part in [
         "told relays at 198.51.100.7",
-        "bound to 127.0.0.1",
-        "public addresses and 127.0.0.0/8",
+        "bound to 127.0.0.1, ::1",
+        "public addresses and 127.0.0.0/8, ::1/128",
     ] {
         assert!(server.announcement.contains(part), "{}", server.announcement);
     }
@@ -92,25 +125,16 @@ fn a_server_without_allocations_ends_at_once() {
 #[test]
 fn a_server_that_drains_relays_on_until_its_grace_is_over() {
     let mut server = Server::start(&["--grace", "2"]);
-    let socket = socket();
-    socket.connect(server.address).unwrap();
-    let mut client = Client::new(1, "demo", "demo");
+    let mut person = Person::new(server.address);
     let udp = RequestedTransport::new(17);
-    let mut ask = |method, attributes: &[&dyn AttributeWrite]| {
-        socket.send(&client.signed(method, attributes)).unwrap();
-        let mut buffer = [0; 2048];
-        let length = socket.recv(&mut buffer).unwrap();
-        client.read(&buffer[..length])
-    };
-    assert_eq!(ask(ALLOCATE, &[&udp]), Answer::Error(438));
-    assert_eq!(ask(ALLOCATE, &[&udp]), Answer::Success);
+    assert_eq!(person.ask(ALLOCATE, &[&udp]), Answer::Success);
     let began = now();
     server.signal(Signal::TERM);
     while server.get("/readyz").contains("200 OK") {
         std::thread::sleep(Duration::from_millis(10));
     }
     assert!(server.get("/readyz").contains("503"));
-    assert_eq!(ask(REFRESH, &[&Lifetime::new(600)]), Answer::Success);
+    assert_eq!(person.ask(REFRESH, &[&Lifetime::new(600)]), Answer::Success);
     assert!(server.child.wait().unwrap().success());
     assert!((1900..10_000).contains(&began.elapsed().as_millis()));
 }
@@ -168,18 +192,41 @@ struct Relayed {
 }
 
 impl Relayed {
-    /// `None` where the tools are not installed.
-    fn run(options: &[&str]) -> Option<Self> {
+    fn loses_nothing(options: &[&str]) {
+        Self::loses_nothing_at("127.0.0.1", options);
+    }
+
+    /// Three tries: on a machine that is short of time, datagrams are lost in the buffers of those who send and receive.
+    fn loses_nothing_at(ip: &str, options: &[&str]) {
+        for _ in 0..2 {
+            match Self::run(ip, options) {
+                None => return,
+                Some(run) if run.lost_nothing() => return,
+                Some(_) => {}
+            }
+        }
+        if let Some(run) = Self::run(ip, options) {
+            run.assert_none();
+        }
+    }
+
+    /// With the peer and the server at `ip`. `None` where the tools are not installed.
+    fn run(ip: &str, options: &[&str]) -> Option<Self> {
         if !is_installed("turnutils_uclient") || !is_installed("turnutils_peer") {
             return None;
         }
         let server = Server::start(&[]);
+        let address = if ip == "::1" {
+            server.address_v6
+        } else {
+            server.address
+        };
         let peer_port = free_port().to_string();
-        let peer = ["-L", "127.0.0.1", "-p", &peer_port];
+        let peer = ["-L", ip, "-p", &peer_port];
         let _peer = Ended(quiet("turnutils_peer", &peer).spawn().unwrap());
-        let port = server.address.port().to_string();
-        let load = ["-m", "4", "-n", "100", "-z", "5", "-l", "1000", "-c"];
-        let where_to = ["-p", &port, "-e", "127.0.0.1", "-r", &peer_port, "127.0.0.1"];
+        let port = address.port().to_string();
+        let load = ["-m", "4", "-n", "100", "-z", "5", "-l", "1000"];
+        let where_to = ["-p", &port, "-e", ip, "-r", &peer_port, ip];
         let output = run("turnutils_uclient", &[options, &load, &where_to].concat());
         Some(Self {
             output: text(&output),
@@ -187,13 +234,12 @@ impl Relayed {
         })
     }
 
+    fn lost_nothing(&self) -> bool {
+        self.output.contains("Total lost packets 0 ")
+    }
+
     fn assert_none(&self) {
-        assert!(
-            self.output.contains("tot_send_msgs=400, tot_recv_msgs=400"),
-            "{}",
-            self.output
-        );
-        assert!(self.output.contains("Total lost packets 0 "), "{}", self.output);
+        assert!(self.lost_nothing(), "{}", self.output);
         for direction in ["to_peer", "to_client"] {
             let line = format!("penstock_turn_relayed_packets_total{{direction=\"{direction}\"}} ");
             let count = self
@@ -210,6 +256,7 @@ impl Relayed {
 struct Server {
     child: Child,
     address: SocketAddr,
+    address_v6: SocketAddr,
     metrics: SocketAddr,
     announcement: String,
 }
@@ -217,11 +264,11 @@ struct Server {
 impl Server {
     fn start(options: &[&str]) -> Self {
         let fixed = [
-            ["--listen", "127.0.0.1:0"],
+            ["--listen", "127.0.0.1:0,[::1]:0"],
             ["--metrics-listen", "127.0.0.1:0"],
             ["--user", "demo:demo"],
             ["--auth-secret", "north"],
-            ["--allow-peer", "127.0.0.0/8"],
+            ["--allow-peer", "127.0.0.0/8,::1"],
             ["--log-format", "json"],
         ];
         let mut command = Command::new(PROGRAM);
@@ -235,6 +282,7 @@ impl Server {
         Self {
             child,
             address: after(&announcement, "listening on udp "),
+            address_v6: after(&announcement, ", ["),
             metrics: after(&announcement, "metrics on http://"),
             announcement,
         }
@@ -264,6 +312,57 @@ impl Drop for Server {
     }
 }
 
+/// A client of a running server, over UDP.
+struct Person {
+    socket: UdpSocket,
+    client: Client,
+}
+
+impl Person {
+    fn new(server: SocketAddr) -> Self {
+        let socket = socket();
+        socket.connect(server).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        Self {
+            socket,
+            client: Client::new(1, "demo", "demo"),
+        }
+    }
+
+    /// Asks, and asks again with the nonce that it is given.
+    fn ask(&mut self, method: Method, attributes: &[&dyn AttributeWrite]) -> Answer {
+        let mut answer = Answer::None;
+        for _ in 0..2 {
+            self.socket.send(&self.client.signed(method, attributes)).unwrap();
+            let bytes = self.receive();
+            answer = self.client.read(&bytes);
+            if answer != Answer::Error(438) {
+                break;
+            }
+        }
+        answer
+    }
+
+    fn permit(&mut self, peer: SocketAddr) -> Answer {
+        let transaction = self.client.transaction();
+        let peer = XorPeerAddress::new(peer, transaction);
+        let request = self.client.signed_in(transaction, CREATE_PERMISSION, &[&peer]);
+        self.socket.send(&request).unwrap();
+        let bytes = self.receive();
+        self.client.read(&bytes)
+    }
+
+    fn send(&self, peer: SocketAddr, data: &[u8]) {
+        self.socket.send(&self.client.indication(peer, data)).unwrap();
+    }
+
+    fn receive(&self) -> Vec<u8> {
+        let mut buffer = [0; 2048];
+        let length = self.socket.recv(&mut buffer).unwrap();
+        buffer[..length].to_vec()
+    }
+}
+
 /// A helper that ends with the test.
 struct Ended(Child);
 
@@ -277,8 +376,9 @@ impl Drop for Ended {
 /// The address that stands behind `mark`.
 fn after(line: &str, mark: &str) -> SocketAddr {
     let (_, rest) = line.split_once(mark).unwrap();
-    let end = rest.find([';', '/', '"']).unwrap();
-    rest[..end].parse().unwrap()
+    let end = rest.find([';', '/', '"', ',']).unwrap();
+    let opened = if mark.ends_with('[') { "[" } else { "" };
+    format!("{opened}{}", &rest[..end]).parse().unwrap()
 }
 
 fn quiet(program: &str, options: &[&str]) -> Command {
@@ -304,10 +404,6 @@ fn text(output: &Output) -> String {
 }
 
 /// Where it isn't, says so; in CI that is an error.
-#[allow(
-    clippy::disallowed_methods,
-    reason = "CI is how the test's surroundings say what they are"
-)]
 fn is_installed(tool: &str) -> bool {
     let found = quiet("which", &[tool]).status().unwrap().success();
     if !found {
@@ -324,12 +420,10 @@ fn free_port() -> u16 {
     socket().local_addr().unwrap().port()
 }
 
-#[allow(clippy::disallowed_methods, reason = "the test takes a port of its own")]
 fn socket() -> UdpSocket {
     UdpSocket::bind("127.0.0.1:0").unwrap()
 }
 
-#[allow(clippy::disallowed_methods, reason = "the test measures real time")]
 fn now() -> Instant {
     Instant::now()
 }

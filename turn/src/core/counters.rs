@@ -33,6 +33,12 @@ pub enum Drop {
     WrongFamily,
     /// Too long for what goes around it.
     TooLong,
+    /// The user, or the source, has used up its bytes per second.
+    OverRate,
+    /// A request that was not authenticated, from a source that got its share of answers to such.
+    AnswerLimit,
+    /// A request from a source that failed to authenticate too often.
+    AuthLimit,
     /// The socket's send buffer was full.
     SendBufferFull,
     /// The system refused to send it.
@@ -95,8 +101,8 @@ pub enum Count {
     RelayedPackets(Direction),
     /// Bytes of payload relayed.
     RelayedBytes(Direction),
-    /// Packets dropped.
-    Dropped(Drop),
+    /// Packets dropped on their way.
+    Dropped(Direction, Drop),
     /// Requests answered.
     Requests(Method, Class),
     /// Requests that failed to authenticate.
@@ -105,7 +111,7 @@ pub enum Count {
 
 impl Count {
     /// How many counters there are.
-    pub const TOTAL: usize = 8 + 8 + 20 + 6;
+    pub const TOTAL: usize = 8 + 2 * DROPS + 20 + 6;
 
     /// The counter's place.
     pub const fn index(self) -> usize {
@@ -114,9 +120,9 @@ impl Count {
             Self::ReceivedBytes(side) => 2 + side as usize,
             Self::RelayedPackets(direction) => 4 + direction as usize,
             Self::RelayedBytes(direction) => 6 + direction as usize,
-            Self::Dropped(reason) => 8 + reason as usize,
-            Self::Requests(method, class) => 16 + method as usize * 4 + class as usize,
-            Self::AuthFailures(reason) => 36 + reason as usize,
+            Self::Dropped(direction, reason) => 8 + direction as usize * DROPS + reason as usize,
+            Self::Requests(method, class) => 8 + 2 * DROPS + method as usize * 4 + class as usize,
+            Self::AuthFailures(reason) => 28 + 2 * DROPS + reason as usize,
         }
     }
 
@@ -124,6 +130,11 @@ impl Count {
     pub fn all() -> impl Iterator<Item = Self> {
         let sides = [Side::Client, Side::Peer].into_iter();
         let directions = [Direction::ToPeer, Direction::ToClient].into_iter();
+        let drops = directions.clone().flat_map(|direction| {
+            Drop::ALL
+                .into_iter()
+                .map(move |reason| Self::Dropped(direction, reason))
+        });
         let requests = Method::ALL.into_iter().flat_map(|method| {
             Class::ALL
                 .into_iter()
@@ -133,7 +144,7 @@ impl Count {
             .chain(sides.map(Self::ReceivedBytes))
             .chain(directions.clone().map(Self::RelayedPackets))
             .chain(directions.map(Self::RelayedBytes))
-            .chain(Drop::ALL.into_iter().map(Self::Dropped))
+            .chain(drops)
             .chain(requests)
             .chain(AuthFailure::ALL.into_iter().map(Self::AuthFailures))
     }
@@ -177,10 +188,12 @@ impl Counters {
 
     /// Adds a dropped packet.
     #[inline]
-    pub fn dropped(&mut self, reason: Drop) {
-        self.add(Count::Dropped(reason), 1);
+    pub fn dropped(&mut self, direction: Direction, reason: Drop) {
+        self.add(Count::Dropped(direction, reason), 1);
     }
 }
+
+const DROPS: usize = Drop::ALL.len();
 
 macro_rules! labels {
     ($type:ident { $($variant:ident = $label:literal),* $(,)? }) => {
@@ -207,6 +220,9 @@ labels!(Drop {
     NoChannel = "no_channel",
     WrongFamily = "wrong_family",
     TooLong = "too_long",
+    OverRate = "over_rate",
+    AnswerLimit = "answer_limit",
+    AuthLimit = "auth_limit",
     SendBufferFull = "send_buffer_full",
     SendFailed = "send_failed",
 });

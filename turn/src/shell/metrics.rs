@@ -29,7 +29,7 @@ impl Meter {
             received_bytes: family(metrics::TURN_RECEIVED_BYTES, &["side"])?,
             relayed_packets: family(metrics::TURN_RELAYED_PACKETS, &["direction"])?,
             relayed_bytes: family(metrics::TURN_RELAYED_BYTES, &["direction"])?,
-            dropped: family(metrics::TURN_DROPPED_PACKETS, &["reason"])?,
+            dropped: family(metrics::TURN_DROPPED_PACKETS, &["direction", "reason"])?,
             requests: family(metrics::TURN_REQUESTS, &["method", "class"])?,
             auth_failures: family(metrics::TURN_AUTH_FAILURES, &["reason"])?,
         };
@@ -77,7 +77,9 @@ impl Families {
             Count::ReceivedBytes(side) => self.received_bytes.with_label_values(&[side.label()]),
             Count::RelayedPackets(direction) => self.relayed_packets.with_label_values(&[direction.label()]),
             Count::RelayedBytes(direction) => self.relayed_bytes.with_label_values(&[direction.label()]),
-            Count::Dropped(reason) => self.dropped.with_label_values(&[reason.label()]),
+            Count::Dropped(direction, reason) => self
+                .dropped
+                .with_label_values(&[direction.label(), reason.label()]),
             Count::Requests(method, class) => {
                 self.requests.with_label_values(&[method.label(), class.label()])
             }

@@ -9,6 +9,7 @@
 //! A shard owns all it touches per packet: its sockets, its server, its numbers. There is one now; more of them, each
 //! with a `SO_REUSEPORT` listener, share nothing but the nonces' key.
 
+mod addresses;
 mod clock;
 mod metrics;
 mod shard;
@@ -25,9 +26,11 @@ use rand::{Rng as _, SeedableRng as _};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
+use crate::core::family::Family;
 use crate::core::nonce::Nonces;
 use crate::core::peers::PeerPolicy;
-use crate::core::server::{Config, Server};
+use crate::core::server::{Config, Rules, Server};
+use crate::core::shared::Shared;
 use crate::options::Settings;
 use metrics::Meter;
 use shard::{Control, Shard};
@@ -95,6 +98,7 @@ fn hint(error: &io::Error, option: &str) -> String {
 /// # Errors
 /// [`Error`] says what to do.
 pub async fn run(settings: Settings) -> Result<(), Error> {
+    let settings = located(settings);
     let registry = Registry::new();
     let meter = Meter::new(&registry).map_err(|error| Error::System {
         doing: "registering the metrics",
@@ -142,6 +146,15 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
     }
 }
 
+/// With what was left to the node: where clients come in, and what relays are bound to.
+fn located(mut settings: Settings) -> Settings {
+    if settings.listen.is_empty() {
+        settings.listen = addresses::listen_default();
+    }
+    settings.relay_ips = addresses::relay_ips(settings.relay_ips, &settings.listen);
+    settings
+}
+
 /// Runs a shard on a thread of its own. The receiver says how it ended, a panic included.
 fn relay(shard: Shard) -> Result<oneshot::Receiver<io::Result<()>>, Error> {
     let (ended, receiver) = oneshot::channel();
@@ -176,10 +189,9 @@ fn shard(settings: &Settings, meter: Meter, control: Arc<Control>) -> Result<Sha
             })
         })
         .collect::<Result<_, _>>()?;
-    sockets::udp((settings.relay_ip, 0).into()).map_err(|source| Error::RelayIp {
-        ip: settings.relay_ip,
-        source,
-    })?;
+    for (_, ip) in settings.relay_ips.present() {
+        sockets::udp((*ip, 0).into()).map_err(|source| Error::RelayIp { ip: *ip, source })?;
+    }
     sockets::raise_open_files(settings.limits.total);
     #[allow(
         clippy::disallowed_methods,
@@ -193,7 +205,7 @@ fn shard(settings: &Settings, meter: Meter, control: Arc<Control>) -> Result<Sha
     let shard = Shard::new(
         server,
         listeners,
-        settings.external_ip,
+        settings.external.clone(),
         settings.grace,
         meter,
         control,
@@ -202,46 +214,81 @@ fn shard(settings: &Settings, meter: Meter, control: Arc<Control>) -> Result<Sha
 }
 
 fn config(settings: &Settings) -> Config {
-    let named = settings.listen.iter().map(SocketAddr::ip);
-    let own = named
-        .chain(settings.external_ip)
-        .chain([settings.relay_ip])
-        .chain(sockets::own_addresses());
     Config {
         realm: settings.realm.clone(),
+        rules: rules(settings),
+        relay_ips: settings.relay_ips,
+        shared: Shared::new(settings.relay_ports, settings.limits),
+        alternates: settings.alternates,
+        unproven_answers: settings.unproven_answers,
+        auth_failures: settings.auth_failures,
+    }
+}
+
+fn rules(settings: &Settings) -> Rules {
+    let listen = settings.listen.iter().map(SocketAddr::ip);
+    let relay = settings.relay_ips.present().map(|(_, ip)| *ip);
+    let external = settings.external.iter().map(|known| known.external);
+    let own = listen
+        .chain(relay)
+        .chain(external)
+        .chain(sockets::own_addresses());
+    Rules {
         users: settings.users.clone(),
         peers: PeerPolicy::new(settings.allow_peers.clone(), own, settings.only_allowed_peers),
-        relay_ip: settings.relay_ip,
-        ports: settings.relay_ports,
-        limits: settings.limits,
     }
 }
 
 /// Says what clients will be told, and whom they may reach.
 fn announce(settings: &Settings, shard: &Shard, metrics: SocketAddr) {
-    let listen: Vec<_> = shard
-        .listen_addresses()
-        .map(|address| address.to_string())
-        .collect();
-    let told = match (settings.external_ip, settings.listen.as_slice()) {
-        (Some(ip), _) => ip.to_string(),
-        (None, [one]) if !one.ip().is_unspecified() => one.ip().to_string(),
-        _ => "the address that each reached".to_owned(),
-    };
-    let names: Vec<_> = settings.allow_peers.iter().map(ToString::to_string).collect();
-    let peers = match (settings.only_allowed_peers, names.is_empty()) {
-        (true, true) => "nobody: --only-allowed-peers without --allow-peer".to_owned(),
-        (true, false) => format!("{} only", names.join(", ")),
-        (false, true) => "public addresses only; open others with --allow-peer".to_owned(),
-        (false, false) => format!("public addresses and {}", names.join(", ")),
-    };
     tracing::info!(
-        "listening on udp {}; clients are told relays at {told}, ports {}; relays are bound to {}; peers allowed: \
-         {peers}; metrics on http://{metrics}/metrics",
-        listen.join(", "),
+        "listening on udp {}; clients are told relays at {}, ports {}; relays are bound to {}; peers allowed: {}; \
+         metrics on http://{metrics}/metrics",
+        list(shard.listen_addresses()),
+        told(settings),
         settings.relay_ports,
-        settings.relay_ip,
+        list(settings.relay_ips.present().map(|(_, ip)| ip)),
+        peers(settings),
     );
+}
+
+fn told(settings: &Settings) -> String {
+    let bound = settings.relay_ips.present();
+    let told = bound.map(|(family, bind)| {
+        let external = settings
+            .external
+            .iter()
+            .filter(|known| Family::of(known.external) == family);
+        let external = list(external);
+        let listen = settings.listen.iter().map(SocketAddr::ip);
+        let mut listen = listen.filter(|ip| Family::of(*ip) == family);
+        if !external.is_empty() {
+            return external;
+        }
+        match listen.next() {
+            Some(ip) if ip.is_unspecified() => {
+                format!("the {family} address that each reached (this node's is {bind})")
+            }
+            Some(ip) => ip.to_string(),
+            None => bind.to_string(),
+        }
+    });
+    list(told)
+}
+
+fn peers(settings: &Settings) -> String {
+    let names = list(&settings.allow_peers);
+    match (settings.only_allowed_peers, names.is_empty()) {
+        (true, true) => "nobody: --only-allowed-peers without --allow-peer".to_owned(),
+        (true, false) => format!("{names} only"),
+        (false, true) => "public addresses only; open others with --allow-peer".to_owned(),
+        (false, false) => format!("public addresses and {names}"),
+    }
+}
+
+fn list(things: impl IntoIterator<Item = impl ToString>) -> String {
+    let things: Vec<_> = things.into_iter().map(|thing| thing.to_string()).collect();
+    things.join(", ")
 }
 
 fn system<T>(doing: &'static str, result: io::Result<T>) -> Result<T, Error> {

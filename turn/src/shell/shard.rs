@@ -21,6 +21,7 @@ use rustix::fd::{AsFd, OwnedFd};
 use super::clock;
 use super::metrics::Meter;
 use super::sockets::{Listener, Sockets, open_failure, route_to, udp};
+use crate::addresses::{ExternalIp, told};
 use crate::core::server::{Command, OpenFailure, Server};
 use crate::core::{FiveTuple, Now, RelayId, Transport};
 
@@ -84,7 +85,7 @@ impl Token {
 pub(super) struct Shard {
     server: Server<StdRng>,
     sockets: Sockets,
-    external_ip: Option<IpAddr>,
+    external: Vec<ExternalIp>,
     grace: Duration,
     meter: Meter,
     control: Arc<Control>,
@@ -98,7 +99,7 @@ impl Shard {
     pub(super) fn new(
         server: Server<StdRng>,
         listeners: Vec<Listener>,
-        external_ip: Option<IpAddr>,
+        external: Vec<ExternalIp>,
         grace: Duration,
         meter: Meter,
         control: Arc<Control>,
@@ -111,7 +112,7 @@ impl Shard {
         Ok(Self {
             server,
             sockets: Sockets::new(listeners),
-            external_ip,
+            external,
             grace,
             meter,
             control,
@@ -147,7 +148,7 @@ impl Shard {
             }
         }
         self.server.handle_timeout(now.instant);
-        self.do_commands();
+        self.do_commands(now);
         self.meter
             .publish(self.server.counters(), self.server.allocation_count());
         Ok(())
@@ -192,7 +193,7 @@ impl Shard {
             };
             let forward = self.server.client_input(now, from, &self.buffer[..length]);
             self.sockets.pass_on(&forward, self.server.counters_mut());
-            self.do_commands();
+            self.do_commands(now);
         }
     }
 
@@ -211,13 +212,13 @@ impl Shard {
     }
 
     #[inline]
-    fn do_commands(&mut self) {
+    fn do_commands(&mut self, now: Now) {
         while let Some(command) = self.server.poll_command() {
-            self.do_command(command);
+            self.do_command(now, command);
         }
     }
 
-    fn do_command(&mut self, command: Command) {
+    fn do_command(&mut self, now: Now, command: Command) {
         match command {
             Command::ToClient { to, bytes } => {
                 if let Err(error) = self.sockets.answer(&to, &bytes) {
@@ -226,7 +227,7 @@ impl Shard {
             }
             Command::OpenRelay { relay, bind, client } => {
                 let opened = self.open(relay, bind, &client);
-                self.server.relay_opened(relay, opened);
+                self.server.relay_opened(now, relay, opened);
             }
             Command::CloseRelay { relay } => {
                 tracing::debug!(relay = relay.0, "allocation ended");
@@ -237,7 +238,7 @@ impl Shard {
 
     fn open(&mut self, relay: RelayId, bind: SocketAddr, client: &FiveTuple) -> Result<IpAddr, OpenFailure> {
         let open = || {
-            let advertised = self.advertised(client)?;
+            let advertised = self.advertised(client, bind.ip())?;
             let socket = udp(bind)?;
             watch(&self.epoll, &socket, Token::Relay(relay))?;
             Ok((advertised, socket))
@@ -252,12 +253,12 @@ impl Shard {
     }
 
     /// What a client is told as its relay's address.
-    fn advertised(&self, client: &FiveTuple) -> io::Result<IpAddr> {
-        match self.external_ip {
-            Some(ip) => Ok(ip),
-            None if client.local.ip().is_unspecified() => route_to(client.remote),
-            None => Ok(client.local.ip()),
-        }
+    fn advertised(&self, client: &FiveTuple, bind: IpAddr) -> io::Result<IpAddr> {
+        let reached = match client.local.ip() {
+            ip if ip.is_unspecified() => route_to(client.remote)?,
+            ip => ip,
+        };
+        Ok(told(&self.external, reached, bind))
     }
 }
 
@@ -309,10 +310,12 @@ mod tests {
 
     use super::*;
     use crate::core::auth::Users;
+    use crate::core::family::ByFamily;
     use crate::core::nonce::Nonces;
     use crate::core::peers::PeerPolicy;
-    use crate::core::server::Config;
-    use crate::core::table::Limits;
+    use crate::core::server::{Config, Rules};
+    use crate::core::shared::{Limits, Shared};
+    use crate::core::throttle::Rate;
 
     #[test]
     fn a_packet_through_the_sockets_allocates_nothing() {
@@ -374,24 +377,25 @@ mod tests {
     fn shard() -> Shard {
         let config = Config {
             realm: "r".to_owned(),
-            users: Users {
-                secrets: vec![],
-                fixed: HashMap::from([("u".to_owned(), "p".to_owned())]),
+            rules: Rules {
+                users: Users {
+                    secrets: vec![],
+                    fixed: HashMap::from([("u".to_owned(), "p".to_owned())]),
+                },
+                peers: PeerPolicy::new(vec!["127.0.0.0/8".parse().unwrap()], [], true),
             },
-            peers: PeerPolicy::new(vec!["127.0.0.0/8".parse().unwrap()], [], true),
-            relay_ip: "127.0.0.1".parse().unwrap(),
-            ports: "20000-60000".parse().unwrap(),
-            limits: Limits {
-                total: 1,
-                per_user: 1,
-            },
+            relay_ips: ByFamily::first_of(["127.0.0.1".parse().unwrap()]),
+            shared: Shared::new("20000-60000".parse().unwrap(), Limits::default()),
+            alternates: ByFamily::default(),
+            unproven_answers: NO_LIMIT,
+            auth_failures: NO_LIMIT,
         };
         let nonces = Nonces::new([7; 32], clock::read().instant);
         let server = Server::new(config, nonces, StdRng::seed_from_u64(7));
         let listener = Listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let meter = Meter::new(&Registry::new()).unwrap();
         let control = Arc::new(Control::new().unwrap());
-        Shard::new(server, vec![listener], None, Duration::ZERO, meter, control).unwrap()
+        Shard::new(server, vec![listener], vec![], Duration::ZERO, meter, control).unwrap()
     }
 
     fn request(method: Method, nonce: &str, attributes: &[&dyn AttributeWrite]) -> Vec<u8> {
@@ -421,4 +425,9 @@ mod tests {
         let length = client.recv(&mut buffer).unwrap();
         buffer[..length].to_vec()
     }
+
+    const NO_LIMIT: Rate = Rate {
+        per_second: 0,
+        burst: 0,
+    };
 }
