@@ -21,6 +21,12 @@ async fn main() -> ExitCode {
 async fn serve() -> anyhow::Result<()> {
     let options = Options::parse();
     options.init_logging();
-    shell::run(options.settings()?).await?;
+    let read_again = || {
+        let options = Options::try_parse().map_err(|error| error.to_string())?;
+        options
+            .settings()
+            .map_err(|error| format!("{:#}", anyhow::Error::new(error)))
+    };
+    shell::run(options.settings()?, read_again).await?;
     Ok(())
 }

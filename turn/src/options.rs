@@ -5,11 +5,13 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU64;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
 use ipnet::IpNet;
 use penstock_shell::logging::LogArgs;
+use rustls::ServerConfig;
 
 use crate::addresses::ExternalIp;
 use crate::core::auth::Users;
@@ -17,6 +19,7 @@ use crate::core::family::{ByFamily, Family};
 use crate::core::ports::PortRange;
 use crate::core::shared::{Limits, Quota};
 use crate::core::throttle::Rate;
+use crate::shell::tls::{self, BadCertificate};
 
 /// TURN server: relays media between players' browsers and streamers.
 ///
@@ -35,6 +38,48 @@ pub struct Options {
         value_name = "IP:PORT"
     )]
     pub listen: Vec<SocketAddr>,
+
+    /// Address and port for clients over TCP. May be given several times [default: the --listen addresses]
+    #[arg(
+        long,
+        env = "PENSTOCK_TURN_LISTEN_TCP",
+        value_delimiter = ',',
+        value_name = "IP:PORT"
+    )]
+    pub listen_tcp: Vec<SocketAddr>,
+
+    /// Serves no clients over TCP
+    #[arg(long, env = "PENSTOCK_TURN_NO_TCP", conflicts_with = "listen_tcp")]
+    pub no_tcp: bool,
+
+    /// Address and port for clients over TLS, such as 0.0.0.0:443. May be given several times
+    /// [default: port 5349 at the --listen addresses, where there is a certificate]
+    #[arg(
+        long,
+        env = "PENSTOCK_TURN_LISTEN_TLS",
+        value_delimiter = ',',
+        value_name = "IP:PORT",
+        requires = "tls_cert"
+    )]
+    pub listen_tls: Vec<SocketAddr>,
+
+    /// The certificate that clients over TLS see, with the chain behind it (PEM). SIGHUP reads it again
+    #[arg(
+        long,
+        env = "PENSTOCK_TURN_TLS_CERT",
+        value_name = "FILE",
+        requires = "tls_key"
+    )]
+    pub tls_cert: Option<PathBuf>,
+
+    /// The certificate's private key (PEM)
+    #[arg(
+        long,
+        env = "PENSTOCK_TURN_TLS_KEY",
+        value_name = "FILE",
+        requires = "tls_cert"
+    )]
+    pub tls_key: Option<PathBuf>,
 
     /// The address clients are told to send to, where a NAT or a cloud's one-to-one mapping stands before this machine.
     /// May be given several times: one for each address family, or EXTERNAL/INTERNAL for each interface
@@ -136,6 +181,24 @@ pub struct Options {
     #[arg(long, env = "PENSTOCK_TURN_SOURCE_BANDWIDTH", value_name = "BYTES")]
     pub source_bandwidth: Option<NonZeroU64>,
 
+    /// How many TCP and TLS connections there may be in all
+    #[arg(
+        long,
+        env = "PENSTOCK_TURN_MAX_CONNECTIONS",
+        default_value_t = 10_000,
+        value_name = "N"
+    )]
+    pub max_connections: usize,
+
+    /// How many TCP and TLS connections one source may have
+    #[arg(
+        long,
+        env = "PENSTOCK_TURN_SOURCE_CONNECTIONS",
+        default_value_t = 256,
+        value_name = "N"
+    )]
+    pub source_connections: usize,
+
     /// How many answers a second one source gets without having authenticated, so that nobody is flooded with answers
     /// to questions in its name; 20 seconds' worth may come at once. 0 for no limit
     #[arg(
@@ -205,6 +268,12 @@ Ask it whether it works (Debian package coturn):
 pub struct Settings {
     /// Where clients come in; empty for everywhere.
     pub listen: Vec<SocketAddr>,
+    /// Where clients come in over TCP; else where they do over UDP.
+    pub listen_tcp: Option<Vec<SocketAddr>>,
+    /// Where clients come in over TLS; else on TLS's own port, if there is a certificate.
+    pub listen_tls: Option<Vec<SocketAddr>>,
+    /// What clients over TLS see.
+    pub tls: Option<Arc<ServerConfig>>,
     /// What they are told; else what they reached.
     pub external: Vec<ExternalIp>,
     /// What relays are bound to, as far as it was said.
@@ -265,6 +334,9 @@ pub enum BadOptions {
         /// The family.
         family: Family,
     },
+    /// The certificate.
+    #[error(transparent)]
+    Certificate(#[from] BadCertificate),
     /// A relay on every address would be a relay on none that a client could be told.
     #[error("--relay-ip {0}: name one address of this machine")]
     RelayEverywhere(IpAddr),
@@ -300,6 +372,13 @@ impl Options {
             alternates,
             users: self.users()?,
             limits: self.limits(),
+            tls: self.tls()?,
+            listen_tcp: if self.no_tcp {
+                Some(vec![])
+            } else {
+                unless_empty(self.listen_tcp)
+            },
+            listen_tls: unless_empty(self.listen_tls),
             unproven_answers: Rate {
                 per_second: self.unproven_rate,
                 burst: self.unproven_rate.saturating_mul(20),
@@ -333,7 +412,15 @@ impl Options {
                 peers: self.source_peers.unwrap_or(usize::MAX),
                 bytes_per_second: self.source_bandwidth,
             },
-            ..Limits::default()
+            connections: self.max_connections,
+            connections_per_source: self.source_connections,
+        }
+    }
+
+    fn tls(&self) -> Result<Option<Arc<ServerConfig>>, BadCertificate> {
+        match (&self.tls_cert, &self.tls_key) {
+            (Some(certificate), Some(key)) => tls::load(certificate, key).map(Some),
+            _ => Ok(None),
         }
     }
 
@@ -354,6 +441,10 @@ impl Options {
         }
         Ok(Users { secrets, fixed })
     }
+}
+
+fn unless_empty<T>(things: Vec<T>) -> Option<Vec<T>> {
+    (!things.is_empty()).then_some(things)
 }
 
 fn one_of_each<T: Copy>(

@@ -10,13 +10,16 @@ mod common;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use common::{Answer, Client};
 use rustix::process::{Pid, Signal, kill_process};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use stun_types::AddressFamily;
 use stun_types::attribute::AttributeWrite;
-use stun_types::message::{Message, Method};
+use stun_types::message::{BINDING, Message, Method};
 use turn_types::attribute::{AdditionalAddressFamily, Data, Lifetime, RequestedTransport, XorPeerAddress};
 use turn_types::message::{ALLOCATE, CREATE_PERMISSION, REFRESH};
 
@@ -69,6 +72,94 @@ fn a_dual_allocation_has_two_sockets() {
 #[test]
 fn clients_and_peers_over_ipv6() {
     Relayed::loses_nothing_at("::1", &["-u", "demo", "-w", "demo", "-c", "-x"]);
+}
+
+#[test]
+fn clients_over_tcp() {
+    Relayed::loses_nothing(&["-u", "demo", "-w", "demo", "-c", "-t"]);
+    Relayed::loses_nothing(&["-u", "player-7", "-W", "north", "-c", "-t", "-s"]);
+    Relayed::loses_nothing_at("::1", &["-u", "demo", "-w", "demo", "-c", "-x", "-t"]);
+}
+
+#[test]
+fn clients_over_tls() {
+    Relayed::loses_nothing(&["-u", "demo", "-w", "demo", "-c", "-t", "-S"]);
+    Relayed::loses_nothing(&["-u", "player-7", "-W", "north", "-c", "-t", "-S", "-s"]);
+}
+
+#[test]
+fn a_stream_is_cut_into_messages_wherever_it_breaks() {
+    let server = Server::start(&[]);
+    let mut stream = TcpStream::connect(server.tcp).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let mut client = Client::new(1, "demo", "demo");
+    let udp = RequestedTransport::new(17);
+    let _ = client.read(&ask_stream(&mut stream, &client.clone().bare(ALLOCATE, &[&udp])));
+    let request = client.signed(ALLOCATE, &[&udp]);
+    for byte in &request[..request.len() - 1] {
+        stream.write_all(&[*byte]).unwrap();
+    }
+    let answer = ask_stream(&mut stream, &request[request.len() - 1..]);
+    assert_eq!(client.read(&answer), Answer::Success);
+    let two = [client.bare(BINDING, &[]), client.signed(REFRESH, &[])].concat();
+    stream.write_all(&two).unwrap();
+    assert_eq!(client.read(&read_stream(&mut stream)), Answer::Success);
+    assert_eq!(client.read(&read_stream(&mut stream)), Answer::Success);
+    assert!(server.get("/metrics").contains("penstock_turn_allocations 1\n"));
+    assert!(server.get("/metrics").contains("penstock_turn_connections 1\n"));
+    drop(stream);
+    server.until("penstock_turn_allocations 0\n");
+    server.until("penstock_turn_connections 0\n");
+    server.until("penstock_turn_connections_ended_total{reason=\"client\"} 1\n");
+}
+
+#[test]
+fn what_is_no_message_ends_a_stream() {
+    let server = Server::start(&[]);
+    for address in [server.tcp, server.tls] {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        stream.write_all(&[0xFF; 100]).unwrap();
+        // TLS says goodbye with an alert.
+        let mut rest = Vec::new();
+        let _ = stream.read_to_end(&mut rest);
+        assert!(rest.len() < 20);
+    }
+    server.until("penstock_turn_connections_ended_total{reason=\"malformed\"} 1\n");
+    server.until("penstock_turn_connections_ended_total{reason=\"tls\"} 1\n");
+}
+
+#[test]
+fn sighup_reads_secrets_certificates_and_rules_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let secrets = folder.path().join("secrets");
+    std::fs::write(&secrets, "south\n").unwrap();
+    let server = Server::start(&["--auth-secret-file", secrets.to_str().unwrap()]);
+    let with = |secret: &[u8]| {
+        let mut person = Person::new(server.address);
+        let name = "4102444800:p".to_owned();
+        person.client.password = penstock_core::turn_rest::password(secret, &name);
+        person.client.name = name;
+        person.ask(ALLOCATE, &[&RequestedTransport::new(17)])
+    };
+    assert_eq!(with(b"south"), Answer::Success);
+    assert_eq!(with(b"west"), Answer::Error(401));
+    let seen = server.certificate();
+    assert_eq!(server.certificate(), seen);
+    std::fs::write(&secrets, "south\nwest\n").unwrap();
+    server.pki.make();
+    server.signal(Signal::HUP);
+    let end = now() + Duration::from_secs(10);
+    while with(b"west") != Answer::Success {
+        assert!(now() < end, "the new secret is not taken");
+    }
+    assert_eq!(with(b"south"), Answer::Success, "both are valid");
+    assert_ne!(server.certificate(), seen);
+    std::fs::write(&secrets, "").unwrap();
+    server.signal(Signal::HUP);
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(with(b"west"), Answer::Success, "a broken file changes nothing");
+    assert!(server.said("nothing has changed"));
 }
 
 #[test]
@@ -224,7 +315,12 @@ impl Relayed {
         let peer_port = free_port().to_string();
         let peer = ["-L", ip, "-p", &peer_port];
         let _peer = Ended(quiet("turnutils_peer", &peer).spawn().unwrap());
-        let port = address.port().to_string();
+        let port = match (options.contains(&"-S"), options.contains(&"-t")) {
+            (true, _) => server.tls.port().to_string(),
+            (false, true) if ip == "::1" => server.tcp_v6.port().to_string(),
+            (false, true) => server.tcp.port().to_string(),
+            (false, false) => address.port().to_string(),
+        };
         let load = ["-m", "4", "-n", "100", "-z", "5", "-l", "1000"];
         let where_to = ["-p", &port, "-e", ip, "-r", &peer_port, ip];
         let output = run("turnutils_uclient", &[options, &load, &where_to].concat());
@@ -257,14 +353,23 @@ struct Server {
     child: Child,
     address: SocketAddr,
     address_v6: SocketAddr,
+    tcp: SocketAddr,
+    tcp_v6: SocketAddr,
+    tls: SocketAddr,
     metrics: SocketAddr,
     announcement: String,
+    pki: Pki,
+    said: Arc<Mutex<Vec<String>>>,
 }
 
 impl Server {
     fn start(options: &[&str]) -> Self {
+        let pki = Pki::new();
         let fixed = [
             ["--listen", "127.0.0.1:0,[::1]:0"],
+            ["--listen-tls", "127.0.0.1:0"],
+            ["--tls-cert", pki.path("cert.pem")],
+            ["--tls-key", pki.path("key.pem")],
             ["--metrics-listen", "127.0.0.1:0"],
             ["--user", "demo:demo"],
             ["--auth-secret", "north"],
@@ -277,15 +382,61 @@ impl Server {
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let announcement = lines.find(|line| line.as_ref().unwrap().contains("listening on udp "));
         let announcement = announcement.unwrap().unwrap();
-        // What comes after is read and left, so that the server never waits for a full pipe.
-        std::thread::spawn(move || lines.count());
+        // What comes after is read at once, so that the server never waits for a full pipe.
+        let said = Arc::new(Mutex::new(Vec::new()));
+        let all = said.clone();
+        std::thread::spawn(move || {
+            lines
+                .map_while(Result::ok)
+                .for_each(|line| all.lock().unwrap().push(line));
+        });
+        let (udp, streams) = announcement.split_once("; tcp ").unwrap();
+        let (udp, streams) = (udp.to_owned(), streams.to_owned());
         Self {
             child,
             address: after(&announcement, "listening on udp "),
-            address_v6: after(&announcement, ", ["),
+            address_v6: after(&format!("{udp};"), ", ["),
+            tcp: after(&format!("; tcp {streams}"), "; tcp "),
+            tcp_v6: after(&streams, ", ["),
+            tls: after(&announcement, "; tls "),
             metrics: after(&announcement, "metrics on http://"),
             announcement,
+            pki,
+            said,
         }
+    }
+
+    /// Waits until the metrics say so.
+    fn until(&self, metric: &str) {
+        let end = now() + Duration::from_secs(10);
+        while !self.get("/metrics").contains(metric) {
+            assert!(now() < end, "{metric}: {}", self.get("/metrics"));
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Whether it has logged that.
+    fn said(&self, part: &str) -> bool {
+        self.said.lock().unwrap().iter().any(|line| line.contains(part))
+    }
+
+    /// The certificate that it shows.
+    fn certificate(&self) -> Vec<u8> {
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(Seen(seen.clone())))
+            .with_no_client_auth();
+        let name = "localhost".try_into().unwrap();
+        let mut tls = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
+        let mut stream = TcpStream::connect(self.tls).unwrap();
+        while tls.is_handshaking() {
+            tls.complete_io(&mut stream).unwrap();
+        }
+        seen.lock().unwrap().clone()
     }
 
     fn get(&self, path: &str) -> String {
@@ -310,6 +461,100 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// A self-made certificate with its key, in files.
+struct Pki {
+    folder: tempfile::TempDir,
+    paths: [(&'static str, String); 2],
+}
+
+impl Pki {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name| {
+            let path = folder.path().join(name);
+            (name, path.to_str().unwrap().to_owned())
+        };
+        let pki = Self {
+            paths: [path("cert.pem"), path("key.pem")],
+            folder,
+        };
+        pki.make();
+        pki
+    }
+
+    /// Makes a new one.
+    fn make(&self) {
+        let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+        std::fs::write(self.folder.path().join("cert.pem"), made.cert.pem()).unwrap();
+        std::fs::write(
+            self.folder.path().join("key.pem"),
+            made.signing_key.serialize_pem(),
+        )
+        .unwrap();
+    }
+
+    fn path(&self, name: &str) -> &str {
+        &self.paths.iter().find(|(known, _)| *known == name).unwrap().1
+    }
+}
+
+/// Takes every certificate, and keeps it.
+#[derive(Debug)]
+struct Seen(Arc<Mutex<Vec<u8>>>);
+
+impl ServerCertVerifier for Seen {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        *self.0.lock().unwrap() = end_entity.to_vec();
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &rustls::DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &rustls::DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+        rustls::crypto::ring::default_provider()
+            .signature_verification_algorithms
+            .supported_schemes()
+    }
+}
+
+fn ask_stream(stream: &mut TcpStream, request: &[u8]) -> Vec<u8> {
+    stream.write_all(request).unwrap();
+    read_stream(stream)
+}
+
+/// One STUN message.
+fn read_stream(stream: &mut TcpStream) -> Vec<u8> {
+    let mut message = vec![0; 20];
+    stream.read_exact(&mut message).unwrap();
+    let length = u16::from_be_bytes([message[2], message[3]]);
+    message.resize(20 + usize::from(length), 0);
+    stream.read_exact(&mut message[20..]).unwrap();
+    message
 }
 
 /// A client of a running server, over UDP.

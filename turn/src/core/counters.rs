@@ -90,6 +90,23 @@ pub enum AuthFailure {
     Incomplete,
 }
 
+/// Why a stream's connection ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// The client closed it, or its network broke it.
+    Client,
+    /// It had no allocation for too long.
+    Idle,
+    /// The client didn't take what was sent to it.
+    Slow,
+    /// What came was not of ours.
+    Malformed,
+    /// TLS failed.
+    Tls,
+    /// There were too many already, of its source or in all.
+    Limit,
+}
+
 /// One counter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Count {
@@ -107,11 +124,13 @@ pub enum Count {
     Requests(Method, Class),
     /// Requests that failed to authenticate.
     AuthFailures(AuthFailure),
+    /// Connections that ended.
+    ConnectionsEnded(End),
 }
 
 impl Count {
     /// How many counters there are.
-    pub const TOTAL: usize = 8 + 2 * DROPS + 20 + 6;
+    pub const TOTAL: usize = 8 + 2 * DROPS + 20 + 6 + 6;
 
     /// The counter's place.
     pub const fn index(self) -> usize {
@@ -123,6 +142,7 @@ impl Count {
             Self::Dropped(direction, reason) => 8 + direction as usize * DROPS + reason as usize,
             Self::Requests(method, class) => 8 + 2 * DROPS + method as usize * 4 + class as usize,
             Self::AuthFailures(reason) => 28 + 2 * DROPS + reason as usize,
+            Self::ConnectionsEnded(why) => 34 + 2 * DROPS + why as usize,
         }
     }
 
@@ -147,6 +167,7 @@ impl Count {
             .chain(drops)
             .chain(requests)
             .chain(AuthFailure::ALL.into_iter().map(Self::AuthFailures))
+            .chain(End::ALL.into_iter().map(Self::ConnectionsEnded))
     }
 }
 
@@ -246,6 +267,14 @@ labels!(AuthFailure {
     WrongPassword = "wrong_password",
     WrongUser = "wrong_user",
     Incomplete = "incomplete",
+});
+labels!(End {
+    Client = "client",
+    Idle = "idle",
+    Slow = "slow",
+    Malformed = "malformed",
+    Tls = "tls",
+    Limit = "limit",
 });
 
 #[cfg(test)]

@@ -34,6 +34,8 @@ pub struct Limits {
     pub user: Quota,
     /// For one source.
     pub source: Quota,
+    /// Stream connections, in all.
+    pub connections: usize,
     /// Stream connections of one source.
     pub connections_per_source: usize,
 }
@@ -65,6 +67,7 @@ impl Default for Limits {
             total: usize::MAX,
             user: Quota::default(),
             source: Quota::default(),
+            connections: usize::MAX,
             connections_per_source: usize::MAX,
         }
     }
@@ -109,6 +112,7 @@ struct State {
     limits: Limits,
     ports: ByFamily<PortPool>,
     held: usize,
+    connected: usize,
     users: HashMap<Arc<str>, Account>,
     sources: HashMap<Source, Account>,
     connections: HashMap<Source, usize>,
@@ -142,6 +146,7 @@ impl Shared {
             limits,
             ports,
             held: 0,
+            connected: 0,
             users: HashMap::new(),
             sources: HashMap::new(),
             connections: HashMap::new(),
@@ -259,19 +264,24 @@ impl Shared {
         Ok(())
     }
 
-    /// Takes a place for one more stream connection; false where the source has as many as it may have.
+    /// Takes a place for one more stream connection; false where there are as many as there may be.
     pub fn connect(&self, source: Source) -> bool {
         let mut state = self.state();
-        let most = state.limits.connections_per_source;
-        let count = state.connections.entry(source).or_default();
-        let room = *count < most;
-        *count += usize::from(room);
+        let limits = state.limits;
+        let of_source = state.connections.get(&source).copied().unwrap_or(0);
+        let room = state.connected < limits.connections && of_source < limits.connections_per_source;
+        if room {
+            state.connected += 1;
+            state.connections.insert(source, of_source + 1);
+        }
         room
     }
 
     /// Gives a connection's place back.
     pub fn disconnect(&self, source: Source) {
-        less(&mut self.state().connections, &source, |count| {
+        let mut state = self.state();
+        state.connected -= 1;
+        less(&mut state.connections, &source, |count| {
             *count = count.saturating_sub(1);
             *count == 0
         });
@@ -506,6 +516,18 @@ mod tests {
         assert!(!shared.connect(source));
         shared.disconnect(source);
         assert!(shared.connect(source));
+    }
+
+    #[test]
+    fn connections_are_counted_in_all() {
+        let (shared, _, _) = setup(Limits {
+            connections: 2,
+            ..Limits::default()
+        });
+        assert!(shared.connect(Source::of(ip(1))) && shared.connect(Source::of(ip(2))));
+        assert!(!shared.connect(Source::of(ip(3))));
+        shared.disconnect(Source::of(ip(1)));
+        assert!(shared.connect(Source::of(ip(3))));
     }
 
     fn setup(limits: Limits) -> (Shared, Instant, StdRng) {

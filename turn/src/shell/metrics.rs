@@ -9,9 +9,11 @@ use crate::core::counters::{Count, Counters};
 #[derive(Debug, Clone)]
 pub(super) struct Meter {
     allocations: IntGauge,
+    connections: IntGauge,
     counters: Vec<(Count, IntCounter)>,
     published: Counters,
     published_allocations: usize,
+    published_connections: usize,
 }
 
 impl Meter {
@@ -19,6 +21,8 @@ impl Meter {
     pub(super) fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
         let allocations = IntGauge::with_opts(opts(metrics::TURN_ALLOCATIONS))?;
         registry.register(Box::new(allocations.clone()))?;
+        let connections = IntGauge::with_opts(opts(metrics::TURN_CONNECTIONS))?;
+        registry.register(Box::new(connections.clone()))?;
         let family = |metric, labels: &[&str]| {
             let family = IntCounterVec::new(opts(metric), labels)?;
             registry.register(Box::new(family.clone()))?;
@@ -32,14 +36,17 @@ impl Meter {
             dropped: family(metrics::TURN_DROPPED_PACKETS, &["direction", "reason"])?,
             requests: family(metrics::TURN_REQUESTS, &["method", "class"])?,
             auth_failures: family(metrics::TURN_AUTH_FAILURES, &["reason"])?,
+            connections_ended: family(metrics::TURN_CONNECTIONS_ENDED, &["reason"])?,
         };
         Ok(Self {
             allocations,
+            connections,
             counters: Count::all()
                 .map(|count| (count, families.counter(count)))
                 .collect(),
             published: Counters::default(),
             published_allocations: 0,
+            published_connections: 0,
         })
     }
 
@@ -52,11 +59,20 @@ impl Meter {
                 self.published.add(*count, new);
             }
         }
-        if allocations != self.published_allocations {
-            self.allocations
-                .add(allocations as i64 - self.published_allocations as i64);
-            self.published_allocations = allocations;
-        }
+        publish_change(&self.allocations, &mut self.published_allocations, allocations);
+    }
+
+    /// Says how many stream connections there are.
+    pub(super) fn publish_connections(&mut self, connections: usize) {
+        publish_change(&self.connections, &mut self.published_connections, connections);
+    }
+}
+
+/// Adds what a gauge's number has changed by.
+fn publish_change(gauge: &IntGauge, published: &mut usize, number: usize) {
+    if number != *published {
+        gauge.add(number as i64 - *published as i64);
+        *published = number;
     }
 }
 
@@ -68,6 +84,7 @@ struct Families {
     dropped: IntCounterVec,
     requests: IntCounterVec,
     auth_failures: IntCounterVec,
+    connections_ended: IntCounterVec,
 }
 
 impl Families {
@@ -84,6 +101,7 @@ impl Families {
                 self.requests.with_label_values(&[method.label(), class.label()])
             }
             Count::AuthFailures(reason) => self.auth_failures.with_label_values(&[reason.label()]),
+            Count::ConnectionsEnded(why) => self.connections_ended.with_label_values(&[why.label()]),
         }
     }
 }

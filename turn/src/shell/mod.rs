@@ -11,9 +11,12 @@
 
 mod addresses;
 mod clock;
+mod connection;
 mod metrics;
 mod shard;
 pub mod sockets;
+mod streams;
+pub mod tls;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -24,6 +27,7 @@ use prometheus::Registry;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
 use crate::core::family::Family;
@@ -33,15 +37,20 @@ use crate::core::server::{Config, Rules, Server};
 use crate::core::shared::Shared;
 use crate::options::Settings;
 use metrics::Meter;
-use shard::{Control, Shard};
+use shard::{Control, News, Shard, StreamSetup};
 use sockets::Listener;
+use streams::StreamListener;
 
 /// Why the server could not start, or ended before it was told to.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The clients' address.
-    #[error("listening for clients on udp {address}: {}", hint(source, "--listen"))]
+    #[error("listening for clients on {transport} {address}: {}", hint(source, option))]
     Listen {
+        /// What is spoken there.
+        transport: &'static str,
+        /// The option that names it.
+        option: &'static str,
         /// The address.
         address: SocketAddr,
         /// Why not.
@@ -93,11 +102,12 @@ fn hint(error: &io::Error, option: &str) -> String {
     }
 }
 
-/// Serves until SIGTERM or SIGINT, then drains.
+/// Serves until SIGTERM or SIGINT, then drains. On SIGHUP `read_again` gives the settings anew, of which users,
+/// certificates and rules count.
 ///
 /// # Errors
 /// [`Error`] says what to do.
-pub async fn run(settings: Settings) -> Result<(), Error> {
+pub async fn run(settings: Settings, read_again: impl Fn() -> Result<Settings, String>) -> Result<(), Error> {
     let settings = located(settings);
     let registry = Registry::new();
     let meter = Meter::new(&registry).map_err(|error| Error::System {
@@ -112,6 +122,7 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
             address: settings.metrics_listen,
             source,
         })?;
+    let mut hangup = system("installing signal handlers", signal(SignalKind::hangup()))?;
     let told_to_end = system("installing signal handlers", shutdown::token())?;
     announce(
         &settings,
@@ -139,10 +150,24 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
         system("telling the shard to drain", control.drain())?;
         std::future::pending().await
     };
+    let reloading = async {
+        while hangup.recv().await.is_some() {
+            match read_again() {
+                Ok(settings) => {
+                    let news = news(&located(settings));
+                    system("telling the shard of new rules", control.reload(news))?;
+                    tracing::info!("SIGHUP: users, certificates and rules were read again");
+                }
+                Err(error) => tracing::error!("SIGHUP: nothing has changed: {error}"),
+            }
+        }
+        Err(Error::Ended("the signal handler"))
+    };
     tokio::select! {
         ended = drained => end(ended, control.is_draining()),
         failed = serving => failed,
         failed = draining => failed,
+        failed = reloading => failed,
     }
 }
 
@@ -184,6 +209,8 @@ fn shard(settings: &Settings, meter: Meter, control: Arc<Control>) -> Result<Sha
         .iter()
         .map(|address| {
             Listener::bind(*address).map_err(|source| Error::Listen {
+                transport: "udp",
+                option: "--listen",
                 address: *address,
                 source,
             })
@@ -192,7 +219,8 @@ fn shard(settings: &Settings, meter: Meter, control: Arc<Control>) -> Result<Sha
     for (_, ip) in settings.relay_ips.present() {
         sockets::udp((*ip, 0).into()).map_err(|source| Error::RelayIp { ip: *ip, source })?;
     }
-    sockets::raise_open_files(settings.limits.total);
+    let most_connections = settings.limits.connections;
+    sockets::raise_open_files(settings.limits.total.saturating_add(most_connections));
     #[allow(
         clippy::disallowed_methods,
         reason = "the shell seeds the core's generator, from the system's"
@@ -201,16 +229,56 @@ fn shard(settings: &Settings, meter: Meter, control: Arc<Control>) -> Result<Sha
     let mut key = [0; 32];
     rng.fill_bytes(&mut key);
     let nonces = Nonces::new(key, clock::read().instant);
-    let server = Server::new(config(settings), nonces, StdRng::from_rng(&mut rng));
+    let config = config(settings);
+    let streams = StreamSetup {
+        listeners: stream_listeners(settings, &listeners)?,
+        tls: settings.tls.clone(),
+        shared: config.shared.clone(),
+    };
+    let server = Server::new(config, nonces, StdRng::from_rng(&mut rng));
     let shard = Shard::new(
         server,
         listeners,
+        streams,
         settings.external.clone(),
         settings.grace,
         meter,
         control,
     );
     system("making an epoll instance", shard)
+}
+
+/// TCP where it was said, else where UDP is; TLS where it was said, else on its own port beside.
+fn stream_listeners(settings: &Settings, udp: &[Listener]) -> Result<Vec<StreamListener>, Error> {
+    let beside = |port: Option<u16>| {
+        let address =
+            |listener: &Listener| SocketAddr::new(listener.local.ip(), port.unwrap_or(listener.local.port()));
+        udp.iter().map(address).collect::<Vec<_>>()
+    };
+    let tcp = match &settings.listen_tcp {
+        Some(said) => said.clone(),
+        None => beside(None),
+    };
+    let tls = match &settings.listen_tls {
+        Some(said) => said.clone(),
+        None if settings.tls.is_some() => beside(Some(TLS_PORT)),
+        None => Vec::new(),
+    };
+    let listen = |transport, option, address, tls| {
+        StreamListener::bind(address, tls).map_err(|source| Error::Listen {
+            transport,
+            option,
+            address,
+            source,
+        })
+    };
+    let tcp = tcp
+        .into_iter()
+        .map(|address| listen("tcp", "--listen-tcp", address, false));
+    let tls = tls
+        .into_iter()
+        .map(|address| listen("tls", "--listen-tls", address, true));
+    tcp.chain(tls).collect()
 }
 
 fn config(settings: &Settings) -> Config {
@@ -222,6 +290,13 @@ fn config(settings: &Settings) -> Config {
         alternates: settings.alternates,
         unproven_answers: settings.unproven_answers,
         auth_failures: settings.auth_failures,
+    }
+}
+
+fn news(settings: &Settings) -> News {
+    News {
+        rules: rules(settings),
+        tls: settings.tls.clone(),
     }
 }
 
@@ -242,14 +317,26 @@ fn rules(settings: &Settings) -> Rules {
 /// Says what clients will be told, and whom they may reach.
 fn announce(settings: &Settings, shard: &Shard, metrics: SocketAddr) {
     tracing::info!(
-        "listening on udp {}; clients are told relays at {}, ports {}; relays are bound to {}; peers allowed: {}; \
+        "listening on udp {}{}{}; clients are told relays at {}, ports {}; relays are bound to {}; peers allowed: {}; \
          metrics on http://{metrics}/metrics",
         list(shard.listen_addresses()),
+        streams(shard, false),
+        streams(shard, true),
         told(settings),
         settings.relay_ports,
         list(settings.relay_ips.present().map(|(_, ip)| ip)),
         peers(settings),
     );
+}
+
+fn streams(shard: &Shard, tls: bool) -> String {
+    let addresses = list(shard.stream_addresses(tls));
+    let name = if tls { "tls" } else { "tcp" };
+    if addresses.is_empty() {
+        String::new()
+    } else {
+        format!("; {name} {addresses}")
+    }
 }
 
 fn told(settings: &Settings) -> String {
@@ -294,3 +381,6 @@ fn list(things: impl IntoIterator<Item = impl ToString>) -> String {
 fn system<T>(doing: &'static str, result: io::Result<T>) -> Result<T, Error> {
     result.map_err(|source| Error::System { doing, source })
 }
+
+/// The port of TURN over TLS (RFC 8656, section 4).
+const TLS_PORT: u16 = 5349;

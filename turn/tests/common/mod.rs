@@ -54,6 +54,7 @@ pub const LIMITS: Limits = Limits {
         peers: usize::MAX,
         bytes_per_second: None,
     },
+    connections: usize::MAX,
     connections_per_source: usize::MAX,
 };
 
