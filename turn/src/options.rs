@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{Args, Parser};
 use ipnet::IpNet;
 use penstock_shell::logging::LogArgs;
 use rustls::ServerConfig;
@@ -246,9 +246,52 @@ pub struct Options {
     )]
     pub metrics_listen: SocketAddr,
 
+    /// File with options by their long names (YAML): 'realm: example.org', 'allow-peer: [10.42.0.0/16]'. Flags and
+    /// variables go before it. SIGHUP reads it again for users, peers and the certificate
+    #[arg(long, env = "PENSTOCK_TURN_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
     /// Logging.
     #[command(flatten)]
     pub log: LogArgs,
+
+    /// Variables of another container.
+    #[command(flatten)]
+    pub container: ContainerEnv,
+}
+
+/// The variables that the container of an earlier deployment knew; see [`crate::config_file`].
+#[derive(Debug, Clone, Default, Args)]
+pub struct ContainerEnv {
+    /// What relays are bound to.
+    #[arg(long, env = "INTERNAL_IP", hide = true)]
+    pub internal_ip: Option<String>,
+    /// What clients are told.
+    #[arg(
+        id = "container_external_ip",
+        long = "container-external-ip",
+        env = "EXTERNAL_IP",
+        hide = true
+    )]
+    pub external_ip: Option<String>,
+    /// Where clients come in.
+    #[arg(long, env = "TURN_PORT", hide = true)]
+    pub turn_port: Option<String>,
+    /// The first relay port.
+    #[arg(long, env = "MIN_PORT", hide = true)]
+    pub min_port: Option<String>,
+    /// The last relay port.
+    #[arg(long, env = "MAX_PORT", hide = true)]
+    pub max_port: Option<String>,
+    /// The realm.
+    #[arg(long = "container-realm", env = "REALM", hide = true)]
+    pub realm_of_container: Option<String>,
+    /// A user's name.
+    #[arg(long, env = "TURN_USER", hide = true)]
+    pub turn_user: Option<String>,
+    /// That user's password.
+    #[arg(long, env = "TURN_PASS", hide = true, hide_env_values = true)]
+    pub turn_pass: Option<String>,
 }
 
 const EXAMPLES: &str = "\
@@ -260,8 +303,24 @@ Examples:
     penstock-turn --auth-secret-file /etc/penstock/turn-secret --external-ip 198.51.100.7 \\
         --relay-ip 10.0.0.5 --allow-peer 10.42.0.0/16 --only-allowed-peers
 
+  Also over TLS on port 443, for players behind strict firewalls, with all of it in a file:
+    penstock-turn --config /etc/penstock/turn.yaml
+        auth-secret-file: /etc/penstock/turn-secret
+        allow-peer: [10.42.0.0/16]
+        listen-tls: 0.0.0.0:443
+        tls-cert: /etc/penstock/tls.crt
+        tls-key: /etc/penstock/tls.key
+
 Ask it whether it works (Debian package coturn):
-    turnutils_uclient -u demo -w demo -y -c 127.0.0.1";
+    turnutils_uclient -u demo -w demo -y -c 127.0.0.1
+
+Signals:
+  SIGTERM  takes no new allocations, and ends when the last one has, or --grace is over
+  SIGHUP   reads users, secrets, --allow-peer and the certificate again
+
+Variables of the container of an earlier deployment, which go before the file and behind the options they stand for:
+  INTERNAL_IP --relay-ip, EXTERNAL_IP --external-ip, TURN_PORT --listen 0.0.0.0:PORT, MIN_PORT and MAX_PORT
+  --relay-ports, REALM --realm, TURN_USER and TURN_PASS --user";
 
 /// What the options come to.
 #[derive(Debug, Clone)]

@@ -18,7 +18,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use stun_types::AddressFamily;
-use stun_types::attribute::AttributeWrite;
+use stun_types::attribute::{AttributeWrite, Realm};
 use stun_types::message::{BINDING, Message, Method};
 use turn_types::attribute::{AdditionalAddressFamily, Data, Lifetime, RequestedTransport, XorPeerAddress};
 use turn_types::message::{ALLOCATE, CREATE_PERMISSION, REFRESH};
@@ -231,6 +231,73 @@ fn a_server_that_drains_relays_on_until_its_grace_is_over() {
 }
 
 #[test]
+fn a_server_that_drains_names_another_to_new_clients() {
+    let mut server = Server::start(&["--grace", "30", "--alternate-server", "203.0.113.9:3478"]);
+    let udp = RequestedTransport::new(17);
+    let (mut early, mut late) = (Person::new(server.address), Person::new(server.address));
+    assert_eq!(early.ask(ALLOCATE, &[&udp]), Answer::Success);
+    server.signal(Signal::TERM);
+    while server.get("/readyz").contains("200 OK") {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(late.ask(ALLOCATE, &[&udp]), Answer::Error(300));
+    let began = now();
+    assert_eq!(early.ask(REFRESH, &[&Lifetime::new(0)]), Answer::Success);
+    assert!(server.child.wait().unwrap().success());
+    assert!(
+        began.elapsed() < Duration::from_secs(10),
+        "it ends with the last allocation"
+    );
+}
+
+#[test]
+fn a_deployment_moves_over_with_its_variables_and_options_come_from_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("turn.yaml");
+    let text = "realm: of the file\nexternal-ip: 192.0.2.99\nallow-peer: [10.42.0.0/16, 10.43.0.0/16]\n";
+    std::fs::write(&file, text).unwrap();
+    let mut command = Command::new(PROGRAM);
+    let port = free_port().to_string();
+    command
+        .args([
+            "--config",
+            file.to_str().unwrap(),
+            "--metrics-listen",
+            "127.0.0.1:0",
+        ])
+        .env("INTERNAL_IP", "127.0.0.1")
+        .env("EXTERNAL_IP", "198.51.100.7")
+        .env("TURN_PORT", &port)
+        .env("MIN_PORT", "50000")
+        .env("MAX_PORT", "50100")
+        .env("REALM", "of the container")
+        .env("TURN_USER", "demo")
+        .env("TURN_PASS", "demo")
+        .env("PENSTOCK_TURN_REALM", "ours");
+    let mut child = Ended(command.stderr(Stdio::piped()).spawn().unwrap());
+    let mut lines = BufReader::new(child.0.stderr.take().unwrap()).lines();
+    let said = lines
+        .find(|line| line.as_ref().unwrap().contains("listening"))
+        .unwrap()
+        .unwrap();
+    for part in [
+        &format!("udp 0.0.0.0:{port};"),
+        "told relays at 198.51.100.7, ports 50000-50100",
+        "bound to 127.0.0.1;",
+        "public addresses and 10.42.0.0/16, 10.43.0.0/16",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    let mut person = Person::new(format!("127.0.0.1:{port}").parse().unwrap());
+    let request = person.client.bare(ALLOCATE, &[&RequestedTransport::new(17)]);
+    person.socket.send(&request).unwrap();
+    let bytes = person.receive();
+    let challenge = Message::from_bytes(&bytes).unwrap();
+    let realm = challenge.attribute::<Realm>().unwrap();
+    assert_eq!(realm.realm(), "ours", "our own variable goes before the others");
+}
+
+#[test]
 fn a_port_that_is_taken_is_a_clear_error() {
     let taken = socket();
     let address = taken.local_addr().unwrap().to_string();
@@ -335,6 +402,11 @@ impl Relayed {
     }
 
     fn assert_none(&self) {
+        assert!(
+            self.metrics.contains("penstock_turn_handling_seconds_count "),
+            "{}",
+            self.metrics
+        );
         assert!(self.lost_nothing(), "{}", self.output);
         for direction in ["to_peer", "to_client"] {
             let line = format!("penstock_turn_relayed_packets_total{{direction=\"{direction}\"}} ");

@@ -1,7 +1,9 @@
 //! The core's counters as Prometheus metrics.
 
+use std::time::Duration;
+
 use penstock_core::metrics::{self, Metric};
-use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
 use crate::core::counters::{Count, Counters};
 
@@ -10,6 +12,7 @@ use crate::core::counters::{Count, Counters};
 pub(super) struct Meter {
     allocations: IntGauge,
     connections: IntGauge,
+    handling: Histogram,
     counters: Vec<(Count, IntCounter)>,
     published: Counters,
     published_allocations: usize,
@@ -23,6 +26,11 @@ impl Meter {
         registry.register(Box::new(allocations.clone()))?;
         let connections = IntGauge::with_opts(opts(metrics::TURN_CONNECTIONS))?;
         registry.register(Box::new(connections.clone()))?;
+        let metric = metrics::TURN_HANDLING_SECONDS;
+        let handling = HistogramOpts::new(metric.name, metric.help);
+        let buckets = prometheus::exponential_buckets(SHORTEST_S, 2.0, BUCKETS)?;
+        let handling = Histogram::with_opts(handling.buckets(buckets))?;
+        registry.register(Box::new(handling.clone()))?;
         let family = |metric, labels: &[&str]| {
             let family = IntCounterVec::new(opts(metric), labels)?;
             registry.register(Box::new(family.clone()))?;
@@ -41,6 +49,7 @@ impl Meter {
         Ok(Self {
             allocations,
             connections,
+            handling,
             counters: Count::all()
                 .map(|count| (count, families.counter(count)))
                 .collect(),
@@ -60,6 +69,11 @@ impl Meter {
             }
         }
         publish_change(&self.allocations, &mut self.published_allocations, allocations);
+    }
+
+    /// Notes how long a round took.
+    pub(super) fn took(&self, time: Duration) {
+        self.handling.observe(time.as_secs_f64());
     }
 
     /// Says how many stream connections there are.
@@ -109,6 +123,10 @@ impl Families {
 fn opts(metric: Metric) -> Opts {
     Opts::new(metric.name, metric.help)
 }
+
+/// From 4 µs to 65 ms.
+const SHORTEST_S: f64 = 4e-6;
+const BUCKETS: usize = 15;
 
 #[cfg(test)]
 mod tests {

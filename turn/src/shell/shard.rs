@@ -138,6 +138,7 @@ pub(super) struct Shard {
     buffer: Vec<u8>,
     /// What a stream's client said.
     plain: Vec<u8>,
+    rounds: u64,
     /// When the grace period is over, once draining.
     deadline: Option<Instant>,
 }
@@ -168,6 +169,7 @@ impl Shard {
             epoll,
             buffer: vec![0; MAX_DATAGRAM],
             plain: Vec::new(),
+            rounds: 0,
             deadline: None,
         })
     }
@@ -195,6 +197,8 @@ impl Shard {
     fn turn(&mut self, events: &mut Vec<epoll::Event>) -> io::Result<()> {
         self.wait(events)?;
         let now = clock::read();
+        self.rounds = self.rounds.wrapping_add(u64::from(!events.is_empty()));
+        let is_sample = !events.is_empty() && self.rounds.is_multiple_of(ROUNDS_PER_SAMPLE);
         for event in events.drain(..) {
             match Token::unpack(event.data.u64()) {
                 Token::Wake => self.wake(now.instant),
@@ -213,6 +217,10 @@ impl Shard {
         self.do_commands(now);
         self.end_streams(now);
         self.meter.publish_connections(self.streams.len());
+        if is_sample {
+            self.meter
+                .took(clock::read().instant.saturating_duration_since(now.instant));
+        }
         self.meter
             .publish(self.server.counters(), self.server.allocation_count());
         Ok(())
@@ -405,6 +413,7 @@ fn until(next: Instant, now: Instant) -> Timespec {
 }
 
 const EVENTS_PER_WAIT: usize = 256;
+const ROUNDS_PER_SAMPLE: u64 = 64;
 const PACKETS_PER_SOCKET: usize = 64;
 /// More than UDP can carry, so that nothing is cut off.
 const MAX_DATAGRAM: usize = 65_536;
