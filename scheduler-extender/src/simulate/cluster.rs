@@ -241,6 +241,7 @@ fn idle_gpu(machine: usize, gpu: usize, capacity: Capacity) -> Result<Gpu, BadId
         uuid: GpuUuid::new(format!("GPU-{machine:05}-{gpu:02}"))?,
         model: String::new(),
         capacity,
+        encoder_engine_units: None,
         allocated: Vec::new(),
         measured: Measured::default(),
         encoder_session_limit: None,

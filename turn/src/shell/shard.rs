@@ -3,38 +3,55 @@
 //! ```text
 //!  epoll ─┬─ listener ─► client_input ─┐
 //!         ├─ relay ────► peer_input ───┼─► Forward: send at once      commands: answer, open, close
+//!         ├─ stream ───► client_input ─┤
 //!         ├─ eventfd ──► drain         │
 //!         └─ timeout ──► handle_timeout┘
 //! ```
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rustix::buffer::spare_capacity;
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 use rustix::fd::{AsFd, OwnedFd};
+use rustls::ServerConfig;
 
 use super::clock;
 use super::metrics::Meter;
 use super::sockets::{Listener, Sockets, open_failure, route_to, udp};
-use crate::core::server::{Command, OpenFailure, Server};
+use super::streams::{StreamListener, Streams, first_message};
+use crate::addresses::{ExternalIp, told};
+use crate::core::server::{Command, OpenFailure, Rules, Server};
+use crate::core::shared::Shared;
+use crate::core::wire::NotOurs;
 use crate::core::{FiveTuple, Now, RelayId, Transport};
 
-/// How another thread tells a shard to drain.
+/// How another thread tells a shard to drain, or to go by other rules.
 #[derive(Debug)]
 pub(super) struct Control {
     draining: AtomicBool,
+    news: Mutex<Option<News>>,
     wake: OwnedFd,
+}
+
+/// What a shard is to go by from now on.
+#[derive(Debug, Clone)]
+pub(super) struct News {
+    /// Who may use the server, and whom they may reach.
+    pub(super) rules: Rules,
+    /// What clients over TLS see.
+    pub(super) tls: Option<Arc<ServerConfig>>,
 }
 
 impl Control {
     pub(super) fn new() -> io::Result<Self> {
         Ok(Self {
             draining: AtomicBool::new(false),
+            news: Mutex::new(None),
             wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
         })
     }
@@ -46,6 +63,17 @@ impl Control {
         Ok(())
     }
 
+    /// Tells it news.
+    pub(super) fn reload(&self, news: News) -> io::Result<()> {
+        *self.news.lock().unwrap_or_else(PoisonError::into_inner) = Some(news);
+        rustix::io::write(&self.wake, &1_u64.to_ne_bytes())?;
+        Ok(())
+    }
+
+    fn take_news(&self) -> Option<News> {
+        self.news.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
     /// Whether it was told.
     pub(super) fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Acquire)
@@ -54,18 +82,22 @@ impl Control {
 
 /// What an epoll event is about, packed into its 64 bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Token {
+pub(super) enum Token {
     Wake,
     Listener(u32),
     Relay(RelayId),
+    StreamListener(u32),
+    Stream(u32),
 }
 
 impl Token {
-    fn pack(self) -> u64 {
+    pub(super) fn pack(self) -> u64 {
         match self {
             Self::Wake => 0,
             Self::Listener(index) => (1 << 32) | u64::from(index),
             Self::Relay(RelayId(relay)) => (2 << 32) | u64::from(relay),
+            Self::StreamListener(index) => (3 << 32) | u64::from(index),
+            Self::Stream(slot) => (4 << 32) | u64::from(slot),
         }
     }
 
@@ -74,9 +106,22 @@ impl Token {
         match bits >> 32 {
             1 => Self::Listener(low),
             2 => Self::Relay(RelayId(low)),
+            3 => Self::StreamListener(low),
+            4 => Self::Stream(low),
             _ => Self::Wake,
         }
     }
+}
+
+/// Where clients come in by streams.
+#[derive(Debug)]
+pub(super) struct StreamSetup {
+    /// The listeners.
+    pub(super) listeners: Vec<StreamListener>,
+    /// What TLS listeners show.
+    pub(super) tls: Option<Arc<ServerConfig>>,
+    /// Who counts connections.
+    pub(super) shared: Shared,
 }
 
 /// A server with its sockets.
@@ -84,12 +129,16 @@ impl Token {
 pub(super) struct Shard {
     server: Server<StdRng>,
     sockets: Sockets,
-    external_ip: Option<IpAddr>,
+    streams: Streams,
+    external: Vec<ExternalIp>,
     grace: Duration,
     meter: Meter,
     control: Arc<Control>,
     epoll: OwnedFd,
     buffer: Vec<u8>,
+    /// What a stream's client said.
+    plain: Vec<u8>,
+    rounds: u64,
     /// When the grace period is over, once draining.
     deadline: Option<Instant>,
 }
@@ -98,7 +147,8 @@ impl Shard {
     pub(super) fn new(
         server: Server<StdRng>,
         listeners: Vec<Listener>,
-        external_ip: Option<IpAddr>,
+        streams: StreamSetup,
+        external: Vec<ExternalIp>,
         grace: Duration,
         meter: Meter,
         control: Arc<Control>,
@@ -111,18 +161,26 @@ impl Shard {
         Ok(Self {
             server,
             sockets: Sockets::new(listeners),
-            external_ip,
+            streams: Streams::new(streams.listeners, streams.tls, streams.shared, epoll.try_clone()?)?,
+            external,
             grace,
             meter,
             control,
             epoll,
             buffer: vec![0; MAX_DATAGRAM],
+            plain: Vec::new(),
+            rounds: 0,
             deadline: None,
         })
     }
 
     pub(super) fn listen_addresses(&self) -> impl Iterator<Item = SocketAddr> {
         self.sockets.listeners.iter().map(|listener| listener.local)
+    }
+
+    /// The addresses where TCP is spoken, or TLS.
+    pub(super) fn stream_addresses(&self, tls: bool) -> impl Iterator<Item = SocketAddr> {
+        self.streams.listen_addresses(tls)
     }
 
     /// Serves until it has drained.
@@ -139,22 +197,42 @@ impl Shard {
     fn turn(&mut self, events: &mut Vec<epoll::Event>) -> io::Result<()> {
         self.wait(events)?;
         let now = clock::read();
+        self.rounds = self.rounds.wrapping_add(u64::from(!events.is_empty()));
+        let is_sample = !events.is_empty() && self.rounds.is_multiple_of(ROUNDS_PER_SAMPLE);
         for event in events.drain(..) {
             match Token::unpack(event.data.u64()) {
                 Token::Wake => self.wake(now.instant),
                 Token::Listener(listener) => self.read_listener(listener, now),
                 Token::Relay(relay) => self.read_relay(relay, now),
+                Token::StreamListener(listener) => {
+                    self.streams
+                        .accept(listener, now.instant, self.server.counters_mut());
+                }
+                Token::Stream(slot) => self.read_stream(slot, now),
             }
         }
         self.server.handle_timeout(now.instant);
-        self.do_commands();
+        self.streams
+            .sweep(now.instant, |client| self.server.has_allocation(client));
+        self.do_commands(now);
+        self.end_streams(now);
+        self.meter.publish_connections(self.streams.len());
+        if is_sample {
+            self.meter
+                .took(clock::read().instant.saturating_duration_since(now.instant));
+        }
         self.meter
             .publish(self.server.counters(), self.server.allocation_count());
         Ok(())
     }
 
     fn wait(&self, events: &mut Vec<epoll::Event>) -> io::Result<()> {
-        let next = self.server.next_timeout().into_iter().chain(self.deadline).min();
+        let timeouts = [
+            self.server.next_timeout(),
+            self.deadline,
+            self.streams.next_sweep(),
+        ];
+        let next = timeouts.into_iter().flatten().min();
         let timeout = next.map(|next| until(next, clock::read().instant));
         match epoll::wait(&self.epoll, spare_capacity(events), timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
@@ -170,6 +248,10 @@ impl Shard {
     fn wake(&mut self, now: Instant) {
         // The number read says only that it was woken.
         let _ = rustix::io::read(&self.control.wake, &mut [0_u8; 8]);
+        if let Some(news) = self.control.take_news() {
+            self.server.reload(news.rules);
+            self.streams.set_tls(news.tls);
+        }
         if self.control.is_draining() && self.deadline.is_none() {
             self.server.drain();
             self.deadline = Some(now + self.grace);
@@ -192,7 +274,7 @@ impl Shard {
             };
             let forward = self.server.client_input(now, from, &self.buffer[..length]);
             self.sockets.pass_on(&forward, self.server.counters_mut());
-            self.do_commands();
+            self.do_commands(now);
         }
     }
 
@@ -206,19 +288,63 @@ impl Shard {
                 return;
             };
             let forward = self.server.peer_input(now, relay, peer, &self.buffer[..length]);
-            self.sockets.pass_on(&forward, self.server.counters_mut());
+            let counters = self.server.counters_mut();
+            if !self.streams.pass_on(now.instant, &forward, counters) {
+                self.sockets.pass_on(&forward, counters);
+            }
         }
+    }
+
+    /// Sends on what waited for room, reads once, and does what the client says.
+    fn read_stream(&mut self, slot: u32, now: Now) {
+        self.streams.has_room(slot, now.instant);
+        let mut plain = std::mem::take(&mut self.plain);
+        let read = self.streams.read(slot, now.instant, &mut self.buffer, &mut plain);
+        if let Some(from) = read {
+            self.hear(slot, from, &plain, now);
+        }
+        plain.clear();
+        self.plain = plain;
+    }
+
+    fn hear(&mut self, slot: u32, from: FiveTuple, mut bytes: &[u8], now: Now) {
+        loop {
+            match first_message(bytes) {
+                Ok(Some((message, rest))) => {
+                    let forward = self.server.client_input(now, from, message);
+                    self.sockets.pass_on(&forward, self.server.counters_mut());
+                    self.do_commands(now);
+                    bytes = rest;
+                }
+                Ok(None) => {
+                    let has_allocation = self.server.has_allocation(&from);
+                    return self.streams.keep(slot, bytes, has_allocation);
+                }
+                Err(NotOurs) => return self.streams.malformed(slot),
+            }
+        }
+    }
+
+    /// With a stream's connection its allocation ends.
+    fn end_streams(&mut self, now: Now) {
+        while let Some(client) = self.streams.ended(self.server.counters_mut()) {
+            self.server.client_gone(&client);
+        }
+        self.do_commands(now);
     }
 
     #[inline]
-    fn do_commands(&mut self) {
+    fn do_commands(&mut self, now: Now) {
         while let Some(command) = self.server.poll_command() {
-            self.do_command(command);
+            self.do_command(now, command);
         }
     }
 
-    fn do_command(&mut self, command: Command) {
+    fn do_command(&mut self, now: Now, command: Command) {
         match command {
+            Command::ToClient { to, bytes } if to.transport == Transport::Stream => {
+                self.streams.answer(now.instant, &to, &bytes);
+            }
             Command::ToClient { to, bytes } => {
                 if let Err(error) = self.sockets.answer(&to, &bytes) {
                     tracing::debug!(client = %to.remote, %error, "an answer was not sent");
@@ -226,7 +352,7 @@ impl Shard {
             }
             Command::OpenRelay { relay, bind, client } => {
                 let opened = self.open(relay, bind, &client);
-                self.server.relay_opened(relay, opened);
+                self.server.relay_opened(now, relay, opened);
             }
             Command::CloseRelay { relay } => {
                 tracing::debug!(relay = relay.0, "allocation ended");
@@ -237,7 +363,7 @@ impl Shard {
 
     fn open(&mut self, relay: RelayId, bind: SocketAddr, client: &FiveTuple) -> Result<IpAddr, OpenFailure> {
         let open = || {
-            let advertised = self.advertised(client)?;
+            let advertised = self.advertised(client, bind.ip())?;
             let socket = udp(bind)?;
             watch(&self.epoll, &socket, Token::Relay(relay))?;
             Ok((advertised, socket))
@@ -252,12 +378,12 @@ impl Shard {
     }
 
     /// What a client is told as its relay's address.
-    fn advertised(&self, client: &FiveTuple) -> io::Result<IpAddr> {
-        match self.external_ip {
-            Some(ip) => Ok(ip),
-            None if client.local.ip().is_unspecified() => route_to(client.remote),
-            None => Ok(client.local.ip()),
-        }
+    fn advertised(&self, client: &FiveTuple, bind: IpAddr) -> io::Result<IpAddr> {
+        let reached = match client.local.ip() {
+            ip if ip.is_unspecified() => route_to(client.remote)?,
+            ip => ip,
+        };
+        Ok(told(&self.external, reached, bind))
     }
 }
 
@@ -287,6 +413,7 @@ fn until(next: Instant, now: Instant) -> Timespec {
 }
 
 const EVENTS_PER_WAIT: usize = 256;
+const ROUNDS_PER_SAMPLE: u64 = 64;
 const PACKETS_PER_SOCKET: usize = 64;
 /// More than UDP can carry, so that nothing is cut off.
 const MAX_DATAGRAM: usize = 65_536;
@@ -309,10 +436,12 @@ mod tests {
 
     use super::*;
     use crate::core::auth::Users;
+    use crate::core::family::ByFamily;
     use crate::core::nonce::Nonces;
     use crate::core::peers::PeerPolicy;
     use crate::core::server::Config;
-    use crate::core::table::Limits;
+    use crate::core::shared::{Limits, Shared};
+    use crate::core::throttle::Rate;
 
     #[test]
     fn a_packet_through_the_sockets_allocates_nothing() {
@@ -374,24 +503,39 @@ mod tests {
     fn shard() -> Shard {
         let config = Config {
             realm: "r".to_owned(),
-            users: Users {
-                secrets: vec![],
-                fixed: HashMap::from([("u".to_owned(), "p".to_owned())]),
+            rules: Rules {
+                users: Users {
+                    secrets: vec![],
+                    fixed: HashMap::from([("u".to_owned(), "p".to_owned())]),
+                },
+                peers: PeerPolicy::new(vec!["127.0.0.0/8".parse().unwrap()], [], true),
             },
-            peers: PeerPolicy::new(vec!["127.0.0.0/8".parse().unwrap()], [], true),
-            relay_ip: "127.0.0.1".parse().unwrap(),
-            ports: "20000-60000".parse().unwrap(),
-            limits: Limits {
-                total: 1,
-                per_user: 1,
-            },
+            relay_ips: ByFamily::first_of(["127.0.0.1".parse().unwrap()]),
+            shared: Shared::new("20000-60000".parse().unwrap(), Limits::default()),
+            alternates: ByFamily::default(),
+            unproven_answers: NO_LIMIT,
+            auth_failures: NO_LIMIT,
+        };
+        let streams = StreamSetup {
+            listeners: vec![],
+            tls: None,
+            shared: config.shared.clone(),
         };
         let nonces = Nonces::new([7; 32], clock::read().instant);
         let server = Server::new(config, nonces, StdRng::seed_from_u64(7));
         let listener = Listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let meter = Meter::new(&Registry::new()).unwrap();
         let control = Arc::new(Control::new().unwrap());
-        Shard::new(server, vec![listener], None, Duration::ZERO, meter, control).unwrap()
+        Shard::new(
+            server,
+            vec![listener],
+            streams,
+            vec![],
+            Duration::ZERO,
+            meter,
+            control,
+        )
+        .unwrap()
     }
 
     fn request(method: Method, nonce: &str, attributes: &[&dyn AttributeWrite]) -> Vec<u8> {
@@ -421,4 +565,9 @@ mod tests {
         let length = client.recv(&mut buffer).unwrap();
         buffer[..length].to_vec()
     }
+
+    const NO_LIMIT: Rate = Rate {
+        per_second: 0,
+        burst: 0,
+    };
 }

@@ -4,7 +4,10 @@ use std::collections::BTreeSet;
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
-use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg_addr, sockopt};
+use rustix::net::{
+    AddressFamily, SendAncillaryBuffer, SendFlags, SocketFlags, SocketType, sendmsg_addr, socket_with,
+    sockopt,
+};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::core::counters::{Counters, Direction, Drop};
@@ -90,8 +93,10 @@ impl Sockets {
         };
         match sent {
             Ok(()) => counters.relayed(direction, length),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => counters.dropped(Drop::SendBufferFull),
-            Err(_) => counters.dropped(Drop::SendFailed),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                counters.dropped(direction, Drop::SendBufferFull);
+            }
+            Err(_) => counters.dropped(direction, Drop::SendFailed),
         }
     }
 
@@ -135,14 +140,22 @@ impl Sockets {
     }
 }
 
-/// A UDP socket that doesn't block, with large buffers: video comes in bursts.
+/// A UDP socket that doesn't block, with large buffers: video comes in bursts. An IPv6 one takes no IPv4.
 ///
 /// # Errors
 /// Where the address can't be bound.
-#[allow(clippy::disallowed_methods, reason = "the one place that opens sockets")]
 pub fn udp(address: SocketAddr) -> io::Result<UdpSocket> {
-    let socket = UdpSocket::bind(address)?;
-    socket.set_nonblocking(true)?;
+    let family = match address {
+        SocketAddr::V4(_) => AddressFamily::INET,
+        SocketAddr::V6(_) => AddressFamily::INET6,
+    };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(family, SocketType::DGRAM, flags, None)?;
+    if address.is_ipv6() {
+        sockopt::set_ipv6_v6only(&socket, true)?;
+    }
+    rustix::net::bind(&socket, &address)?;
+    let socket = UdpSocket::from(socket);
     // The kernel cuts these to net.core.rmem_max and wmem_max; there is nothing to do about less.
     let _ = sockopt::set_socket_recv_buffer_size(&socket, BUFFER_BYTES);
     let _ = sockopt::set_socket_send_buffer_size(&socket, BUFFER_BYTES);
@@ -159,9 +172,12 @@ pub(super) fn open_failure(error: &io::Error) -> OpenFailure {
 
 /// The address of ours that packets to `client` come from, and that it therefore reached. Nothing is sent.
 pub(super) fn route_to(client: SocketAddr) -> io::Result<IpAddr> {
-    let any = (Ipv4Addr::UNSPECIFIED, 0);
+    let any: IpAddr = match client {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
     #[allow(clippy::disallowed_methods, reason = "asks the system for a route")]
-    let socket = UdpSocket::bind(any)?;
+    let socket = UdpSocket::bind((any, 0))?;
     socket.connect(client)?;
     Ok(socket.local_addr()?.ip())
 }
