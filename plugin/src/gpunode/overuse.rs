@@ -46,8 +46,8 @@ pub(crate) struct Overuse {
 /// An Event could not be written.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "writing an Event on pod {namespace}/{name} about its encoder use: {why} (the agent needs the verb create on \
-     events of events.k8s.io)"
+    "writing an Event on pod {namespace}/{name} about its encoder use: {why} (the agent needs the verbs create \
+     and patch on events of events.k8s.io)"
 )]
 pub(crate) struct NotReported {
     namespace: String,

@@ -40,7 +40,17 @@ fn resolve(directory: &Path, kustomization: &Path) -> anyhow::Result<Vec<Value>>
             "apiVersion" | "kind" => {}
             "resources" | "components" => {
                 let names = value.as_array().into_iter().flatten().filter_map(Value::as_str);
-                found.extend(all(names.map(|name| directory.join(name)))?);
+                for name in names {
+                    let path = directory.join(name);
+                    // kustomize takes directories from elsewhere, but no files.
+                    if path.is_file() && name.starts_with("..") {
+                        bail!(
+                            "{} names the file {name} outside its directory",
+                            kustomization.display()
+                        );
+                    }
+                    found.extend(objects(&path)?);
+                }
             }
             other => bail!(
                 "{} has `{other}`, which is not supported here",

@@ -222,6 +222,9 @@ fn a_manifest_with_a_slip_of_the_pen_is_refused() {
     );
     write("kustomization.yaml", "resources: [pod.yaml]\nnamePrefix: x-\n");
     assert!(refusal_of(directory.path()).contains("`namePrefix`, which is not supported here"));
+    std::fs::create_dir(directory.path().join("inner")).unwrap();
+    write("inner/kustomization.yaml", "resources: [../pod.yaml]\n");
+    assert!(refusal_of(&directory.path().join("inner")).contains("outside its directory"));
 }
 
 fn refusal_of(manifests: &Path) -> String {
