@@ -37,7 +37,6 @@ pub(crate) use amounts::Amounts;
 use appetite::{Appetite, Taste, Totals};
 pub(crate) use filter::Verdict;
 pub(crate) use pod::{Budget, Pod};
-pub(crate) use prioritize::Fit;
 pub(crate) use room::Room;
 use room::{Claim, Node};
 

@@ -53,9 +53,9 @@ pub(crate) struct GenerateArgs {
     #[arg(long, default_value_t = 42)]
     seed: u64,
     /// How long sessions arrive, in minutes
-    #[arg(long, default_value_t = 180)]
+    #[arg(long, default_value_t = 120)]
     minutes: u64,
-    /// How many are on at one time, on average, once as many end as come
+    /// How many are on at one time, on average
     #[arg(long)]
     concurrent: u64,
     /// How long a session lasts, on average, in minutes
@@ -69,8 +69,8 @@ pub(crate) struct GenerateArgs {
 /// Sizes, each with its share in percent.
 const MIX: [(&str, u32); 5] = [("720p30", 30), ("1080p30", 25), ("1080p60", 30), ("1440p60", 10), ("2160p60", 5)];
 /// Applications differ in what they compute and hold, whatever the size of their picture.
-const MPS: [u32; 4] = [3, 6, 9, 14];
-const VRAM: [u32; 4] = [2, 4, 7, 11];
+const MPS: [u32; 4] = [2, 4, 6, 10];
+const VRAM: [u32; 4] = [2, 3, 5, 8];
 
 /// A kubelet takes no more pods, by default.
 const PODS_PER_NODE: u32 = 110;
@@ -87,6 +87,10 @@ pub(crate) fn generate(args: &GenerateArgs) -> anyhow::Result<()> {
     let mut rng = Xoshiro256PlusPlus::seed_from_u64(args.seed);
     let mean = args.mean_minutes as f64 * 60.0;
     let gap = mean / args.concurrent as f64;
+    // So many are on when the trace begins. How long a session has been on says nothing about how long it will be.
+    for _ in 0..args.concurrent {
+        writer.serialize(draw(&mut rng, 0.0, mean)).with_context(doing)?;
+    }
     let mut at = 0.0;
     while at < args.minutes as f64 * 60.0 {
         writer.serialize(draw(&mut rng, at, mean)).with_context(doing)?;
