@@ -1,5 +1,5 @@
 # The targets are listed by plain `make`.
-.PHONY: help demo test test-gpu build player check bench-streamer clean setup
+.PHONY: help demo test test-cluster test-gpu build player check bench-streamer clean setup
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 18
@@ -17,6 +17,9 @@ build: player ## the programs, in target/debug
 	cargo build --workspace --locked
 
 player: setup player/dist/index.html ## the web page, in player/dist
+
+test-cluster: ## what the stand-in for Kubernetes does, on the real one of KUBECONFIG, in namespaces of its own
+	@scripts/test-cluster
 
 check: player ## format, lints, types
 	cargo fmt --check

@@ -4,50 +4,16 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use penstock_core::ids::{PlayerId, SessionId};
+use penstock_core::ids::PlayerId;
 use penstock_core::wire::link::ToStreamer;
-use penstock_core::wire::signalling::ToPlayer;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
+use crate::events::{Event, ToPage};
 use crate::link;
-use crate::lobby::{Command, Input, LinkId, Lobby, View, Want};
+use crate::lobby::{Command, Input, LinkId, Lobby};
 use crate::metrics::Metrics;
-
-/// What reaches the desk.
-#[derive(Debug)]
-pub enum Event {
-    /// A page connected.
-    Joined {
-        /// Who.
-        player: PlayerId,
-        /// The session that it begins if it plays.
-        session: SessionId,
-        /// What for.
-        want: Want,
-        /// Where its messages go.
-        page: mpsc::Sender<ToPage>,
-    },
-    /// Anything else that the lobby takes.
-    Input(Input),
-    /// Someone looks in.
-    Look(oneshot::Sender<View>),
-}
-
-/// What a page's task does next.
-#[derive(Debug)]
-pub enum ToPage {
-    /// Send this.
-    Message(ToPlayer),
-    /// Close the socket, and end.
-    Close {
-        /// The WebSocket close code.
-        code: u16,
-        /// Why, for people.
-        reason: String,
-    },
-}
 
 /// How many messages may wait for one page, or for one streamer's link.
 pub const OUTBOX: usize = 64;

@@ -24,7 +24,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 
-use crate::desk::Event;
+use crate::events::Event;
 use crate::lobby::Input;
 
 /// See the module.

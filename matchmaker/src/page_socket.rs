@@ -21,7 +21,8 @@ use tokio::sync::mpsc;
 use tokio::time::{Interval, MissedTickBehavior, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::desk::{Event, OUTBOX, ToPage};
+use crate::desk::OUTBOX;
+use crate::events::{Event, ToPage};
 use crate::ice::Ice;
 use crate::limits::Allowance;
 use crate::lobby::{Input, Want};

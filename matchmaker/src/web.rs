@@ -22,7 +22,7 @@ use tokio_util::task::TaskTracker;
 use tower_http::services::{ServeDir, ServeFile};
 use tower_http::set_header::SetResponseHeaderLayer;
 
-use crate::desk::Event;
+use crate::events::Event;
 use crate::ice::Ice;
 use crate::lobby::Want;
 use crate::metrics::Metrics;

@@ -43,8 +43,8 @@ pub(crate) struct Description {
 
 /// What is followed, for those who use it.
 pub(crate) struct Followed {
-    /// What is offered.
-    pub(crate) offers: watch::Receiver<Vec<GpuOffer>>,
+    /// What is offered; none before it is known.
+    pub(crate) offers: watch::Receiver<Option<Vec<GpuOffer>>>,
     /// What else is known.
     pub(crate) described: Described,
     /// What the GPUs are doing, at the last measurement.
@@ -59,7 +59,7 @@ pub(crate) struct Gpus {
     settings: Settings,
     layout: Layout,
     daemons: watch::Sender<BTreeMap<GpuUuid, Health>>,
-    offers: watch::Sender<Vec<GpuOffer>>,
+    offers: watch::Sender<Option<Vec<GpuOffer>>>,
     described: watch::Sender<Arc<BTreeMap<GpuUuid, Description>>>,
     measured: watch::Sender<Arc<Vec<Measures>>>,
     xids: IntCounterVec,
@@ -75,7 +75,7 @@ impl Gpus {
         xids: IntCounterVec,
     ) -> anyhow::Result<(Self, Followed)> {
         let reports = start(library, Pace::default()).context("starting the thread that talks to NVML")?;
-        let (offers, offered) = watch::channel(Vec::new());
+        let (offers, offered) = watch::channel(None);
         let (described, seen_described) = watch::channel(Arc::default());
         let (measured, seen_measured) = watch::channel(Arc::default());
         let (daemons, _) = watch::channel(BTreeMap::new());
@@ -103,11 +103,13 @@ impl Gpus {
     pub(crate) async fn run(mut self) {
         let mut seen = self.daemons.subscribe();
         let mut watching: Option<JoinHandle<()>> = None;
+        let mut found = false;
         loop {
             tokio::select! {
                 report = self.reports.recv() => match report {
                     None => return,
                     Some(Report::Found(inventory)) => {
+                        found = true;
                         self.known.inventory = inventory;
                         if let Some(old) = watching.replace(self.watch_daemons()) {
                             old.abort();
@@ -131,7 +133,9 @@ impl Gpus {
                 },
                 Ok(()) = seen.changed() => self.known.daemons = seen.borrow_and_update().clone(),
             }
-            self.publish();
+            if found {
+                self.publish();
+            }
         }
     }
 
@@ -153,14 +157,13 @@ impl Gpus {
             .map(|gpu| (gpu.uuid.clone(), self.description(gpu)))
             .collect();
         self.described.send_replace(Arc::new(described));
-        self.offers.send_if_modified(|old| {
-            let changed = *old != offers;
-            if changed {
-                log_changes(old, &offers);
-                *old = offers;
-            }
+        let changed = |old: &mut Option<Vec<GpuOffer>>| {
+            log_changes(old.as_deref().unwrap_or_default(), &offers);
+            let changed = old.as_ref() != Some(&offers);
+            *old = Some(offers);
             changed
-        });
+        };
+        self.offers.send_if_modified(changed);
     }
 
     fn description(&self, gpu: &Gpu) -> Description {

@@ -11,6 +11,7 @@
 //! where they say otherwise. What is not known offers none.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -37,9 +38,12 @@ use crate::nvml::{self, NvmlArgs};
 ///   NVIDIA L4: { nvenc: 200, nvencEngine: 100 }
 /// gpus:                            # by UUID; goes before the model
 ///   GPU-8dcd…: { nvenc: 100, mps: 80, vram: 80, mpsClients: 40 }
+/// software: { nvenc: 12 }          # of the CPU, where it is offered; measured at start
 /// ```
 ///
 /// `nvencEngine` is what one encoder engine has: the largest single stream, however large a slice is.
+///
+/// `penstock-streamer calibrate --write FILE` measures, and sets `nvenc` of the GPUs and of the CPU.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub(crate) struct Settings {
@@ -47,6 +51,14 @@ pub(crate) struct Settings {
     encoder_sessions: Option<u32>,
     models: BTreeMap<String, Override>,
     gpus: BTreeMap<GpuUuid, Override>,
+    software: Software,
+}
+
+/// The CPU as a GPU.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+struct Software {
+    nvenc: Option<NonZeroU32>,
 }
 
 /// What an administrator knows better.
@@ -62,10 +74,20 @@ struct Override {
 
 impl Settings {
     /// Reads the file.
-    pub(crate) fn read(path: &Path) -> anyhow::Result<Self> {
+    fn read(path: &Path) -> anyhow::Result<Self> {
         let doing = || format!("reading the configuration file {}", path.display());
         let text = std::fs::read_to_string(path).with_context(doing)?;
         Self::parse(&text).with_context(doing)
+    }
+
+    /// What `file` says, or nothing in particular.
+    pub(crate) fn of(file: Option<&Path>) -> anyhow::Result<Self> {
+        file.map_or_else(|| Ok(Self::default()), Self::read)
+    }
+
+    /// The CPU's encoder units, where they are set.
+    pub(crate) fn software_units(&self) -> Option<NonZeroU32> {
+        self.software.nvenc
     }
 
     fn parse(text: &str) -> anyhow::Result<Self> {
@@ -113,7 +135,7 @@ pub(crate) struct GpuArgs {
     #[arg(long, env = "PENSTOCK_GPUS", value_name = "all|UUID,…")]
     pub(crate) gpus: Option<OptedIn>,
     /// Configuration file (YAML): `headroomPercent`, and what to offer by model or UUID where the table of models does
-    /// not know it
+    /// not know it. `penstock-streamer calibrate --write FILE` measures it
     #[arg(long, env = "PENSTOCK_PLUGIN_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
     /// End where there is no NVIDIA driver at the start, instead of waiting for it
@@ -132,8 +154,15 @@ impl GpuArgs {
         if self.fail_fast {
             nvml::open(self.nvml.nvml_library.as_deref())?;
         }
-        let file = self.config.as_deref();
-        file.map_or_else(|| Ok(Settings::default()), Settings::read)
+        self.config()
+    }
+
+    /// The configuration, whether NVML is there or not.
+    ///
+    /// # Errors
+    /// Where the file can't be read.
+    pub(crate) fn config(&self) -> anyhow::Result<Settings> {
+        Settings::of(self.config.as_deref())
     }
 }
 
@@ -424,6 +453,8 @@ mod tests {
             "models: { x: { mps: 101 } }",
             "nonsense: 1",
             "gpus: { 'a b': {} }",
+            "software: { nvenc: 0 }",
+            "software: { mps: 1 }",
         ] {
             assert!(Settings::parse(bad).is_err(), "{bad}");
         }

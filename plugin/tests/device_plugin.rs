@@ -44,6 +44,15 @@ async fn software_slices_are_offered_allocated_and_offered_again() {
 }
 
 #[tokio::test]
+async fn software_slices_are_as_many_as_the_configuration_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("plugin.yaml");
+    std::fs::write(&file, "software: { nvenc: 6 }").unwrap();
+    let node = Node::start(&["--config", file.to_str().unwrap()]).await;
+    node.kubelet.until_allocatable(NVENC, 6).await;
+}
+
+#[tokio::test]
 async fn gpus_are_offered_by_their_model_and_an_encoders_error_leaves_the_rest() {
     let gpu = |uuid: &str, name: &str| fake_nvml::Gpu {
         uuid: uuid.into(),
@@ -120,14 +129,7 @@ async fn what_gpus_do_is_in_the_metrics_and_what_cannot_be_measured_is_not() {
         r#"penstock_plugin_healthy{gpu="GPU-l4",resource="mps"} 0"#,
         "penstock_plugin_registered 1",
     ];
-    let mut text = String::new();
-    let deadline = Instant::now() + PATIENCE;
-    while !wanted.iter().all(|line| text.lines().any(|l| l == *line)) {
-        assert!(Instant::now() < deadline, "{text}");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        let url = format!("http://{address}/metrics");
-        text = reqwest::get(url).await.unwrap().text().await.unwrap();
-    }
+    let text = metrics_with(&address, &wanted.map(str::to_owned)).await;
     assert!(!text.contains("gpu_sm_utilization_ratio{"), "{text}");
 }
 
@@ -156,10 +158,6 @@ async fn a_node_of_many_models_offers_of_each_what_it_has() {
     // Engines x frames x clock: 124.4; 2 x 135.2 x 1770/2415; 3 x 135.2; 127.1 x 1560/1950; none; not known.
     let units = [124, 198, 405, 101, 0, 0];
     node.kubelet.until_allocatable(NVENC, units.iter().sum()).await;
-    let metrics = || async {
-        let url = format!("http://{address}/metrics");
-        reqwest::get(url).await.unwrap().text().await.unwrap()
-    };
     let capacity = |gpu: &fake_nvml::Gpu, units: usize| {
         let [uuid, model] = [&gpu.uuid, &gpu.name];
         format!(r#"penstock_plugin_capacity{{gpu="{uuid}",model="{model}",resource="nvenc"}} {units}"#)
@@ -170,13 +168,23 @@ async fn a_node_of_many_models_offers_of_each_what_it_has() {
         .zip(units)
         .map(|(gpu, units)| capacity(gpu, units))
         .collect();
-    let mut text = metrics().await;
+    metrics_with(&address, &wanted).await;
+}
+
+/// What /metrics says once all of `lines` are in it.
+async fn metrics_with(address: &str, lines: &[String]) -> String {
+    let mut text = String::new();
     let deadline = Instant::now() + PATIENCE;
-    while !wanted.iter().all(|line| text.lines().any(|l| l == line)) {
-        assert!(Instant::now() < deadline, "{text}");
+    while !lines.iter().all(|line| text.lines().any(|l| l == line)) {
+        assert!(Instant::now() < deadline, "{lines:#?} are not all in\n{text}");
         tokio::time::sleep(Duration::from_millis(100)).await;
-        text = metrics().await;
+        let url = format!("http://{address}/metrics");
+        text = match reqwest::get(url).await {
+            Ok(response) => response.text().await.unwrap(),
+            Err(_) => continue,
+        };
     }
+    text
 }
 
 /// Free a moment ago.

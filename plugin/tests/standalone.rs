@@ -489,6 +489,18 @@ async fn capacity_is_measured_unless_it_is_told() {
 }
 
 #[tokio::test]
+async fn capacity_in_the_configuration_is_neither_measured_nor_reduced() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("plugin.yaml");
+    std::fs::write(&file, "headroomPercent: 10\nsoftware: { nvenc: 9 }\n").unwrap();
+    let file = file.to_str().unwrap();
+    let agent = Agent::start(&["--config", file]).await;
+    assert_eq!(agent.get("/v1/gpus").await[0]["capacity"]["nvenc"], 9);
+    let told = Agent::start(&["--config", file, "--units", "4"]).await;
+    assert_eq!(told.get("/v1/gpus").await[0]["capacity"]["nvenc"], 4);
+}
+
+#[tokio::test]
 async fn the_command_line_starts_lists_and_ends_slices() {
     let agent = Agent::start(&["--units", "10"]).await;
     let start = [

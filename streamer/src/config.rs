@@ -1,6 +1,7 @@
 //! The command line and environment.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use penstock_core::ids::StreamerId;
@@ -39,19 +40,48 @@ pub struct Cli {
 /// What to do instead of streaming.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Measure how much this machine can encode, and print it as one line of JSON
+    /// Measure how much this machine encodes, by encoder and preset, and write it for penstock-plugin
     Calibrate(CalibrateArgs),
 }
 
 /// Options of `calibrate`.
 #[derive(Debug, Clone, Args)]
+#[command(after_help = "Examples:
+  penstock-streamer calibrate
+      A table of what GStreamer has here: x264, and NVENC on each GPU.
+  penstock-streamer calibrate --write /etc/penstock/plugin.yaml
+      The same, and the capacity goes into the configuration of penstock-plugin.
+  penstock-streamer calibrate --gpu GPU-8dcd… --write -
+      One GPU; the configuration goes to standard output.
+
+Nothing else should run meanwhile.")]
 pub struct CalibrateArgs {
-    /// Seconds to measure for
+    /// Seconds to measure each preset for
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=60))]
     pub seconds: u64,
-    /// The encoder preset to measure
-    #[arg(long, value_enum, default_value_t = Preset::Superfast)]
-    pub preset: Preset,
+    /// Measure only this encoder, by GStreamer's name, such as x264enc; may be given several times
+    #[arg(long, value_name = "NAME")]
+    pub encoder: Vec<String>,
+    /// Measure only this preset, by GStreamer's name, such as superfast or p3; may be given several times
+    #[arg(long, value_name = "NAME")]
+    pub preset: Vec<String>,
+    /// Measure only this GPU, by its UUID (`nvidia-smi -L` tells), and not the CPU; may be given several times
+    #[arg(long, value_name = "UUID")]
+    pub gpu: Vec<String>,
+    /// Write the capacity into this file, the configuration of penstock-plugin; `-` is standard output. What else the
+    /// file has stays, but for comments
+    #[arg(long, value_name = "FILE")]
+    pub write: Option<PathBuf>,
+    /// Percent of what was measured to keep off what is written [default: 50 of the CPU, which captures and runs
+    /// applications too; of GPUs the file's headroomPercent, or 0]
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u32).range(0..=99))]
+    pub headroom: Option<u32>,
+    /// Print the measurements as JSON, a line each, instead of a table
+    #[arg(long, conflicts_with = "write")]
+    pub json: bool,
+    /// The only GPU that this process sees
+    #[arg(long, hide = true, conflicts_with = "gpu")]
+    pub visible_gpu: Option<String>,
 }
 
 /// Options of streaming.

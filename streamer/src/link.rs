@@ -27,6 +27,7 @@ use crate::metrics::Metrics;
 use crate::owner::{OwnerHandle, Seat};
 use crate::pace::{Cursor, Frame};
 use crate::peer::{Peer, PeerEvent};
+use crate::tap::Tap;
 
 /// What every link needs.
 pub(crate) struct Shared {
@@ -217,8 +218,8 @@ impl Link {
     async fn begin(&mut self) -> anyhow::Result<()> {
         let with_audio = self.shared.media.audio().is_some();
         let shared = &self.shared;
-        let (peer, mut events) =
-            Peer::new(shared.stream, with_audio, &shared.media_ips, &shared.metrics).await?;
+        let tap = Tap::new(shared.owner.clone(), shared.metrics.clone());
+        let (peer, mut events) = Peer::new(shared.stream, with_audio, &shared.media_ips, tap).await?;
         let (sdp, candidates) = peer.offer(&mut events).await?;
         self.peer = Some(Connected {
             peer,
@@ -254,7 +255,6 @@ impl Link {
             Happened::Event(Some(PeerEvent::Candidate(candidate))) => self.candidate(candidate).await?,
             Happened::Event(Some(PeerEvent::Gathered)) => {}
             Happened::Event(Some(PeerEvent::Connected)) => self.start_media(),
-            Happened::Event(Some(PeerEvent::KeyframeRequest)) => self.shared.owner.keyframe(),
             Happened::Video(received) => self.send_video(received).await?,
             Happened::Audio(received) => self.send_audio(received).await?,
             Happened::Channel(event) => return self.on_channel(event).await,

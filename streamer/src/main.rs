@@ -10,10 +10,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     cli.log.init();
     let outcome = match cli.command {
-        Some(Command::Calibrate(args)) => calibrate::calibrate(&args).and_then(|measured| {
-            println!("{}", serde_json::to_string(&measured)?);
-            Ok(())
-        }),
+        Some(Command::Calibrate(args)) => calibrate::calibrate(&args),
         None => stream(cli.stream),
     };
     match outcome {

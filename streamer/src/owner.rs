@@ -40,8 +40,7 @@ pub(crate) struct OwnerHandle {
 
 /// A place on this streamer, given back when dropped.
 pub(crate) struct Seat {
-    link: LinkId,
-    owner: OwnerHandle,
+    _claimed: Claimed,
     /// Says why, when the streamer takes the seat back.
     pub(crate) ended: oneshot::Receiver<&'static str>,
 }
@@ -53,12 +52,6 @@ struct Claimed {
 }
 
 impl Drop for Claimed {
-    fn drop(&mut self) {
-        self.owner.ask(Ask::Left(self.link));
-    }
-}
-
-impl Drop for Seat {
     fn drop(&mut self) {
         self.owner.ask(Ask::Left(self.link));
     }
@@ -76,13 +69,10 @@ impl OwnerHandle {
         self.ask(Ask::Claim { link, claim, answer });
         // The owner lives as long as the process; where it is gone, the streamer is ending.
         let ended = answered.await.unwrap_or(Err(RefusedReason::Draining))?;
-        let seat = Seat {
-            link,
-            owner: self.clone(),
+        Ok(Seat {
+            _claimed: claimed,
             ended,
-        };
-        std::mem::forget(claimed);
-        Ok(seat)
+        })
     }
 
     /// Asks for a keyframe; requests close together are answered by one.

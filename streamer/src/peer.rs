@@ -30,7 +30,6 @@ use penstock_core::units::StreamSize;
 use penstock_core::wire::signalling::CandidateInit;
 
 use crate::media::{AccessUnit, AudioFrame};
-use crate::metrics::Metrics;
 use crate::tap::{PLAYOUT_DELAY_URI, Tap};
 
 /// What happens on a peer connection.
@@ -44,8 +43,6 @@ pub(crate) enum PeerEvent {
     Connected,
     /// The browser can't be reached (any more).
     Failed,
-    /// The browser asks for a keyframe.
-    KeyframeRequest,
 }
 
 /// A browser's end of a session.
@@ -58,16 +55,16 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    /// Makes a peer connection that sends a stream of `size` from `media_ips`.
+    /// Makes a peer connection that sends a stream of `size` from `media_ips`, with `tap` in its packet chain.
     pub(crate) async fn new(
         size: StreamSize,
         with_audio: bool,
         media_ips: &[IpAddr],
-        metrics: &Metrics,
+        tap: Tap,
     ) -> anyhow::Result<(Self, UnboundedReceiver<PeerEvent>)> {
         let (events, received) = unbounded_channel();
         let addresses: Vec<_> = media_ips.iter().map(|ip| SocketAddr::new(*ip, 0)).collect();
-        let connection = build(size, addresses, events, metrics)
+        let connection = build(size, addresses, events, tap)
             .await
             .with_context(|| format!("opening media sockets on {media_ips:?}"))?;
         let video = Track::add(&connection, video_track(size), VIDEO_PAYLOAD_TYPE).await?;
@@ -272,17 +269,24 @@ impl Handler {
     }
 }
 
+/// How often each pair of addresses is tried until one works. A browser's own address, which it hides, is only learnt
+/// from its first check, and then waits for our next one, and once more to be nominated. RFC 8445 (section 14.2)
+/// allows 5 ms.
+const ICE_CHECK_EVERY: Duration = Duration::from_millis(20);
+/// After so many a pair is given up: 8 s, the time after which ICE fails as a whole.
+const ICE_CHECKS: u16 = 400;
+
 async fn build(
     size: StreamSize,
     addresses: Vec<SocketAddr>,
     events: UnboundedSender<PeerEvent>,
-    metrics: &Metrics,
+    tap: Tap,
 ) -> webrtc::error::Result<impl PeerConnection + use<>> {
     let mut engine = media_engine(size)?;
     let registry = configure_nack(Registry::new(), &mut engine);
     let registry = configure_rtcp_reports(registry);
     let registry = configure_twcc_sender_only(registry, &mut engine)?;
-    let registry = registry.with(Slot::Pacer, Tap::new(events.clone(), metrics.clone()));
+    let registry = registry.with(Slot::Pacer, tap);
     let settings = SettingEngineBuilder::new()
         .with_include_loopback_candidate(true)
         .with_ice_timeouts(
@@ -290,6 +294,7 @@ async fn build(
             Some(Duration::from_secs(8)),
             Some(Duration::from_secs(2)),
         )
+        .with_ice_connection_attempts(Some(ICE_CHECK_EVERY), Some(ICE_CHECKS))
         .with_host_acceptance_min_wait(Some(Duration::ZERO))
         .with_srflx_acceptance_min_wait(Some(Duration::ZERO))
         .with_prflx_acceptance_min_wait(Some(Duration::ZERO))

@@ -1,7 +1,7 @@
 //! Our interceptor in a peer connection's packet chain. It stands in the pacer's slot, where every packet on its way
 //! out passes, generated ones too, and every RTCP packet on its way in.
 //!
-//! It hands on keyframe requests, counts what leaves and what feedback comes, and marks video to be shown at once
+//! It hands keyframe requests on to the streamer's owner, counts what leaves and what feedback comes, and marks video to be shown at once
 //! (playout delay 0). A rate controller and pacer belong here.
 
 use std::collections::{HashMap, VecDeque};
@@ -14,10 +14,9 @@ use rtc::rtcp::payload_feedbacks::picture_loss_indication::PictureLossIndication
 use rtc::rtcp::transport_feedbacks::transport_layer_cc::TransportLayerCc;
 use rtc::sansio::Protocol;
 use rtc::shared::error::Error;
-use tokio::sync::mpsc::UnboundedSender;
 
 use crate::metrics::Metrics;
-use crate::peer::PeerEvent;
+use crate::owner::OwnerHandle;
 
 /// The header extension that tells a receiver how long to hold frames back
 /// (webrtc.org/experiments/rtp-hdrext/playout-delay).
@@ -27,7 +26,7 @@ pub(crate) const PLAYOUT_DELAY_URI: &str = "http://www.webrtc.org/experiments/rt
 const NO_DELAY: Bytes = Bytes::from_static(&[0, 0, 0]);
 
 pub(crate) struct Tap {
-    events: UnboundedSender<PeerEvent>,
+    owner: OwnerHandle,
     metrics: Metrics,
     /// The playout-delay extension's number per stream that negotiated it.
     playout_delay: HashMap<u32, u8>,
@@ -36,9 +35,9 @@ pub(crate) struct Tap {
 }
 
 impl Tap {
-    pub(crate) fn new(events: UnboundedSender<PeerEvent>, metrics: Metrics) -> Self {
+    pub(crate) fn new(owner: OwnerHandle, metrics: Metrics) -> Self {
         Self {
-            events,
+            owner,
             metrics,
             playout_delay: HashMap::new(),
             inward: VecDeque::new(),
@@ -50,8 +49,7 @@ impl Tap {
         for packet in packets {
             let packet = packet.as_any();
             if packet.is::<PictureLossIndication>() || packet.is::<FullIntraRequest>() {
-                // The peer may be on its way out; nobody then needs the keyframe.
-                let _ = self.events.send(PeerEvent::KeyframeRequest);
+                self.owner.keyframe();
             } else if packet.is::<TransportLayerCc>() {
                 self.metrics.transport_feedback.inc();
             }

@@ -10,6 +10,7 @@ use axum::extract::ws::WebSocketUpgrade;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
+use axum::serve::ListenerExt as _;
 use axum::{Json, Router};
 use penstock_core::wire::signalling::MAX_MESSAGE_BYTES;
 use penstock_core::wire::status::StreamerStatus;
@@ -90,6 +91,11 @@ async fn stream(
     });
     announce(args, name.as_deref(), &shared);
     let app = router(shared, status, &metrics);
+    // Messages are small and follow one another: held back until the last is acknowledged, each would be late.
+    let listener = listener.tap_io(|stream| {
+        // Slower, but no worse.
+        let _ = stream.set_nodelay(true);
+    });
     let mut tasks = JoinSet::new();
     tasks.spawn(async move { axum::serve(listener, app).await.context("serving HTTP") });
     let outcome = tokio::select! {

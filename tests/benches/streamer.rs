@@ -4,18 +4,23 @@
 //! in turns over one X display with a moving picture. User and system time of the process, all threads.
 //!
 //! First frame: from the start of a page's load, in a browser started anew with a fresh profile, to its first
-//! decoded frame; the median of 20.
+//! decoded frame; the median of 20, with the moments on the way there. The browser is given time to start first: for a
+//! second it loads pages of its own.
 //!
-//! The last line is `RESULT cpu_ratio=… first_frame_ms=…`.
+//! The last line is `RESULT cpu_ratio=… first_frame_ms=…`. With an argument, `cpu` or `first-frame`, only that is
+//! measured.
 
-use std::path::Path;
+use std::fmt::Write as _;
+use std::net::SocketAddr;
 use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use penstock_tests::browser::Browser;
-use penstock_tests::programs::{Program, binary, free_tcp, ready};
-use penstock_tests::stage::{Stage, TEST_SOURCE, plays};
+use penstock_core::wire::status::StreamerState;
+use penstock_tests::browser::{Browser, Page};
+use penstock_tests::eventually;
+use penstock_tests::programs::{Program, binary, free_tcp, free_udp, ready};
+use penstock_tests::stage::{TEST_SOURCE, plays, start_matchmaker, start_turn, status};
 use rustix::process::Signal;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
@@ -33,6 +38,26 @@ fn main() -> anyhow::Result<()> {
 }
 
 async fn bench() -> anyhow::Result<()> {
+    // cargo passes `--bench` as well.
+    let only = std::env::args().skip(1).find(|arg| !arg.starts_with('-'));
+    let (cpu, first_frame) = match only.as_deref() {
+        None => (true, true),
+        Some("cpu") => (true, false),
+        Some("first-frame") => (false, true),
+        Some(other) => bail!("{other}: there are `cpu` and `first-frame`"),
+    };
+    let mut result = "RESULT".to_owned();
+    if cpu {
+        write!(result, " cpu_ratio={:.3}", cpu_ratio().await?)?;
+    }
+    if first_frame {
+        write!(result, " first_frame_ms={:.0}", first_frame_ms().await?)?;
+    }
+    println!("{result}");
+    Ok(())
+}
+
+async fn cpu_ratio() -> anyhow::Result<f64> {
     let (_server, display) = x_server().await?;
     let _picture = moving_picture(&display)?;
     let mut ratios = Vec::new();
@@ -42,18 +67,7 @@ async fn bench() -> anyhow::Result<()> {
         println!("turn {turn}: streamer {ours:.3} CPU-s, gst-launch {bare:.3} CPU-s in {MEASURE:?}");
         ratios.push(ours / bare);
     }
-    let mut loads = Vec::new();
-    for load in 1..=PAGE_LOADS {
-        let first_frame = first_frame_ms().await?;
-        println!("page load {load}: first frame after {first_frame:.0} ms");
-        loads.push(first_frame);
-    }
-    println!(
-        "RESULT cpu_ratio={:.3} first_frame_ms={:.0}",
-        median(&mut ratios),
-        median(&mut loads)
-    );
-    Ok(())
+    Ok(median(&mut ratios))
 }
 
 fn median(values: &mut [f64]) -> f64 {
@@ -66,31 +80,57 @@ fn median(values: &mut [f64]) -> f64 {
     }
 }
 
+/// A streamer with its matchmaker and TURN server, and no agent.
+struct Line {
+    streamer: Program,
+    _matchmaker: Program,
+    _turn: Program,
+    streamer_at: SocketAddr,
+    web: SocketAddr,
+}
+
+impl Line {
+    async fn start(source: &[&str]) -> anyhow::Result<Self> {
+        let (streamer_at, web, turn_metrics, relay) = (free_tcp()?, free_tcp()?, free_tcp()?, free_udp()?);
+        let turn = start_turn(relay, turn_metrics)?;
+        let listen = streamer_at.to_string();
+        let streamer = Program::start("penstock-streamer", &[source, &["--listen", &listen]].concat())?;
+        ready(&format!("http://{streamer_at}/readyz")).await?;
+        let matchmaker = start_matchmaker(web, ["--streamer", &listen], relay)?;
+        ready(&format!("http://{web}/readyz")).await?;
+        Ok(Self {
+            streamer,
+            _matchmaker: matchmaker,
+            _turn: turn,
+            streamer_at,
+            web,
+        })
+    }
+
+    /// Waits until the streamer can take a player, and the matchmaker has heard of it.
+    async fn free(&self) -> anyhow::Result<()> {
+        eventually("a free streamer", Duration::from_secs(20), async || {
+            let free = status(self.streamer_at).await?.state == StreamerState::Free;
+            Ok(free.then_some(()))
+        })
+        .await?;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        Ok(())
+    }
+
+    /// Opens the page in `browser`.
+    async fn page(&self, browser: &mut Browser) -> anyhow::Result<Page> {
+        self.free().await?;
+        browser.open(&format!("http://{}/", self.web)).await
+    }
+}
+
 async fn streamer_cpu(display: &str) -> anyhow::Result<f64> {
-    let (listen, web) = (free_tcp()?.to_string(), free_tcp()?.to_string());
-    let streamer = Program::start(
-        "penstock-streamer",
-        &[
-            "--source",
-            "x11",
-            "--display",
-            display,
-            "--listen",
-            &listen,
-            "--media-ip",
-            "127.0.0.1",
-        ],
-    )?;
-    ready(&format!("http://{listen}/readyz")).await?;
-    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../player/dist");
-    let page = page.to_string_lossy();
-    let matchmaker = ["--listen", &web, "--streamer", &listen, "--page", &page];
-    let _matchmaker = Program::start("penstock-matchmaker", &matchmaker)?;
-    ready(&format!("http://{web}/readyz")).await?;
+    let line = Line::start(&["--source", "x11", "--display", display, "--media-ip", "127.0.0.1"]).await?;
     let mut browser = Browser::start().await?;
-    let mut page = browser.open(&format!("http://{web}/")).await?;
+    let mut page = line.page(&mut browser).await?;
     plays(&mut page).await?;
-    measure(streamer.child.id().context("the streamer has ended")?).await
+    measure(line.streamer.child.id().context("the streamer has ended")?).await
 }
 
 async fn encoder_cpu(display: &str) -> anyhow::Result<f64> {
@@ -168,12 +208,47 @@ fn moving_picture(display: &str) -> anyhow::Result<Child> {
     Ok(penstock_shell::children::guard(&mut command, Signal::KILL).spawn()?)
 }
 
+/// The median of all page loads.
+/// The median of all page loads.
 async fn first_frame_ms() -> anyhow::Result<f64> {
-    let stage = Stage::start(1, &TEST_SOURCE).await?;
-    let mut browser = Browser::start().await?;
-    let mut page = browser.open(&stage.page("")).await?;
-    let first = page
-        .until("penstock.times.firstFrame", Duration::from_secs(20))
+    let line = Line::start(&TEST_SOURCE).await?;
+    let mut loads: [Vec<f64>; MOMENTS.len()] = Default::default();
+    for load in 1..=PAGE_LOADS {
+        let mut browser = Browser::start().await?;
+        tokio::time::sleep(SETTLE).await;
+        let mut page = line.page(&mut browser).await?;
+        let moments = moments(&mut page).await?;
+        println!("page load {load}: {}", told(moments));
+        for (all, ms) in loads.iter_mut().zip(moments) {
+            all.push(ms);
+        }
+    }
+    let medians = loads.map(|mut ms| median(&mut ms));
+    println!("medians: {}", told(medians));
+    Ok(medians[MOMENTS.len() - 1])
+}
+
+/// What the page notes on its way to the first frame, in this order.
+const MOMENTS: [&str; 6] = ["connect", "open", "offer", "answer", "connected", "firstFrame"];
+
+/// When they were, in milliseconds since the page began to load.
+async fn moments(page: &mut Page) -> anyhow::Result<[f64; MOMENTS.len()]> {
+    page.until("penstock.times.firstFrame", Duration::from_secs(20))
         .await?;
-    first.as_f64().context("the first frame has no time")
+    let times = page.eval("penstock.times").await?;
+    let mut moments = [0.0; MOMENTS.len()];
+    for (ms, what) in moments.iter_mut().zip(MOMENTS) {
+        *ms = times[what]
+            .as_f64()
+            .with_context(|| format!("the page has no time for {what}"))?;
+    }
+    Ok(moments)
+}
+
+fn told(moments: [f64; MOMENTS.len()]) -> String {
+    let each = MOMENTS
+        .iter()
+        .zip(moments)
+        .map(|(what, ms)| format!("{what} {ms:.0}"));
+    each.collect::<Vec<_>>().join(", ") + " ms"
 }

@@ -40,7 +40,9 @@ impl Browser {
             .args(FLAGS)
             .arg(format!("--window-size={},{}", WINDOW.0, WINDOW.1))
             .arg(format!("--user-data-dir={}", profile.path().display()))
-            .arg("about:blank");
+            .arg("about:blank")
+            // It leaves folders there, which go with the profile.
+            .env("TMPDIR", profile.path());
         command
             .stdin(Stdio::null())
             .stdout(Stdio::null())

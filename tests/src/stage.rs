@@ -36,7 +36,7 @@ impl Stage {
         let (web, turn_metrics, relay) = (free_tcp()?, free_tcp()?, free_udp()?);
         let turn = start_turn(relay, turn_metrics)?;
         let agent = start_agent(&socket, slices, streamer_args)?;
-        let matchmaker = start_matchmaker(web, &socket, relay)?;
+        let matchmaker = start_matchmaker(web, ["--agent", &socket.to_string_lossy()], relay)?;
         let stage = Self {
             matchmaker,
             agent,
@@ -167,7 +167,11 @@ pub async fn plays(page: &mut browser::Page) -> anyhow::Result<()> {
     .await
 }
 
-fn start_turn(relay: SocketAddr, metrics: SocketAddr) -> anyhow::Result<Program> {
+/// Starts a TURN server for clients and peers of this machine.
+///
+/// # Errors
+/// Where it can't be started.
+pub fn start_turn(relay: SocketAddr, metrics: SocketAddr) -> anyhow::Result<Program> {
     let (relay, metrics) = (relay.to_string(), metrics.to_string());
     Program::start(
         "penstock-turn",
@@ -203,7 +207,12 @@ fn start_agent(socket: &Path, slices: u32, streamer_args: &[&str]) -> anyhow::Re
     Program::start("penstock-plugin", &args)
 }
 
-fn start_matchmaker(web: SocketAddr, socket: &Path, relay: SocketAddr) -> anyhow::Result<Program> {
+/// Starts a matchmaker at `web`, told by the option `streamers` where its streamers are, with the TURN server at
+/// `relay`.
+///
+/// # Errors
+/// Where it can't be started.
+pub fn start_matchmaker(web: SocketAddr, streamers: [&str; 2], relay: SocketAddr) -> anyhow::Result<Program> {
     let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../player/dist");
     let (web, relay) = (web.to_string(), format!("turn:{relay}?transport=udp"));
     Program::start(
@@ -211,8 +220,8 @@ fn start_matchmaker(web: SocketAddr, socket: &Path, relay: SocketAddr) -> anyhow
         &[
             "--listen",
             &web,
-            "--agent",
-            &socket.to_string_lossy(),
+            streamers[0],
+            streamers[1],
             "--page",
             &page.to_string_lossy(),
             "--turn-url",

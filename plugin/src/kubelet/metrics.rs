@@ -8,7 +8,7 @@ use penstock_core::packing::Resources;
 use prometheus::core::Collector;
 use prometheus::{Gauge, GaugeVec, IntCounterVec, Opts, Registry};
 
-use super::report::{GpuKnown, NodeKnown, PodKnown};
+use super::known::{GpuKnown, NodeKnown, PodKnown};
 
 /// The metrics.
 #[derive(Debug, Clone)]
@@ -244,3 +244,52 @@ impl New<'_> {
 
 const GPU: &[&str] = &["gpu"];
 const POD: &[&str] = &["gpu", "namespace", "pod"];
+
+#[cfg(test)]
+pub(super) mod tests {
+    use prometheus::{Encoder as _, TextEncoder};
+
+    use super::super::known::tests::node;
+    use super::*;
+
+    #[test]
+    fn metrics_say_what_is_known_and_nothing_of_what_was() {
+        let registry = Registry::new();
+        let metrics = Metrics::new(&registry).unwrap();
+        metrics.show(&node());
+        let text = shown(&registry);
+        let pod = r#"gpu="GPU-1",namespace="games",pod="a""#;
+        for line in [
+            "penstock_plugin_registered 1".to_owned(),
+            r#"penstock_plugin_capacity{gpu="GPU-1",model="Tesla T4",resource="nvenc"} 124"#.to_owned(),
+            r#"penstock_plugin_allocated{gpu="GPU-1",resource="nvenc"} 33"#.to_owned(),
+            r#"penstock_plugin_healthy{gpu="GPU-1",resource="mps"} 1"#.to_owned(),
+            r#"penstock_plugin_gpu_encoder_utilization_ratio{gpu="GPU-1"} 0.47"#.to_owned(),
+            r#"penstock_plugin_gpu_encoder_sessions{gpu="GPU-1"} 2"#.to_owned(),
+            r#"penstock_plugin_gpu_encoder_fps{gpu="GPU-1"} 90"#.to_owned(),
+            format!("penstock_plugin_pod_encoder_utilization_ratio{{{pod}}} 0.3"),
+            format!("penstock_plugin_pod_encoder_units{{{pod}}} 37"),
+            format!("penstock_plugin_pod_over_slice{{{pod}}} 1"),
+            format!("penstock_plugin_pod_memory_used_bytes{{{pod}}} 1000"),
+            r#"penstock_plugin_refusals_total{resource="nvenc"} 0"#.to_owned(),
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
+        }
+        // NVML could not tell.
+        assert!(!text.contains("gpu_sm_utilization") && !text.contains("pod_sm_utilization"));
+        let later = NodeKnown {
+            pods: Vec::new(),
+            ..node()
+        };
+        metrics.show(&later);
+        let text = shown(&registry);
+        assert!(!text.contains(r#"pod="a""#), "{text}");
+    }
+
+    /// All of them, as Prometheus reads them.
+    pub(in crate::kubelet) fn shown(registry: &Registry) -> String {
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&registry.gather(), &mut text).unwrap();
+        String::from_utf8(text).unwrap()
+    }
+}

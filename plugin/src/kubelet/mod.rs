@@ -14,6 +14,7 @@
 
 mod container_answer;
 mod devices;
+mod known;
 mod lifecycle;
 mod metrics;
 mod owner;
@@ -49,7 +50,7 @@ use crate::assign::GpuOffer;
 use crate::cdi::Inject;
 use crate::gpus::{Description, Followed, Gpus};
 use crate::mps::{self, Layout};
-use crate::offers::GpuArgs;
+use crate::offers::{GpuArgs, Settings};
 use crate::pods::PodEvent;
 use crate::standalone::{self, Capacity};
 use lifecycle::Lifecycle;
@@ -200,7 +201,7 @@ async fn offered(
     metrics: &Metrics,
 ) -> anyhow::Result<Followed> {
     if args.software_slices {
-        let (offer, model) = software_offer(args).await?;
+        let (offer, model) = software_offer(args, &args.gpus.config()?).await?;
         tracing::info!(gpu = %offer.uuid, "offering {}", offer.capacity);
         return Ok(unchanging(tasks, offer, model));
     }
@@ -226,7 +227,7 @@ fn unchanging(tasks: &mut JoinSet<std::io::Result<()>>, offer: GpuOffer, model: 
         wanted: None,
     };
     let described = Arc::new(BTreeMap::from([(offer.uuid.clone(), description)]));
-    let (offers, seen_offers) = watch::channel(vec![offer]);
+    let (offers, seen_offers) = watch::channel(Some(vec![offer]));
     let (describe, described) = watch::channel(described);
     let (measure, measured) = watch::channel(Arc::default());
     tasks.spawn(async move {
@@ -242,8 +243,8 @@ fn unchanging(tasks: &mut JoinSet<std::io::Result<()>>, offer: GpuOffer, model: 
 
 /// The node's CPU as a GPU. It has no SMs and no video memory of a GPU's, but pods that ask for them shall run here
 /// too.
-async fn software_offer(args: &Args) -> anyhow::Result<(GpuOffer, String)> {
-    let offer = standalone::software_offer(&args.capacity, args.streamer.as_deref()).await?;
+async fn software_offer(args: &Args, settings: &Settings) -> anyhow::Result<(GpuOffer, String)> {
+    let offer = standalone::software_offer(&args.capacity, settings, args.streamer.as_deref()).await?;
     let memory_info = std::fs::read_to_string(MEMORY_INFO)
         .with_context(|| format!("reading from {MEMORY_INFO} how much memory this node has"))?;
     let gpu = GpuOffer {
@@ -294,8 +295,8 @@ async fn serve_ops(
 pub(crate) struct Seams {
     /// The pods of this node, where they are watched.
     pub(crate) pods: Option<mpsc::Receiver<PodEvent>>,
-    /// Its GPUs.
-    pub(crate) gpus: watch::Receiver<Vec<GpuOffer>>,
+    /// Its GPUs; none before they are known.
+    pub(crate) gpus: watch::Receiver<Option<Vec<GpuOffer>>>,
     /// Builds what a container gets.
     pub(crate) answers: Answers,
     /// Counts what the kubelet is answered.

@@ -62,8 +62,8 @@ pub(super) struct Inputs {
     pub(super) calls: mpsc::Receiver<Call>,
     /// The pods of this node.
     pub(super) pods: Option<mpsc::Receiver<PodEvent>>,
-    /// The GPUs of this node.
-    pub(super) gpus: watch::Receiver<Vec<GpuOffer>>,
+    /// The GPUs of this node; none before they are known.
+    pub(super) gpus: watch::Receiver<Option<Vec<GpuOffer>>>,
     /// What the kubelet says that containers hold; sent again even if it is the same.
     pub(super) holdings: watch::Receiver<Arc<Vec<PodDevices>>>,
 }
@@ -170,10 +170,11 @@ impl Owner {
         }
     }
 
-    /// Tells who holds what, unless it is not known yet: it would look as if all were free.
+    /// Tells who holds what, unless it is not known yet: it would look as if all were free, or no GPU there.
     fn tell(&mut self) {
         self.tell_at = None;
-        if !self.pods_known || !self.held_known {
+        let gpus_known = self.inputs.gpus.borrow().is_some();
+        if !gpus_known || !self.pods_known || !self.held_known {
             return;
         }
         let occupancy = self.assigner.occupancy();
@@ -216,7 +217,7 @@ impl Owner {
     }
 
     fn gpus_changed(&mut self) {
-        let mut gpus = self.inputs.gpus.borrow_and_update().clone();
+        let mut gpus = self.inputs.gpus.borrow_and_update().clone().unwrap_or_default();
         mark_foreign(&mut gpus, &self.inputs.holdings.borrow());
         self.outputs.lists.publish(&gpus);
         self.assigner.set_gpus(gpus);

@@ -91,13 +91,14 @@ async fn a_refusal_is_what_the_pods_status_says() {
 async fn a_gpu_that_falls_ill_is_not_handed_out_until_it_is_well() {
     let node = Node::start(two_gpus()).await;
     node.gpus.send_modify(|gpus| {
-        gpus[0]
+        gpus.as_mut().unwrap()[0]
             .unhealthy
             .insert(Resource::Mps, "its MPS daemon is dead".to_owned());
     });
     node.kubelet.until_allocatable(MPS, 100).await;
     assert_eq!(node.allocatable(), [20, 100, 8]);
-    node.gpus.send_modify(|gpus| gpus[0].unhealthy.clear());
+    node.gpus
+        .send_modify(|gpus| gpus.as_mut().unwrap()[0].unhealthy.clear());
     node.kubelet.until_allocatable(MPS, 200).await;
     node.end().await;
 }
@@ -245,7 +246,13 @@ async fn who_holds_what_is_told_once_it_is_known_and_within_a_second() {
     // The pods have not been listed, so all might be taken.
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert!(node.view.occupied.borrow().is_none());
+    // Nor is it known which GPUs there are.
+    let gpus = node.gpus.send_replace(None);
     node.pods.send(PodEvent::All(Vec::new())).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(node.view.occupied.borrow().is_none());
+    node.gpus.send_replace(gpus);
+    node.until_listed().await;
     until("that nothing is held", || node.view.occupied.borrow().is_some()).await;
     let pod = PodSpec::new("games/a").container("app", &[(NVENC, 3), (MPS, 20)]);
     node.admit(&pod).await.unwrap();
@@ -338,7 +345,7 @@ async fn a_call_without_an_answer_does_not_hold_up_the_end_for_long() {
 struct Node {
     directory: TempDir,
     kubelet: Kubelet,
-    gpus: watch::Sender<Vec<GpuOffer>>,
+    gpus: watch::Sender<Option<Vec<GpuOffer>>>,
     pods: mpsc::Sender<PodEvent>,
     view: View,
     told_to_end: CancellationToken,
@@ -355,7 +362,7 @@ impl Node {
     }
 
     fn with(directory: TempDir, kubelet: Kubelet, gpus: Vec<GpuOffer>) -> Self {
-        let (gpus, seen_gpus) = watch::channel(gpus);
+        let (gpus, seen_gpus) = watch::channel(Some(gpus));
         let (pods, seen_pods) = mpsc::channel(8);
         let seams = Seams {
             pods: Some(seen_pods),
@@ -385,7 +392,7 @@ impl Node {
     async fn restarted(self) -> Self {
         self.told_to_end.cancel();
         self.running.await.unwrap().unwrap();
-        let gpus = self.gpus.borrow().clone();
+        let gpus = self.gpus.borrow().clone().unwrap();
         Self::with(self.directory, self.kubelet, gpus)
     }
 
@@ -418,8 +425,8 @@ impl Node {
     }
 
     /// Our GPUs are gone, as far as we can tell, before the kubelet hears of it: its next call has to wait.
-    fn lose_gpus(&self) -> Vec<GpuOffer> {
-        self.gpus.send_replace(Vec::new())
+    fn lose_gpus(&self) -> Option<Vec<GpuOffer>> {
+        self.gpus.send_replace(Some(Vec::new()))
     }
 
     async fn end(self) {

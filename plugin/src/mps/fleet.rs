@@ -256,7 +256,7 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "gpus: { GPU-c: { mps: 0 } }").unwrap();
         let without = Choice {
-            settings: Settings::read(file.path()).unwrap(),
+            settings: Settings::of(Some(file.path())).unwrap(),
             ..all()
         };
         assert_eq!(without.among(&inventory, &none), gpus(&["GPU-a"]));

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use fake_kube::{FakeKube, Fault};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::gpunode::tests::api::ApiServer;
+use crate::gpunode::tests::cluster::{client, cluster};
 
 #[test]
 fn a_pod_is_read_in_kubernetes_order() {
@@ -139,78 +140,92 @@ fn quantities_are_whole_numbers() {
 
 #[tokio::test]
 async fn all_pods_come_first_and_then_each_change() {
-    let api = ApiServer::start();
-    api.cluster().change("ADDED", asking("a"));
-    api.cluster().change("ADDED", pod("other", json!({})));
-    let mut watcher = Watcher::start(&api);
-    assert_eq!(watcher.next().await, all(&["a"]));
-    assert_eq!(api.cluster().lists, ["spec.nodeName=node-1"]);
+    let kube = cluster();
+    let a = kube.create(asking("a"));
+    kube.create(pod("other", json!({})));
+    kube.create(on("node-2", asking("elsewhere")));
+    let mut watcher = Watcher::start(&kube);
+    assert_eq!(watcher.next().await, PodEvent::All(vec![seen(&a)]));
+    let asked = &kube.requests_to("list", "pods")[0];
+    assert_eq!(asked.query["fieldSelector"], "spec.nodeName=node-1");
+    assert_eq!(asked.user, "system:serviceaccount:penstock:penstock-plugin");
 
-    api.cluster().change("ADDED", pod("another", json!({})));
-    api.cluster().change("ADDED", asking("b"));
-    assert_eq!(watcher.next().await, PodEvent::Changed(seen("b")));
-    api.cluster().change("DELETED", asking("a"));
-    assert_eq!(watcher.next().await, PodEvent::Gone(seen("a").uid));
+    kube.create(pod("another", json!({})));
+    kube.create(on("node-2", asking("elsewhere-too")));
+    let b = kube.create(asking("b"));
+    assert_eq!(watcher.next().await, PodEvent::Changed(seen(&b)));
+    kube.delete("pods", Some("games"), "a");
+    let PodEvent::Changed(ending) = watcher.next().await else {
+        panic!("it has time to end")
+    };
+    assert!(ending.deleting && ending.uid == seen(&a).uid);
+    kube.finish("games", "a");
+    assert_eq!(watcher.next().await, PodEvent::Gone(ending.uid));
 }
 
 #[tokio::test]
 async fn a_watch_that_ends_goes_on_without_a_gap() {
-    let api = ApiServer::start();
-    let mut watcher = Watcher::start(&api);
-    assert_eq!(watcher.next().await, all(&[]));
-    api.cluster().change("ADDED", asking("a"));
-    assert_eq!(watcher.next().await, PodEvent::Changed(seen("a")));
-    {
-        let mut cluster = api.cluster();
-        cluster.cut();
-        cluster.change("ADDED", asking("b"));
-        cluster.change("DELETED", asking("b"));
-    }
-    assert_eq!(watcher.next().await, PodEvent::Changed(seen("b")));
-    assert_eq!(watcher.next().await, PodEvent::Gone(seen("b").uid));
-    assert_eq!(api.cluster().lists.len(), 1);
+    let kube = cluster();
+    let mut watcher = Watcher::start(&kube);
+    assert_eq!(watcher.next().await, PodEvent::All(Vec::new()));
+    let a = kube.create(asking("a"));
+    assert_eq!(watcher.next().await, PodEvent::Changed(seen(&a)));
+    let b = kube.unseen(|kube| {
+        let b = kube.create(asking("b"));
+        kube.finish("games", "b");
+        b
+    });
+    assert_eq!(watcher.next().await, PodEvent::Changed(seen(&b)));
+    assert_eq!(watcher.next().await, PodEvent::Gone(seen(&b).uid));
+    assert_eq!(kube.requests_to("list", "pods").len(), 1);
 }
 
+/// As an event of the watch, and as an answer to the request for one.
 #[tokio::test]
 async fn a_watch_that_is_too_old_begins_anew() {
     for at_once in [false, true] {
-        let api = ApiServer::start();
-        api.cluster().too_old_at_once = at_once;
-        api.cluster().change("ADDED", asking("a"));
-        let mut watcher = Watcher::start(&api);
-        assert_eq!(watcher.next().await, all(&["a"]));
-        {
-            let mut cluster = api.cluster();
-            cluster.cut();
-            cluster.change("DELETED", asking("a"));
-            cluster.change("ADDED", asking("b"));
-            cluster.forget();
-        }
-        assert_eq!(watcher.next().await, all(&["b"]), "at once: {at_once}");
-        api.cluster().change("ADDED", asking("c"));
-        assert_eq!(watcher.next().await, PodEvent::Changed(seen("c")));
+        let kube = cluster();
+        let a = kube.create(asking("a"));
+        let mut watcher = Watcher::start(&kube);
+        assert_eq!(watcher.next().await, PodEvent::All(vec![seen(&a)]));
+        let b = kube.unseen(|kube| {
+            kube.finish("games", "a");
+            let b = kube.create(asking("b"));
+            match at_once {
+                true => kube.fail(Fault::refuse(410).on("watch", "pods").times(1)),
+                false => kube.compact(),
+            }
+            b
+        });
+        assert_eq!(
+            watcher.next().await,
+            PodEvent::All(vec![seen(&b)]),
+            "at once: {at_once}"
+        );
+        let c = kube.create(asking("c"));
+        assert_eq!(watcher.next().await, PodEvent::Changed(seen(&c)));
     }
 }
 
 #[tokio::test]
 async fn an_api_server_may_be_away() {
-    let mut api = ApiServer::start();
-    api.go_away();
-    let mut watcher = Watcher::start(&api);
+    let mut kube = cluster();
+    kube.stop();
+    let mut watcher = Watcher::start(&kube);
     tokio::time::sleep(Duration::from_millis(300)).await;
-    api.cluster().change("ADDED", asking("a"));
-    api.come_back();
-    assert_eq!(watcher.next().await, all(&["a"]));
-    api.go_away();
-    api.cluster().change("DELETED", asking("a"));
-    api.come_back();
-    assert_eq!(watcher.next().await, PodEvent::Gone(seen("a").uid));
+    let a = kube.create(asking("a"));
+    kube.resume();
+    assert_eq!(watcher.next().await, PodEvent::All(vec![seen(&a)]));
+    kube.stop();
+    kube.finish("games", "a");
+    kube.resume();
+    assert_eq!(watcher.next().await, PodEvent::Gone(seen(&a).uid));
 }
 
 #[tokio::test]
 async fn a_watch_ends_when_nobody_listens() {
-    let api = ApiServer::start();
-    let Watcher { events, task } = Watcher::start(&api);
+    let kube = cluster();
+    let Watcher { events, task } = Watcher::start(&kube);
     drop(events);
     task.await.unwrap();
 }
@@ -221,9 +236,9 @@ struct Watcher {
 }
 
 impl Watcher {
-    fn start(api: &ApiServer) -> Self {
+    fn start(kube: &FakeKube) -> Self {
         let (sender, events) = mpsc::channel(16);
-        let client = api.client();
+        let client = client(kube);
         let task = tokio::spawn(async move {
             let node = NodeName::new("node-1").unwrap();
             watch(client, &node, sender).await;
@@ -237,24 +252,26 @@ impl Watcher {
     }
 }
 
-fn all(names: &[&str]) -> PodEvent {
-    PodEvent::All(names.iter().map(|name| seen(name)).collect())
-}
-
-fn seen(name: &str) -> PodOnNode {
-    read(&parse(&asking(name))).pod.unwrap()
+fn seen(pod: &Value) -> PodOnNode {
+    read(&parse(pod)).pod.unwrap()
 }
 
 fn asking(name: &str) -> Value {
     pod(name, json!({ RESOURCE_NVENC: "13" }))
 }
 
+fn on(node: &str, mut pod: Value) -> Value {
+    pod["spec"]["nodeName"] = json!(node);
+    pod
+}
+
 fn pod(name: &str, limits: Value) -> Value {
+    let container = json!({ "name": "game", "image": "quake:1", "resources": { "limits": limits } });
     json!({
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": { "namespace": "games", "name": name, "uid": format!("uid-{name}") },
-        "spec": { "containers": [{ "name": "game", "resources": { "limits": limits } }] },
+        "spec": { "nodeName": "node-1", "containers": [container] },
     })
 }
 

@@ -42,6 +42,7 @@ use tokio_util::sync::CancellationToken;
 pub(crate) use agent::Offer;
 pub(crate) use socket::{DEFAULT_SOCKET, ENV_SOCKET};
 
+use crate::offers::Settings;
 use agent::Agent;
 use metrics::Metrics;
 use offered::Offered;
@@ -99,7 +100,8 @@ pub(crate) struct Args {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Capacity")]
 pub(crate) struct Capacity {
-    /// Encoder units of the CPU to offer [default: measured at start, which takes some seconds]
+    /// Encoder units of the CPU to offer [default: what the configuration file says, or measured at start, which takes some
+    /// seconds]
     #[arg(long, env = "PENSTOCK_AGENT_UNITS", value_name = "N", conflicts_with = "gpus")]
     units: Option<NonZeroU32>,
     /// Percent of the measured throughput to keep for capture, applications and sending
@@ -181,26 +183,24 @@ async fn start_and_serve(args: &Args, told_to_end: &CancellationToken) -> anyhow
     servers.until(owner.run(told_to_end.clone())).await
 }
 
-/// The machine's CPU as a GPU, of the capacity that was told, or that `streamer` (where it is not told, the one
-/// beside this program) measures.
+/// The machine's CPU as a GPU, of the capacity that was told, or that `settings` say, or else that `streamer` (where it
+/// is not told, the one beside this program) measures.
 ///
 /// # Errors
 /// Where it can't be measured or named; the words say what to do.
-pub(crate) async fn software_offer(capacity: &Capacity, streamer: Option<&Path>) -> anyhow::Result<Offer> {
-    match capacity.units {
-        Some(units) => software::offer(EncoderUnits(units.get())),
-        None => capacity.offer(&streamer_program(streamer)?).await,
-    }
-}
-
-impl Capacity {
-    async fn offer(&self, streamer: &Path) -> anyhow::Result<Offer> {
-        let units = match self.units {
-            Some(units) => EncoderUnits(units.get()),
-            None => software::units(&software::measure(streamer).await?, self.headroom)?,
-        };
-        software::offer(units)
-    }
+pub(crate) async fn software_offer(
+    capacity: &Capacity,
+    settings: &Settings,
+    streamer: Option<&Path>,
+) -> anyhow::Result<Offer> {
+    let units = match capacity.units.or(settings.software_units()) {
+        Some(units) => EncoderUnits(units.get()),
+        None => {
+            let measured = software::measure(&streamer_program(streamer)?).await?;
+            software::units(&measured, capacity.headroom)?
+        }
+    };
+    software::offer(units)
 }
 
 impl FirstSlices {

@@ -15,8 +15,8 @@ use penstock_core::metrics::PLUGIN_XIDS;
 use prometheus::{IntCounterVec, Opts, Registry};
 use tokio::task::JoinSet;
 
-use super::Capacity;
 use super::agent::Offer;
+use super::{Capacity, software_offer};
 use crate::assign::GpuOffer;
 use crate::gpus::{Followed, Gpus};
 use crate::mps::Layout;
@@ -47,8 +47,13 @@ impl Offered {
         streamer: &Path,
         registry: &Registry,
     ) -> anyhow::Result<Self> {
+        let cpu = async || {
+            software_offer(capacity, &gpus.config()?, Some(streamer))
+                .await
+                .map(Self::Software)
+        };
         if capacity.units.is_some() {
-            return Ok(Self::Software(capacity.offer(streamer).await?));
+            return cpu().await;
         }
         let settings = gpus.settings()?;
         let opted_in = match &gpus.gpus {
@@ -57,7 +62,7 @@ impl Offered {
                 Ok(()) => OptedIn::All,
                 Err(why) => {
                     tracing::info!("offering this machine's CPU, and no GPU: {why}");
-                    return Ok(Self::Software(capacity.offer(streamer).await?));
+                    return cpu().await;
                 }
             },
         };
@@ -67,8 +72,9 @@ impl Offered {
         let (follower, mut followed) = Gpus::follow(library, opted_in, settings, mps, xids)?;
         let mut follows = JoinSet::new();
         follows.spawn(follower.run());
-        let all_looked_at = |offers: &Vec<GpuOffer>| {
+        let all_looked_at = |offers: &Option<Vec<GpuOffer>>| {
             let waits = |offer: &GpuOffer| offer.unhealthy.values().any(|why| why == NOT_LOOKED_AT);
+            let offers = offers.as_deref().unwrap_or_default();
             !offers.is_empty() && !offers.iter().any(waits)
         };
         tracing::info!("waiting for the driver to show the GPUs that were opted in");
@@ -99,7 +105,7 @@ impl Offered {
                 unhealthy: gpu.unhealthy.clone(),
             }
         };
-        offers.iter().map(offer).collect()
+        offers.iter().flatten().map(offer).collect()
     }
 
     /// Waits for a change.

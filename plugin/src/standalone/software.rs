@@ -1,7 +1,7 @@
 //! The software "GPU" of a machine that has none: x264 on its CPU, under `CPU-<machine id>`.
 //!
 //! ```text
-//!   --units N ───────────────────────────────────────────────┐
+//!   --units N, or the configuration's software.nvenc ────────┐
 //!   penstock-streamer calibrate ──► megapixels per second ───┴──► encoder units
 //!                                   less --headroom
 //! ```
@@ -66,6 +66,7 @@ pub(super) async fn measure(streamer: &Path) -> anyhow::Result<Calibration> {
     let mut command = Command::new(streamer);
     command
         .arg("calibrate")
+        .args(CALIBRATE)
         .stdin(Stdio::null())
         .stdout(Stdio::piped());
     let mut child = guard(&mut command, Signal::TERM).spawn().with_context(doing)?;
@@ -146,6 +147,8 @@ fn allowed(c: char) -> Option<char> {
     (c.is_ascii_alphanumeric() || "-_.".contains(c)).then_some(c)
 }
 
+/// x264 with the preset that streamers have.
+const CALIBRATE: [&str; 3] = ["--json", "--encoder=x264enc", "--preset=superfast"];
 const MEASURE_WITHIN: Duration = Duration::from_secs(20);
 const END_WITHIN: Duration = Duration::from_secs(2);
 const MAX_SAID_BYTES: u64 = 64 << 10;
