@@ -1,5 +1,5 @@
 # The targets are listed by plain `make`.
-.PHONY: help demo test test-cluster build player check bench-streamer clean setup
+.PHONY: help demo test test-cluster test-gpu build player check bench-streamer clean setup
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 18
@@ -9,6 +9,9 @@ demo: player ## a game in each of two slices, to play in a browser (SLICES=3 APP
 
 test: player ## all tests, those with a browser too
 	@scripts/test
+
+test-gpu: ## what takes an NVIDIA GPU: NVML, MPS and CUDA for real
+	@scripts/test-gpu
 
 build: player ## the programs, in target/debug
 	cargo build --workspace --locked

@@ -1,7 +1,7 @@
 //! `penstock-plugin doctor`: whether a node has all that Penstock needs.
 //!
 //! ```text
-//!   facts ── gather: NVML, files, /proc ──► Facts ── checks ──► [ok | warning | problem, what to do] ──► printed
+//!   facts ── gather: NVML, CUDA, files, /proc ──► Facts ── checks ──► [ok | warning | problem, what to do] ──► printed
 //! ```
 
 mod checks;
@@ -14,6 +14,7 @@ use anyhow::bail;
 
 use crate::cdi::Inject;
 use crate::mps::{DEFAULT_ROOT, ENV_ROOT};
+use crate::nvml::NvmlArgs;
 
 /// Check whether this node has all that Penstock needs, and say what to do where it has not.
 ///
@@ -33,15 +34,23 @@ pub(crate) struct Args {
     /// Where the node's file system is mounted, to read its container engine's configuration
     #[arg(long, default_value = "/", value_name = "PATH")]
     host: PathBuf,
+    #[command(flatten)]
+    nvml: NvmlArgs,
 }
 
 /// Checks, and prints what was found.
 ///
 /// # Errors
 /// Where there is a problem.
-pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+pub(crate) async fn run(args: &Args) -> anyhow::Result<()> {
     let inject = (!args.software_slices).then_some(args.inject);
-    let facts = facts::gather(&args.mps_root, &args.host, inject);
+    let facts = facts::gather(
+        args.nvml.nvml_library.as_deref(),
+        &args.mps_root,
+        &args.host,
+        inject,
+    )
+    .await;
     let findings = checks::all(&facts);
     print!("{}", Report(&findings));
     match findings.iter().filter(|f| f.grade == Grade::Problem).count() {

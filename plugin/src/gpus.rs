@@ -178,7 +178,7 @@ impl Gpus {
 }
 
 /// What CDI may know a GPU by. A MIG instance's device file is its GPU's.
-fn wanted(gpu: &Gpu) -> Wanted {
+pub(crate) fn wanted(gpu: &Gpu) -> Wanted {
     let mig = match &gpu.kind {
         Kind::Mig(mig) => Some((gpu.index, mig.index)),
         Kind::Whole | Kind::Divided => None,

@@ -13,6 +13,7 @@
 //!  gpus          follows the GPUs: NVML's reports and the daemons' pipes in, offers out
 //!  offers        what of each GPU is offered, and what of it is not to be used now
 //!  answer, cdi   what a container is told when devices are allocated to it, and how it gets its GPU
+//!  cuda          what a CUDA program sees under a slice's limits
 //!  doctor        whether a node has all that this needs
 //! ```
 
@@ -22,6 +23,7 @@ mod attend;
 mod backoff;
 mod cdi;
 mod client;
+mod cuda;
 mod doctor;
 mod gpunode;
 mod gpus;
@@ -62,6 +64,8 @@ enum Command {
     Gpus(nvml::GpusArgs),
     Mps(mps::Args),
     Doctor(doctor::Args),
+    #[command(hide = true)]
+    CudaProbe(cuda::Args),
 }
 
 fn main() -> ExitCode {
@@ -91,7 +95,8 @@ fn run(command: Command) -> anyhow::Result<()> {
             Command::Crd => print_crd(),
             Command::Gpus(args) => nvml::gpus(args).await,
             Command::Mps(args) => mps::run(args).await,
-            Command::Doctor(args) => doctor::run(&args),
+            Command::Doctor(args) => doctor::run(&args).await,
+            Command::CudaProbe(args) => cuda::probe(&args),
         }
     })
 }

@@ -241,7 +241,7 @@ fn offer(known: &Known, gpu: &Gpu, settings: &Settings) -> GpuOffer {
     let wished = |of| settings.wished(gpu, of);
     let memory = gpu.memory_bytes.unwrap_or(0) / VRAM_BLOCK_BYTES;
     let by_table = after_headroom(encoder_units(gpu), settings.headroom_percent);
-    let limit = mps_client_limit(known.inventory.cuda_version.map_or(0, as_number));
+    let limit = mps_client_limit(known.inventory.cuda_version.map_or(0, CudaVersion::number));
     GpuOffer {
         uuid: gpu.uuid.clone(),
         capacity: Resources {
@@ -271,11 +271,6 @@ fn encoder_units(gpu: &Gpu) -> EncoderUnits {
 fn after_headroom(units: EncoderUnits, percent: u32) -> EncoderUnits {
     let left = u64::from(units.0) * u64::from(100 - percent.min(100)) / 100;
     EncoderUnits(u32::try_from(left).unwrap_or(u32::MAX))
-}
-
-/// As NVML writes it: 13010 is 13.1.
-fn as_number(version: CudaVersion) -> i32 {
-    version.major * 1000 + version.minor * 10
 }
 
 fn unhealthy(known: &Known, gpu: &Gpu) -> BTreeMap<Resource, String> {

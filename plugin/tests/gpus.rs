@@ -123,6 +123,40 @@ fn the_stand_in_reads_the_state_that_the_environment_names() {
     assert_eq!(said(&output), "no GPU\ndriver 1.2.3, CUDA 13.0\n");
 }
 
+#[test]
+fn cuda_that_gives_no_context_is_an_error_in_words_and_no_panic() {
+    let machine = Machine::new(&State::default());
+    // No GPU is visible, so this fails with CUDA and without.
+    let output = machine
+        .command(&["cuda-probe"])
+        .env("CUDA_VISIBLE_DEVICES", "")
+        .output()
+        .unwrap();
+    assert!(!output.status.success());
+    let said = said(&output);
+    assert!(
+        said.starts_with("error: opening a CUDA context (libcuda.so.1"),
+        "{said}"
+    );
+    assert!(!said.contains("panicked") && said.lines().count() == 1, "{said}");
+}
+
+#[test]
+fn the_doctor_tells_of_each_gpu_and_of_cuda_on_it() {
+    let machine = Machine::new(&mixed());
+    let root = machine.directory.path().join("mps");
+    let output = machine.run(&["doctor", "--mps-root", root.to_str().unwrap()]);
+    let said = said(&output);
+    for line in [
+        "ok       driver       NVIDIA 580.95.05, CUDA 13.0",
+        "PROBLEM  GPU          GPU 2 can't be asked: ",
+        "warning  CUDA         GPU-a: opening a CUDA context (libcuda.so.1",
+        "warning  CUDA         MIG-2: opening a CUDA context (libcuda.so.1",
+    ] {
+        assert!(said.contains(line), "{line} is not in:\n{said}");
+    }
+}
+
 struct Machine {
     directory: tempfile::TempDir,
     stage: Stage,

@@ -2,9 +2,10 @@
 
 use super::Finding;
 use super::facts::{
-    Driver, Facts, GpuFacts, Kubelet, Mps, PLUGIN_DIRECTORY, POD_RESOURCES_SOCKET, Processes,
+    Cuda, Driver, Facts, GpuFacts, Kubelet, Mps, PLUGIN_DIRECTORY, POD_RESOURCES_SOCKET, Processes, TRIED,
 };
 use crate::cdi::{self, Inject, Injection, Specs, Wanted};
+use crate::cuda::Seen;
 use crate::mps::{Health, mps_client_limit};
 
 /// All findings, in the order of what needs what.
@@ -17,6 +18,7 @@ pub(super) fn all(facts: &Facts) -> Vec<Finding> {
         }
         findings.extend(injection(gpu));
         findings.extend(mps(gpu));
+        findings.extend(gpu.cuda.iter().map(cuda));
     }
     findings.extend(engines(facts));
     findings.extend(kubelet(&facts.kubelet));
@@ -30,13 +32,22 @@ fn driver(facts: &GpuFacts) -> Vec<Finding> {
         Ok(driver) => driver,
         Err(why) => return vec![no_driver(why)],
     };
-    let Driver { version, cuda, gpus } = driver;
+    let Driver {
+        version,
+        cuda,
+        gpus,
+        unreadable,
+    } = driver;
     let (major, minor) = (cuda / 1000, cuda % 1000 / 10);
     let mut findings = vec![Finding::ok(
         "driver",
         format!("NVIDIA {version}, CUDA {major}.{minor}"),
     )];
-    if gpus.is_empty() {
+    findings.extend(unreadable.iter().map(|gpu| {
+        let found = format!("GPU {} can't be asked: {}", gpu.index, gpu.why);
+        Finding::problem("GPU", found, NO_GPU)
+    }));
+    if gpus.is_empty() && unreadable.is_empty() {
         findings.push(Finding::problem("GPUs", "the driver knows none", NO_GPU));
     }
     for gpu in gpus {
@@ -152,6 +163,39 @@ fn mps(facts: &GpuFacts) -> Vec<Finding> {
     findings
 }
 
+/// What a CUDA program sees, and whether a slice's limits hold.
+fn cuda(cuda: &Cuda) -> Finding {
+    let gpu = &cuda.gpu;
+    let mib = |seen: &Seen| seen.memory_bytes >> 20;
+    let whole = match &cuda.whole {
+        Ok(whole) => whole,
+        Err(why) => return Finding::warning("CUDA", format!("{gpu}: {why}"), NO_CUDA),
+    };
+    let all = format!(
+        "{gpu}: a CUDA program sees {} SMs and {} MiB",
+        whole.sms,
+        mib(whole)
+    );
+    match &cuda.slice {
+        None => Finding::ok(
+            "CUDA",
+            format!("{all}; without an MPS daemon no limits were tried"),
+        ),
+        Some(Err(why)) => Finding::problem("CUDA", format!("{all}, but none with {TRIED}: {why}"), NO_SLICE),
+        Some(Ok(slice)) => {
+            let found = format!(
+                "{all}; with {TRIED} it sees {} SMs and {} MiB",
+                slice.sms,
+                mib(slice)
+            );
+            match slice.sms < whole.sms {
+                true => Finding::ok("CUDA", found),
+                false => Finding::problem("CUDA", found, NO_LIMIT),
+            }
+        }
+    }
+}
+
 fn control_program(mps: &Mps) -> Finding {
     match &mps.control_program {
         Some(program) => Finding::ok("MPS", format!("the control program is {}", program.display())),
@@ -260,6 +304,12 @@ fn kernel(facts: &Facts) -> Finding {
 /// Source: <https://github.com/containerd/containerd/pull/11975> (devices asked for are dropped without an error),
 /// and 9621 there (on by default from 2.0).
 const ENABLE_CDI: &str = "set enable_cdi = true and restart containerd, or run the plugin with --inject env: containerd would start pods without their GPU, and say nothing";
+const NO_CUDA: &str =
+    "penstock-plugin itself needs no CUDA; where pods find none either, look at this in one of them";
+const NO_SLICE: &str =
+    "pods with penstock.dev/mps would fail the same way: look at <MPS directory>/<GPU>/log/";
+const NO_LIMIT: &str =
+    "MPS does not limit the SMs here: look at <MPS directory>/<GPU>/log/ for whether the server started";
 const NO_GPU: &str = "look at `dmesg` for the driver's errors, and at `lspci` for the GPU";
 const PREGENERATED: &str = "a generated specification ignores NVIDIA_DRIVER_CAPABILITIES: pods without penstock.dev/nvenc find the encoder too; use --inject env to withhold it";
 const NO_ENCODER: &str = "pods with penstock.dev/nvenc can't encode with it: install the driver's encoder library (libnvidia-encode) and generate it anew";

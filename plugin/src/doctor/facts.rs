@@ -4,12 +4,16 @@ use std::fs;
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 
-use nvml_wrapper::error::NvmlError;
-use nvml_wrapper::{Device, Nvml};
 use penstock_core::ids::GpuUuid;
+use penstock_core::packing::Resources;
+use penstock_core::units::{SmPercent, VramBlocks};
 
 use crate::cdi::{self, DIRECTORIES, Inject, Specs, Wanted};
+use crate::cuda::{self, Seen};
+use crate::gpus::wanted;
 use crate::mps::{Health, Layout, look};
+use crate::nvml::inventory::{Inventory, Unreadable};
+use crate::nvml::{in_full, open};
 
 /// All that the checks look at.
 #[derive(Debug, Clone, Default)]
@@ -36,6 +40,18 @@ pub(super) struct GpuFacts {
     pub(super) device_files: Vec<String>,
     pub(super) cdi: Specs,
     pub(super) mps: Mps,
+    /// What CUDA says of each GPU.
+    pub(super) cuda: Vec<Cuda>,
+}
+
+/// What a CUDA program sees of a GPU.
+#[derive(Debug, Clone)]
+pub(super) struct Cuda {
+    pub(super) gpu: GpuUuid,
+    /// Without limits.
+    pub(super) whole: Result<Seen, String>,
+    /// As a slice of [`TRIED`], where an MPS daemon lives.
+    pub(super) slice: Option<Result<Seen, String>>,
 }
 
 #[derive(Debug, Clone)]
@@ -44,6 +60,8 @@ pub(super) struct Driver {
     /// 1000 × major + 10 × minor.
     pub(super) cuda: i32,
     pub(super) gpus: Vec<Gpu>,
+    /// GPUs that do not answer.
+    pub(super) unreadable: Vec<Unreadable>,
 }
 
 #[derive(Debug, Clone)]
@@ -81,15 +99,18 @@ pub(super) struct Processes {
 }
 
 /// Looks at everything; at GPUs only where it is told how they get into containers.
-pub(super) fn gather(mps_root: &Path, host: &Path, inject: Option<Inject>) -> Facts {
+pub(super) async fn gather(
+    nvml: Option<&Path>,
+    mps_root: &Path,
+    host: &Path,
+    inject: Option<Inject>,
+) -> Facts {
+    let gpu = match inject {
+        Some(inject) => Some(gpu_facts(nvml, mps_root, inject).await),
+        None => None,
+    };
     Facts {
-        gpu: inject.map(|inject| GpuFacts {
-            inject,
-            nvml: driver().map_err(|error| error.to_string()),
-            device_files: device_files(),
-            cdi: cdi::read(&DIRECTORIES),
-            mps: mps(mps_root),
-        }),
+        gpu,
         kubelet: Kubelet {
             in_pod: Path::new("/var/run/secrets/kubernetes.io").exists(),
             plugin_directory: Path::new(PLUGIN_DIRECTORY).is_dir(),
@@ -103,43 +124,64 @@ pub(super) fn gather(mps_root: &Path, host: &Path, inject: Option<Inject>) -> Fa
     }
 }
 
-fn driver() -> Result<Driver, NvmlError> {
-    let nvml = Nvml::init()?;
-    let mut gpus = Vec::new();
-    for index in 0..nvml.device_count()? {
-        gpus.extend(gpus_of(&nvml.device_by_index(index)?, index)?);
+async fn gpu_facts(nvml: Option<&Path>, mps_root: &Path, inject: Inject) -> GpuFacts {
+    let mut facts = GpuFacts {
+        inject,
+        nvml: driver(nvml),
+        device_files: device_files(),
+        cdi: cdi::read(&DIRECTORIES),
+        mps: mps(mps_root),
+        cuda: Vec::new(),
+    };
+    for gpu in facts.nvml.iter().flat_map(|driver| &driver.gpus) {
+        facts.cuda.push(cuda(&gpu.wanted.uuid, &facts.mps).await);
     }
+    facts
+}
+
+fn driver(library: Option<&Path>) -> Result<Driver, String> {
+    let nvml = open(library).map_err(|error| in_full(&error))?;
+    let inventory = Inventory::read(&nvml).map_err(|error| in_full(&error))?;
+    let gpu = |gpu| Gpu {
+        wanted: wanted(gpu),
+        model: gpu.model.clone(),
+    };
     Ok(Driver {
-        version: nvml.sys_driver_version()?,
-        cuda: nvml.sys_cuda_driver_version()?,
-        gpus,
+        gpus: inventory.usable().map(gpu).collect(),
+        version: inventory.driver_version.unwrap_or_else(|| "?".to_owned()),
+        cuda: inventory.cuda_version.map_or(0, |version| version.number()),
+        unreadable: inventory.unreadable,
     })
 }
 
-/// A GPU, or its MIG instances where it is divided.
-fn gpus_of(device: &Device<'_>, index: u32) -> Result<Vec<Gpu>, NvmlError> {
-    let minor = device.minor_number().ok();
-    // Most GPUs know no MIG, and say so by an error.
-    let is_divided = device.mig_mode().is_ok_and(|mode| mode.current == MIG_ENABLED);
-    if !is_divided {
-        return Ok(vec![gpu(device, minor, None)?]);
+/// Where a daemon lives, all goes through it: it may be the only one that a GPU takes.
+async fn cuda(gpu: &GpuUuid, mps: &Mps) -> Cuda {
+    let has_daemon = mps
+        .daemons
+        .iter()
+        .any(|(name, health)| name == gpu && *health == Health::Alive);
+    let whole = Resources {
+        mps: SmPercent(if has_daemon { 100 } else { 0 }),
+        ..Resources::NONE
+    };
+    let whole = cuda::seen(gpu, whole, &mps.root).await;
+    let slice = match has_daemon {
+        true => Some(cuda::seen(gpu, TRIED, &mps.root).await),
+        false => None,
+    };
+    Cuda {
+        gpu: gpu.clone(),
+        whole,
+        slice,
     }
-    // The count is of places: those without an instance answer with an error.
-    let instances = (0..device.mig_device_count()?).filter_map(|own| {
-        let instance = device.mig_device_by_index(own).ok()?;
-        gpu(&instance, minor, Some((index, own))).ok()
-    });
-    Ok(instances.collect())
 }
 
-fn gpu(device: &Device<'_>, minor: Option<u32>, mig: Option<(u32, u32)>) -> Result<Gpu, NvmlError> {
-    // NVML's names are all of the form that ours take.
-    let uuid = GpuUuid::new(device.uuid()?).map_err(|_| NvmlError::Unknown)?;
-    Ok(Gpu {
-        wanted: Wanted { uuid, minor, mig },
-        model: device.name()?,
-    })
-}
+/// The slice that is tried.
+pub(super) const TRIED: Resources = Resources {
+    mps: SmPercent(50),
+    vram: VramBlocks(4),
+    ..Resources::NONE
+};
 
 fn device_files() -> Vec<String> {
     let number = |name: &str| name.strip_prefix("nvidia")?.parse::<u32>().ok();
@@ -222,8 +264,6 @@ fn text(path: impl AsRef<Path>) -> String {
 
 pub(super) const PLUGIN_DIRECTORY: &str = "/var/lib/kubelet/device-plugins";
 pub(super) const POD_RESOURCES_SOCKET: &str = "/var/lib/kubelet/pod-resources/kubelet.sock";
-/// `NVML_DEVICE_MIG_ENABLE` in nvml.h.
-const MIG_ENABLED: u32 = 1;
 const PROGRAM_DIRECTORIES: [&str; 4] = ["/usr/bin", "/usr/local/bin", "/usr/local/nvidia/bin", "/opt/bin"];
 /// `PROC_PID_INIT_INO` in include/linux/proc_ns.h.
 const FIRST_PID_NAMESPACE: &str = "pid:[4026531836]";

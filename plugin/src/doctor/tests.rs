@@ -3,9 +3,10 @@ use std::path::PathBuf;
 use penstock_core::ids::GpuUuid;
 
 use super::checks::all;
-use super::facts::{Driver, Facts, Gpu, GpuFacts, Kubelet, Mps, Processes, enables_cdi};
+use super::facts::{Cuda, Driver, Facts, Gpu, GpuFacts, Kubelet, Mps, Processes, enables_cdi};
 use super::*;
 use crate::cdi::{Specs, Wanted, read};
+use crate::cuda::Seen;
 use crate::mps::look;
 
 #[test]
@@ -19,6 +20,7 @@ ok       GPU          GPU-a, NVIDIA L4
 ok       injection    GPU-a: by NVIDIA_VISIBLE_DEVICES
 ok       MPS          the control program is /usr/bin/nvidia-cuda-mps-control
 ok       MPS          GPU-a: its daemon lives, for 60 clients
+ok       CUDA         GPU-a: a CUDA program sees 58 SMs and 22905 MiB; with 50 % of the SMs, 1024 MiB of video memory it sees 28 SMs and 1024 MiB
 ok       engine       /etc/containerd/config.toml turns CDI off
 ok       kubelet      takes device plugins at /var/lib/kubelet/device-plugins
 ok       kubelet      tells which pod has what at /var/lib/kubelet/pod-resources/kubelet.sock
@@ -37,6 +39,7 @@ fn a_pod_with_nothing_mounted_is_told_what_to_mount() {
         root: "/run/penstock/mps".into(),
         ..Mps::default()
     };
+    gpu.cuda.clear();
     facts.kubelet = Kubelet {
         in_pod: true,
         ..Kubelet::default()
@@ -117,6 +120,52 @@ fn a_dead_daemon_and_a_missing_device_file_are_problems() {
 }
 
 #[test]
+fn cuda_without_limits_that_hold_is_a_problem_and_no_cuda_at_all_may_be_none() {
+    let line = |change: fn(&mut Cuda)| {
+        let mut facts = good();
+        change(&mut facts.gpu.as_mut().unwrap().cuda[0]);
+        let report = report(&facts);
+        let cuda = report.lines().find(|line| line.contains(" CUDA  "));
+        cuda.unwrap().to_owned()
+    };
+    let equal = line(|cuda| cuda.slice = Some(cuda.whole.clone()));
+    assert!(
+        equal.starts_with("PROBLEM") && equal.contains("it sees 58 SMs"),
+        "{equal}"
+    );
+    let refused = line(|cuda| cuda.slice = Some(Err("no server".to_owned())));
+    assert!(
+        refused.starts_with("PROBLEM") && refused.ends_with("no server"),
+        "{refused}"
+    );
+    let untried = line(|cuda| cuda.slice = None);
+    assert!(
+        untried.starts_with("ok") && untried.contains("no limits were tried"),
+        "{untried}"
+    );
+    let none = line(|cuda| cuda.whole = Err("no libcuda".to_owned()));
+    assert!(
+        none.starts_with("warning") && none.ends_with("GPU-a: no libcuda"),
+        "{none}"
+    );
+}
+
+#[test]
+fn a_gpu_that_does_not_answer_is_a_problem() {
+    let mut facts = good();
+    let driver = facts.gpu.as_mut().unwrap().nvml.as_mut().unwrap();
+    driver.unreadable.push(crate::nvml::inventory::Unreadable {
+        index: 1,
+        why: "it fell off the bus".to_owned(),
+    });
+    let report = report(&facts);
+    assert!(
+        report.contains("PROBLEM  GPU          GPU 1 can't be asked: it fell off the bus\n"),
+        "{report}"
+    );
+}
+
+#[test]
 fn a_node_of_software_slices_needs_no_gpu() {
     let facts = Facts { gpu: None, ..good() };
     let findings = all(&facts);
@@ -148,10 +197,12 @@ fn containerds_answer_on_cdi_is_read_as_it_is_written() {
     assert_eq!(enables_cdi("[plugins]\ncdi_spec_dirs = []"), None);
 }
 
-#[test]
-fn looking_at_this_machine_finds_something_and_breaks_nothing() {
+#[tokio::test]
+async fn looking_at_this_machine_finds_something_and_breaks_nothing() {
     let root = tempfile::tempdir().unwrap();
-    let facts = facts::gather(root.path(), "/".as_ref(), Some(Inject::Auto));
+    // Not at its GPUs: what is asked of CUDA is asked by the real program.
+    let nvml = Some("/nowhere/libnvidia-ml.so.1".as_ref());
+    let facts = facts::gather(nvml, root.path(), "/".as_ref(), Some(Inject::Auto)).await;
     assert!(!report(&facts).is_empty());
 }
 
@@ -161,6 +212,11 @@ fn report(facts: &Facts) -> String {
 
 fn good() -> Facts {
     let uuid = GpuUuid::new("GPU-a").unwrap();
+    let seen = |sms, mib: u64| Seen {
+        sms,
+        memory_bytes: mib << 20,
+        free_bytes: 0,
+    };
     Facts {
         gpu: Some(GpuFacts {
             inject: Inject::Auto,
@@ -175,15 +231,21 @@ fn good() -> Facts {
                     },
                     model: "NVIDIA L4".to_owned(),
                 }],
+                unreadable: Vec::new(),
             }),
             device_files: vec!["nvidia0".to_owned()],
             cdi: Specs::default(),
             mps: Mps {
                 control_program: Some("/usr/bin/nvidia-cuda-mps-control".into()),
                 root: "/run/penstock/mps".into(),
-                daemons: vec![(uuid, crate::mps::Health::Alive)],
+                daemons: vec![(uuid.clone(), crate::mps::Health::Alive)],
                 has_shm: true,
             },
+            cuda: vec![Cuda {
+                gpu: uuid,
+                whole: Ok(seen(58, 22_905)),
+                slice: Some(Ok(seen(28, 1024))),
+            }],
         }),
         kubelet: Kubelet {
             in_pod: true,

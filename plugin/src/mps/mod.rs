@@ -163,7 +163,7 @@ const NONE_OPTED_IN: &str = "no GPU was opted in: pass --gpus all, or the UUIDs 
 const PACE: Pace = Pace {
     probe: Duration::from_secs(10),
     measure: Duration::from_secs(24 * 60 * 60),
-    reopen: Duration::from_secs(2),
+    reopen: Duration::from_secs(5),
     rediscover: Duration::from_secs(5),
     quiet: Duration::from_secs(60),
 };

@@ -160,6 +160,13 @@ impl From<i32> for CudaVersion {
     }
 }
 
+impl CudaVersion {
+    /// As NVML writes it: 13010 is 13.1.
+    pub(crate) fn number(self) -> i32 {
+        self.major * 1000 + self.minor * 10
+    }
+}
+
 impl std::fmt::Display for CudaVersion {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}.{}", self.major, self.minor)
