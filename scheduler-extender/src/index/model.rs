@@ -74,6 +74,7 @@ impl Model {
                 vram: VramBlocks(64),
                 mps_clients: 3,
             },
+            encoder_engine_units: None,
             allocated: Vec::new(),
             measured: Measured::default(),
             encoder_session_limit: limit.filter(|_| node == 0),
