@@ -5,9 +5,14 @@
 //!             └─ sh -c 'application'  dies: started again, the stream goes on
 //! ```
 //!
+//! No other user of this machine may look at the display or type on it: the server begins with a secret that only we
+//! know, by which we let in our own user, and nobody else.
+//!
 //! There is no window manager. A small caretaker gives each new window the whole screen, or its middle where its
 //! size is fixed.
 
+use std::io::Write as _;
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -15,6 +20,7 @@ use anyhow::{Context as _, bail};
 use penstock_core::units::StreamSize;
 use penstock_shell::children;
 use rustix::process::Signal;
+use tempfile::NamedTempFile;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 use tokio::time::Instant;
@@ -22,9 +28,10 @@ use x11rb::connection::Connection as _;
 use x11rb::properties::WmSizeHints;
 use x11rb::protocol::Event;
 use x11rb::protocol::xproto::{
-    ChangeWindowAttributesAux, ConfigureWindowAux, ConnectionExt as _, EventMask, InputFocus, Window,
+    ChangeWindowAttributesAux, ConfigureWindowAux, ConnectionExt as _, EventMask, Family, HostMode,
+    InputFocus, Window,
 };
-use x11rb::rust_connection::RustConnection;
+use x11rb::rust_connection::{DefaultStream, RustConnection};
 
 use crate::config::StreamArgs;
 use crate::metrics::Metrics;
@@ -45,7 +52,10 @@ impl Display {
                 server: None,
             });
         }
-        let (name, server) = start_server(args.stream).await?;
+        let secret: [u8; 16] = rand::random();
+        let cookie = cookie_file(secret).context("making a file for the X server's secret")?;
+        let (name, server) = start_server(args.stream, cookie.path()).await?;
+        let_own_user_in(&name, secret).with_context(|| format!("letting this user use X display {name}"))?;
         let caretaker = Caretaker::new(&name, args.stream)?;
         std::thread::Builder::new()
             .name("caretaker".to_owned())
@@ -82,8 +92,9 @@ impl Display {
     }
 }
 
-/// Starts Xvfb on a free display number, which it chooses and says (`-displayfd`).
-async fn start_server(size: StreamSize) -> anyhow::Result<(String, Child)> {
+/// Starts Xvfb on a free display number, which it chooses and says (`-displayfd`). Whoever has the secret in `cookie` may use
+/// it; the file is read when the first of them connects.
+async fn start_server(size: StreamSize, cookie: &Path) -> anyhow::Result<(String, Child)> {
     let screen = format!("{}x{}x24", size.width(), size.height());
     let mut command = Command::new("Xvfb");
     command.args([
@@ -95,7 +106,9 @@ async fn start_server(size: StreamSize) -> anyhow::Result<(String, Child)> {
         "-nolisten",
         "tcp",
         "-noreset",
+        "-auth",
     ]);
+    command.arg(cookie);
     command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -113,6 +126,41 @@ async fn start_server(size: StreamSize) -> anyhow::Result<(String, Child)> {
         Some(number) if number.parse::<u32>().is_ok() => Ok((format!(":{number}"), server)),
         _ => bail!("Xvfb ended at once: try 'Xvfb -displayfd 1 -screen 0 {screen}' to see why"),
     }
+}
+
+/// A file that only our user can read.
+fn cookie_file(secret: [u8; 16]) -> std::io::Result<NamedTempFile> {
+    let mut file = NamedTempFile::new()?;
+    file.write_all(&cookie_record(secret))?;
+    Ok(file)
+}
+
+/// One record of Xau's file, for any address and display (Xau(3): family, address, display, name and data, each with
+/// its length before it, big-endian).
+fn cookie_record(secret: [u8; 16]) -> Vec<u8> {
+    const ANY: [u8; 2] = [0xff, 0xff];
+    let mut record = ANY.to_vec();
+    for field in [&b""[..], b"", COOKIE_NAME, &secret] {
+        record.extend((field.len() as u16).to_be_bytes());
+        record.extend(field);
+    }
+    record
+}
+
+const COOKIE_NAME: &[u8] = b"MIT-MAGIC-COOKIE-1";
+
+/// From here on our user needs no secret: Xlib would look for it in our environment, where it can't be put safely. The
+/// kernel tells the server whose process connects (`localuser`, Xsecurity(7)).
+fn let_own_user_in(display: &str, secret: [u8; 16]) -> anyhow::Result<()> {
+    let parsed = x11rb::reexports::x11rb_protocol::parse_display::parse_display(Some(display))?;
+    let address = parsed.connect_instruction().next().context("it has no address")?;
+    let (stream, _) = DefaultStream::connect(&address)?;
+    let x =
+        RustConnection::connect_to_stream_with_auth_info(stream, 0, COOKIE_NAME.to_vec(), secret.to_vec())?;
+    let user = format!("localuser\0#{}", rustix::process::geteuid().as_raw());
+    x.change_hosts(HostMode::INSERT, Family::SERVER_INTERPRETED, user.as_bytes())?
+        .check()?;
+    Ok(())
 }
 
 /// Starts `command` on `display` and starts it again whenever it ends. Dropping the future kills it; what it left
@@ -225,5 +273,19 @@ impl Caretaker {
         }
         let geometry = self.x.get_geometry(window)?.reply()?;
         Ok(Some((geometry.width.into(), geometry.height.into())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cookie_is_written_as_xau_reads_it() {
+        let record = cookie_record([7; 16]);
+        assert_eq!(record[..8], [0xff, 0xff, 0, 0, 0, 0, 0, 18]);
+        assert_eq!(&record[8..26], b"MIT-MAGIC-COOKIE-1");
+        assert_eq!(record[26..28], [0, 16]);
+        assert_eq!(record[28..], [7; 16]);
     }
 }

@@ -12,6 +12,7 @@
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -22,8 +23,7 @@ use penstock_tests::eventually;
 use penstock_tests::programs::{Program, binary, free_tcp, free_udp, ready};
 use penstock_tests::stage::{TEST_SOURCE, plays, start_matchmaker, start_turn, status};
 use rustix::process::Signal;
-use tokio::io::{AsyncBufReadExt as _, BufReader};
-use tokio::process::{Child, Command};
+use tokio::process::Command;
 
 const TURNS: usize = 5;
 const MEASURE: Duration = Duration::from_secs(10);
@@ -58,8 +58,8 @@ async fn bench() -> anyhow::Result<()> {
 }
 
 async fn cpu_ratio() -> anyhow::Result<f64> {
-    let (_server, display) = x_server().await?;
-    let _picture = moving_picture(&display)?;
+    let folder = tempfile::tempdir()?;
+    let (_picture, display) = moving_picture(folder.path()).await?;
     let mut ratios = Vec::new();
     for turn in 1..=TURNS {
         let ours = streamer_cpu(&display).await?;
@@ -172,40 +172,26 @@ fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
     Ok((user + system) / rustix::param::clock_ticks_per_second() as f64)
 }
 
-async fn x_server() -> anyhow::Result<(Child, String)> {
-    let mut command = Command::new("Xvfb");
-    command.args([
-        "-displayfd",
-        "1",
-        "-screen",
-        "0",
-        "1280x720x24",
-        "-nolisten",
-        "tcp",
-        "-noreset",
-    ]);
-    command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null());
-    let mut server = penstock_shell::children::guard(&mut command, Signal::KILL).spawn()?;
-    let mut lines = BufReader::new(server.stdout.take().context("Xvfb has no output")?).lines();
-    match lines.next_line().await? {
-        Some(number) => Ok((server, format!(":{number}"))),
-        None => bail!("Xvfb ended at once"),
-    }
-}
-
-fn moving_picture(display: &str) -> anyhow::Result<Child> {
-    let pipeline = "videotestsrc pattern=smpte horizontal-speed=4 is-live=true \
-                    ! video/x-raw,width=1280,height=720,framerate=30/1 ! videoconvert ! ximagesink";
-    let mut command = Command::new("gst-launch-1.0");
-    command
-        .arg("-q")
-        .args(pipeline.split_whitespace())
-        .arg(format!("display={display}"));
-    command.stdin(Stdio::null()).stdout(Stdio::null());
-    Ok(penstock_shell::children::guard(&mut command, Signal::KILL).spawn()?)
+/// An X display with a moving picture on it. It is of a streamer that nobody watches, and which so is idle.
+async fn moving_picture(folder: &Path) -> anyhow::Result<(Program, String)> {
+    let said = folder.join("display");
+    let app = format!(
+        "echo $DISPLAY >'{}'; exec gst-launch-1.0 -q videotestsrc pattern=smpte horizontal-speed=4 is-live=true \
+         ! video/x-raw,width=1280,height=720,framerate=30/1 ! videoconvert ! ximagesink",
+        said.display()
+    );
+    let listen = free_tcp()?.to_string();
+    let server = Program::start(
+        "penstock-streamer",
+        &["--source", "x11", "--app", &app, "--listen", &listen],
+    )?;
+    ready(&format!("http://{listen}/readyz")).await?;
+    let display = eventually("the picture's display", Duration::from_secs(10), async || {
+        let display = std::fs::read_to_string(&said).unwrap_or_default();
+        Ok(display.ends_with('\n').then(|| display.trim().to_owned()))
+    })
+    .await?;
+    Ok((server, display))
 }
 
 /// The median of all page loads.

@@ -1,5 +1,6 @@
 //! What the programs do at their edges: refusals, and what is left when they end.
 
+use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 use std::time::Duration;
 
@@ -34,6 +35,49 @@ async fn a_streamer_on_a_taken_port_says_so() -> anyhow::Result<()> {
     assert_eq!(refused.status.code(), Some(1), "{said}");
     assert!(said.contains(&address) && said.contains("--listen"), "{said}");
     Ok(())
+}
+
+#[tokio::test]
+async fn other_users_may_not_use_the_display() -> anyhow::Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("only root can be another user");
+        return Ok(());
+    }
+    let folder = tempfile::tempdir()?;
+    let says = folder.path().join("display");
+    let app = format!("echo $DISPLAY > {}; exec sleep 1000", says.display());
+    let listen = free_tcp()?.to_string();
+    let args = ["--source", "x11", "--app", &app, "--listen", &listen];
+    let _streamer = Program::start("penstock-streamer", &args)?;
+    let display = eventually("the display", Duration::from_secs(10), async || {
+        let display = std::fs::read_to_string(&says).unwrap_or_default();
+        Ok(display.strip_suffix('\n').map(str::to_owned))
+    })
+    .await?;
+    assert_eq!(connects(&display, 0)?, "1", "our own user may");
+    assert_eq!(connects(&display, NOBODY)?, "0");
+    Ok(())
+}
+
+const NOBODY: u32 = 65534;
+
+/// What an X server answers first to `user` without a secret: 1 for yes, 0 for no.
+fn connects(display: &str, user: u32) -> anyhow::Result<String> {
+    let script = "import socket, sys\n\
+                  s = socket.socket(socket.AF_UNIX)\n\
+                  s.connect('/tmp/.X11-unix/X' + sys.argv[1][1:])\n\
+                  s.sendall(b'l\\0' + bytes([11, 0]) + bytes(8))\n\
+                  print(s.recv(1)[0])";
+    let output = Command::new("python3")
+        .args(["-c", script, display])
+        .uid(user)
+        .output()?;
+    anyhow::ensure!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
 }
 
 #[tokio::test]
