@@ -109,12 +109,22 @@ pub(crate) struct Assigner {
     tracker: Tracker,
     /// The call that waits for its pod, and until when.
     waiting: Option<(Resource, u32, Instant)>,
-    /// Whether podresources was asked since the last grant.
-    asked: bool,
+    /// Whether podresources was wanted for the call that is to be answered now, and was asked.
+    list: List,
     /// Whether pods are watched, so that a call for one that is not known has something to wait for.
     watching: bool,
     /// Where a pod that is not known was put last.
     stranger: Option<(GpuUuid, Instant)>,
+}
+
+/// How far it is with the list of podresources that a call needs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum List {
+    #[default]
+    NotAsked,
+    Asked,
+    /// The kubelet has told, or can't be asked. What it had stored when it made this call is in its answer.
+    Told,
 }
 
 /// Calls of a pod that is not known follow each other within this time.
@@ -138,6 +148,7 @@ impl Assigner {
     pub(crate) fn set_pods(&mut self, pods: Vec<PodOnNode>) {
         for gone in self.pods.replace(pods) {
             self.usage.forget(&gone);
+            self.tracker.forget(&gone);
         }
         self.tracker.forget_ended(&self.pods);
     }
@@ -152,6 +163,7 @@ impl Assigner {
     pub(crate) fn delete_pod(&mut self, uid: &PodUid) {
         if let Some(gone) = self.pods.delete(uid) {
             self.usage.forget(&gone);
+            self.tracker.forget(&gone);
             self.tracker.forget_ended(&self.pods);
         }
     }
@@ -159,14 +171,20 @@ impl Assigner {
     /// All that is held on this node, as podresources says. It replaces what was guessed, but for what was given so
     /// lately that the list may be older.
     pub(crate) fn set_held(&mut self, now: Instant, held: &[Held]) {
-        self.asked = true;
-        self.tracker.check(&self.pods, held);
-        self.usage.replace(now, held);
+        self.tracker.check(&self.pods, held, self.list == List::Asked);
+        self.usage
+            .replace(now, held, self.list == List::Asked, &self.pods);
+        for uid in tracker::complete(&self.pods, &self.usage) {
+            self.pods.complete(uid);
+        }
+        if self.list == List::Asked {
+            self.list = List::Told;
+        }
     }
 
     /// podresources was asked and gave no answer: earlier calls are then read as well as it goes without.
     pub(crate) fn unlisted(&mut self) {
-        self.asked = true;
+        self.list = List::Told;
     }
 
     /// Which `size` of `available` the kubelet should take, `must_include` among them. Never fewer: the kubelet would
@@ -179,29 +197,48 @@ impl Assigner {
         must_include: &[DeviceId],
         size: usize,
     ) -> Outcome<Vec<DeviceId>> {
-        if self.must_list() {
-            return Outcome::List;
-        }
         let seen = Seen {
             resource,
             size: u32::try_from(size).unwrap_or(u32::MAX),
             ids: must_include,
         };
-        let readings = self.tracker.read(now, &self.pods, &self.usage, &seen);
-        if (readings.is_empty() || self.gpus.is_empty())
-            && let Some(until) = self.wait(now, &seen)
-        {
-            return Outcome::Wait(until);
-        }
         let call = Call {
             resource,
             available,
             must_include,
             size,
         };
-        match self.choose(now, &readings, &call) {
-            Ok(gpu) => Outcome::Done(pick(&gpu, &call)),
-            Err(why) => Outcome::Refuse(why),
+        if self.tracker.is_ambiguous() && self.list != List::Told {
+            return self.ask_for_list();
+        }
+        loop {
+            let readings = self.tracker.read(now, &self.pods, &self.usage, &seen);
+            let unknown = self.watching && (readings.is_empty() || self.tracker.meant_unknown(&self.pods))
+                || self.gpus.is_empty();
+            let chosen = self.choose(now, &readings, &call);
+            if let Ok(gpu) = &chosen
+                && !unknown
+            {
+                return Outcome::Done(pick(gpu, &call));
+            }
+            if self.may_be_wrong() {
+                return self.ask_for_list();
+            }
+            if self.forget_undone(&seen)
+                || (readings.is_empty() && self.tracker.read_again(now, &self.pods, &self.usage))
+            {
+                continue;
+            }
+            if unknown && let Some(until) = self.wait(now, &seen) {
+                return Outcome::Wait(until);
+            }
+            if unknown && self.pods.expect_anything() {
+                continue;
+            }
+            return match chosen {
+                Ok(gpu) => Outcome::Done(pick(&gpu, &call)),
+                Err(why) => self.refuse(&readings, why),
+            };
         }
     }
 
@@ -217,45 +254,82 @@ impl Assigner {
                 "{gpu} is not offered any more: see the health in this node's GpuNode"
             ));
         }
-        if self.must_list() {
-            return Outcome::List;
-        }
         let seen = Seen {
             resource,
             size: u32::try_from(ids.len()).unwrap_or(u32::MAX),
             ids,
         };
-        let readings = self.tracker.read(now, &self.pods, &self.usage, &seen);
-        if readings.is_empty() {
-            return match self.wait(now, &seen) {
-                Some(until) => Outcome::Wait(until),
-                None => Outcome::Done(self.grant_stranger(now, gpu, &seen)),
+        if self.tracker.is_ambiguous() && self.list != List::Told {
+            return self.ask_for_list();
+        }
+        let possible = loop {
+            let readings = self.tracker.read(now, &self.pods, &self.usage, &seen);
+            let on_gpu = |reading: &&Reading| {
+                self.tracker
+                    .gpu_of(reading, &self.pods, &self.usage)
+                    .is_none_or(|held| held == gpu)
             };
-        }
-        let on_gpu = |reading: &Reading| {
-            self.tracker
-                .gpu_of(reading, &self.pods, &self.usage)
-                .is_none_or(|held| held == gpu)
+            let possible: Vec<_> = readings.iter().filter(on_gpu).cloned().collect();
+            let unknown = self.watching && self.tracker.meant_unknown(&self.pods);
+            if !possible.is_empty() && !unknown {
+                break possible;
+            }
+            if self.may_be_wrong() {
+                return self.ask_for_list();
+            }
+            if self.forget_undone(&seen)
+                || (readings.is_empty() && self.tracker.read_again(now, &self.pods, &self.usage))
+            {
+                continue;
+            }
+            if (unknown || readings.is_empty())
+                && let Some(until) = self.wait(now, &seen)
+            {
+                return Outcome::Wait(until);
+            }
+            if !possible.is_empty() {
+                break possible;
+            }
+            if readings.is_empty() && self.pods.expect_anything() {
+                continue;
+            }
+            return match readings.is_empty() {
+                true => Outcome::Done(self.grant_stranger(now, gpu, &seen)),
+                false => self.refuse(&readings, self.torn(&readings, &gpu, resource)),
+            };
         };
-        let possible: Vec<_> = readings
-            .iter()
-            .filter(|reading| on_gpu(reading))
-            .cloned()
-            .collect();
-        if possible.is_empty() {
-            return Outcome::Refuse(self.torn(&readings, &gpu, resource));
-        }
         let grant = self.grant(&possible, gpu, &seen);
         self.waiting = None;
-        self.asked = false;
+        self.list = List::NotAsked;
         self.tracker.grant(now, possible, resource, ids);
         let settled = self.tracker.settled(&self.pods, &self.usage);
         self.usage.give(now, settled);
         Outcome::Done(grant)
     }
 
-    fn must_list(&self) -> bool {
-        self.tracker.is_ambiguous() && !self.asked
+    /// Says no, and that the kubelet will ask nothing more for the pod that it was most likely for.
+    fn refuse<T>(&mut self, readings: &[Reading], why: String) -> Outcome<T> {
+        if let Some((uid, _)) = readings.first().and_then(Reading::last) {
+            self.pods.refused(uid.clone());
+        }
+        Outcome::Refuse(why)
+    }
+
+    fn ask_for_list<T>(&mut self) -> Outcome<T> {
+        self.list = List::Asked;
+        Outcome::List
+    }
+
+    /// Whether what is known of earlier calls may be wrong, and podresources was not asked yet. They were undone where
+    /// their pod has failed since, and where the kubelet was restarted before it had stored them.
+    fn may_be_wrong(&self) -> bool {
+        self.watching && self.list != List::Told
+    }
+
+    /// Forgets what was given and podresources does not show; gives whether there was any.
+    fn forget_undone(&mut self, call: &Seen<'_>) -> bool {
+        self.list == List::Told
+            && (self.usage.forget_undone(&self.pods) || self.tracker.forget_undone(&self.pods, call))
     }
 
     /// Until when a call that fits no pod waits for one, or one without any GPU for GPUs; `None` where it has waited long enough, or follows on one
@@ -449,15 +523,8 @@ impl Assigner {
     }
 
     fn free(&self, gpu: &GpuOffer) -> Resources {
-        let counted = self
-            .usage
-            .counted(&self.pods)
-            .map(|held| (held.resource, held.ids.as_slice()));
-        let open = self
-            .tracker
-            .given()
-            .map(|(resource, ids)| (*resource, ids.as_slice()));
-        let taken = usage::taken(&gpu.uuid, counted.chain(open));
+        let open = self.tracker.as_held(&self.pods);
+        let taken = usage::taken(&self.pods, &gpu.uuid, self.usage.counted(&self.pods).chain(&open));
         Resource::ALL.into_iter().fold(Resources::NONE, |free, resource| {
             let left = resource.of(gpu.capacity).saturating_sub(resource.of(taken));
             free.checked_add(resource.amount(left)).unwrap_or(free)

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use penstock_core::device::{DeviceId, Resource};
 use penstock_core::ids::{GpuUuid, PodUid};
+use penstock_core::pod_demand::ContainerKind;
 
 use super::Held;
 use super::pods::Pods;
@@ -35,6 +36,10 @@ pub(super) struct Tracker {
     given: Vec<(Resource, Vec<DeviceId>)>,
     readings: Vec<Reading>,
     last: Option<Instant>,
+    /// Which of the calls podresources did not show when it was asked for a later one.
+    undone: Vec<bool>,
+    /// A pod, by namespace and name, that has devices of these calls by podresources.
+    shown: Option<(String, String)>,
 }
 
 /// More readings than this are not kept, the least likely ones going first; it takes a dozen pods in one second that
@@ -52,6 +57,8 @@ impl Default for Tracker {
             given: Vec::new(),
             readings: vec![Reading(Vec::new())],
             last: None,
+            undone: Vec::new(),
+            shown: None,
         }
     }
 }
@@ -86,6 +93,8 @@ impl Tracker {
     ) {
         self.readings = readings;
         self.given.push((resource, ids.to_vec()));
+        self.undone = vec![false; self.given.len()];
+        self.shown = None;
         self.last = Some(now);
     }
 
@@ -111,36 +120,111 @@ impl Tracker {
         held
     }
 
+    /// Whether podresources has shown that a pod was meant which is not known.
+    pub(super) fn meant_unknown(&self, pods: &Pods) -> bool {
+        let unknown = |(namespace, name): &(String, String)| pods.by_name(namespace, name).is_none();
+        self.shown.as_ref().is_some_and(unknown)
+    }
+
+    /// A pod is gone, and nothing of it need be waited for.
+    pub(super) fn forget(&mut self, pod: &PodOnNode) {
+        let is_it =
+            |(namespace, name): &mut (String, String)| *namespace == pod.namespace && *name == pod.name;
+        self.shown.take_if(is_it);
+    }
+
     /// Drops the calls that by every reading were for pods that have ended: their devices are free again.
     pub(super) fn forget_ended(&mut self, pods: &Pods) {
         let ended = |(uid, _): &(PodUid, Step)| pods.get(uid).is_none_or(|pod| pod.terminal);
         let keep: Vec<bool> = (0..self.given.len())
             .map(|i| self.readings.iter().any(|r| !ended(&r.0[i])))
             .collect();
-        let mut kept = keep.iter();
-        self.given.retain(|_| kept.next().copied().unwrap_or(true));
+        self.keep(&keep);
+    }
+
+    /// Drops the calls that podresources does not show; else one of an init container, of which it shows none, that
+    /// `call` repeats. Gives whether there was any.
+    pub(super) fn forget_undone(&mut self, pods: &Pods, call: &Seen<'_>) -> bool {
+        let mut keep: Vec<bool> = self.undone.iter().map(|undone| !undone).collect();
+        if !keep.contains(&false)
+            && let Some(again) = self.repeated(pods, call)
+        {
+            keep[again] = false;
+        }
+        self.keep(&keep);
+        keep.contains(&false)
+    }
+
+    /// Reads all open calls anew, by the pods that are known now; gives whether they are read otherwise.
+    pub(super) fn read_again(&mut self, now: Instant, pods: &Pods, usage: &Usage) -> bool {
+        let mut again = Self {
+            last: self.last,
+            ..Self::default()
+        };
+        for (resource, ids) in &self.given {
+            let size = u32::try_from(ids.len()).unwrap_or(u32::MAX);
+            let call = Seen {
+                resource: *resource,
+                size,
+                ids,
+            };
+            let readings = again.read(now, pods, usage, &call);
+            if readings.is_empty() {
+                return false;
+            }
+            again.grant(now, readings, *resource, ids);
+        }
+        let otherwise = again.readings != self.readings;
+        self.readings = again.readings;
+        otherwise
+    }
+
+    /// Which of the calls for the last container, should that be an init container, `call` is over again.
+    fn repeated(&self, pods: &Pods, call: &Seen<'_>) -> Option<usize> {
+        let steps = &self.readings.first()?.0;
+        let (uid, (last, _)) = steps.last()?;
+        let pod = pods.get(uid)?;
+        let container = pod
+            .containers
+            .get(*last)
+            .filter(|c| c.kind == ContainerKind::Init)?;
+        let is_it = |(other, step): &(PodUid, Step)| other == uid && *step == (*last, call.resource);
+        let asked = call.resource.of(container.demand);
+        steps.iter().position(is_it).filter(|_| asked == call.size)
+    }
+
+    fn keep(&mut self, keep: &[bool]) {
+        retain(&mut self.given, keep);
+        retain(&mut self.undone, keep);
         for reading in &mut self.readings {
-            let mut kept = keep.iter();
-            reading.0.retain(|_| kept.next().copied().unwrap_or(true));
+            retain(&mut reading.0, keep);
         }
         self.readings.dedup();
     }
 
     /// Drops the readings that podresources contradicts, and all of them once it has shown every call.
-    pub(super) fn check(&mut self, pods: &Pods, listed: &[Held]) {
+    /// Where the list is `certain` to have all calls, those that it does not show were undone.
+    pub(super) fn check(&mut self, pods: &Pods, listed: &[Held], certain: bool) {
         let shown = |call: &(Resource, Vec<DeviceId>)| {
             listed
                 .iter()
                 .find(|held| held.resource == call.0 && call.1.iter().all(|id| held.ids.contains(id)))
         };
         let calls: Vec<_> = self.given.iter().map(shown).collect();
+        let last = calls.iter().rev().find_map(|held| *held);
+        let last = last.map(|held| (held.namespace.clone(), held.pod.clone()));
         if calls.iter().all(Option::is_some) {
             *self = Self {
                 last: self.last,
+                shown: last.or(self.shown.take()),
                 ..Self::default()
             };
             return;
         }
+        self.shown = last;
+        let is_listed = |i: usize| self.readings.iter().all(|reading| !is_init(pods, &reading.0[i]));
+        let undone = |(i, held): (usize, &Option<&Held>)| certain && held.is_none() && is_listed(i);
+        self.undone = calls.iter().enumerate().map(undone).collect();
         let agrees = |reading: &Reading| {
             reading
                 .0
@@ -169,11 +253,6 @@ impl Tracker {
             })
         };
         likeliest.0.iter().zip(&self.given).filter_map(held).collect()
-    }
-
-    /// The devices of all open calls.
-    pub(super) fn given(&self) -> impl Iterator<Item = &(Resource, Vec<DeviceId>)> {
-        self.given.iter()
     }
 
     /// The GPU that the pod of a reading's last call has devices of, by that reading.
@@ -233,12 +312,13 @@ impl Tracker {
     /// The pod of the last call, if by this reading it still lacks something.
     fn half_done<'a>(&self, reading: &Reading, pods: &'a Pods, usage: &Usage) -> Option<&'a PodOnNode> {
         let (uid, _) = reading.0.last()?;
-        let pod = pods.get(uid).filter(|pod| !pod.terminal && !pod.deleting)?;
+        let pod = pods.get(uid).filter(|pod| !pods.is_over(pod))?;
         let done = self.done(reading, pod, usage);
         steps_of(pod).any(|step| !done.contains(&step)).then_some(pod)
     }
 
-    /// What a pod has, by podresources and by this reading.
+    /// What a pod has, by podresources and by this reading. Containers have their turn one after the other, so those
+    /// before the latest that has something have all they ask for.
     fn done(&self, reading: &Reading, pod: &PodOnNode, usage: &Usage) -> BTreeSet<Step> {
         let listed = steps_of(pod).filter(|(at, r)| usage.has(pod, &pod.containers[*at].name, *r));
         let read = reading
@@ -246,7 +326,10 @@ impl Tracker {
             .iter()
             .filter(|(uid, _)| *uid == pod.uid)
             .map(|(_, step)| *step);
-        listed.chain(read).collect()
+        let mut done: BTreeSet<_> = listed.chain(read).collect();
+        let latest = done.last().map_or(0, |(at, _)| *at);
+        done.extend(steps_of(pod).filter(|(at, _)| *at < latest));
+        done
     }
 }
 
@@ -266,13 +349,38 @@ pub(super) struct Seen<'a> {
     pub(super) ids: &'a [DeviceId],
 }
 
+/// The pods that have all they ask for, by podresources: it shows none of init containers, but when a later one has had
+/// its turn, they have had theirs. The kubelet forgets none of that as long as they run.
+pub(super) fn complete(pods: &Pods, usage: &Usage) -> Vec<PodUid> {
+    let is_shown =
+        |pod: &PodOnNode, (at, resource): Step| usage.shows(pod, &pod.containers[at].name, resource);
+    let has_all = |pod: &&&PodOnNode| {
+        let last = steps_of(pod).last().map(|(at, _)| at);
+        let of_last = steps_of(pod).filter(|(at, _)| Some(*at) == last);
+        last.is_some() && { of_last }.all(|step| is_shown(pod, step))
+    };
+    let alive = pods.alive();
+    alive.iter().filter(has_all).map(|pod| pod.uid.clone()).collect()
+}
+
+fn is_init(pods: &Pods, (uid, (at, _)): &(PodUid, Step)) -> bool {
+    let container = pods.get(uid).and_then(|pod| pod.containers.get(*at));
+    container.is_some_and(|container| container.kind == ContainerKind::Init)
+}
+
+fn retain<T>(items: &mut Vec<T>, keep: &[bool]) {
+    let mut kept = keep.iter();
+    items.retain(|_| kept.next().copied().unwrap_or(true));
+}
+
 /// Whether a step is what podresources shows.
 fn is_same(pods: &Pods, (uid, (at, _)): &(PodUid, Step), held: &Held) -> bool {
     pods.get(uid).is_none_or(|pod| {
+        // What an init container had is shown as the container's that it was handed on to.
         let container = pod
             .containers
             .get(*at)
-            .is_some_and(|container| container.name == held.container);
+            .is_some_and(|c| c.name == held.container || c.kind == ContainerKind::Init);
         pod.namespace == held.namespace && pod.name == held.pod && container
     })
 }

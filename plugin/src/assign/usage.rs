@@ -18,27 +18,41 @@ pub(super) struct Usage {
     listed: Vec<Held>,
     /// Given since, and when.
     fresh: Vec<(Instant, Held)>,
+    /// Whether a list that is certain to have it does not show what was given since.
+    undone: bool,
 }
 
 /// A list of podresources may be this much older than it looks; what was given within it stays counted.
 const LIST_LAG: Duration = Duration::from_secs(5);
 
 impl Usage {
-    /// Takes a new list. What it shows, or is old enough to show, is no longer counted as given since.
-    pub(super) fn replace(&mut self, now: Instant, held: &[Held]) {
+    /// Takes a new list. What it shows, or is old enough to show, is no longer counted as given since; but the list has
+    /// no init containers. A list that is `certain` to have all the rest may be believed, should that be in the way.
+    pub(super) fn replace(&mut self, now: Instant, held: &[Held], certain: bool, pods: &Pods) {
         let shown: BTreeSet<_> = held
             .iter()
             .flat_map(|held| held.ids.iter().map(|id| (held.resource, id)))
             .collect();
         self.fresh.retain(|(given, held)| {
             let seen = held.ids.iter().all(|id| shown.contains(&(held.resource, id)));
-            !seen && now.duration_since(*given) < LIST_LAG
+            pods.is_init(held) || (!seen && now.duration_since(*given) < LIST_LAG)
         });
         self.listed = held.to_vec();
+        self.undone = certain && self.fresh.iter().any(|(_, held)| !pods.is_init(held));
+    }
+
+    /// Forgets what podresources is certain not to show; gives whether there was any.
+    pub(super) fn forget_undone(&mut self, pods: &Pods) -> bool {
+        let undone = std::mem::take(&mut self.undone);
+        if undone {
+            self.fresh.retain(|(_, held)| pods.is_init(held));
+        }
+        undone
     }
 
     /// Counts what was given to pods that are known now.
     pub(super) fn give(&mut self, now: Instant, held: Vec<Held>) {
+        self.undone = false;
         self.fresh.extend(held.into_iter().map(|held| (now, held)));
     }
 
@@ -58,6 +72,16 @@ impl Usage {
     pub(super) fn has(&self, pod: &PodOnNode, container: &str, resource: Resource) -> bool {
         self.of(pod)
             .any(|held| held.container == container && held.resource == resource)
+    }
+
+    /// Whether podresources has shown that a container holds a resource.
+    pub(super) fn shows(&self, pod: &PodOnNode, container: &str, resource: Resource) -> bool {
+        self.listed.iter().any(|held| {
+            held.namespace == pod.namespace
+                && held.pod == pod.name
+                && held.container == container
+                && held.resource == resource
+        })
     }
 
     /// Whether a pod holds any of `ids`.
@@ -89,21 +113,29 @@ impl Usage {
     }
 }
 
-/// How many of each resource of `gpu` are among `ids`. A device that an init container handed on counts once.
-pub(super) fn taken<'a>(gpu: &GpuUuid, ids: impl Iterator<Item = (Resource, &'a [DeviceId])>) -> Resources {
-    let mut by_resource: BTreeMap<Resource, BTreeSet<&DeviceId>> = BTreeMap::new();
-    for (resource, ids) in ids {
-        by_resource
-            .entry(resource)
-            .or_default()
-            .extend(ids.iter().filter(|id| id.gpu() == gpu));
+/// How much of each resource of `gpu` is taken by `held`. A pod that is known takes all that it asks for, even where
+/// its init containers' devices are not listed, or it is not through with its calls. A device that an init container
+/// handed on counts once.
+pub(super) fn taken<'a>(pods: &Pods, gpu: &GpuUuid, held: impl Iterator<Item = &'a Held>) -> Resources {
+    let mut by_pod: BTreeMap<(&str, &str), BTreeMap<Resource, BTreeSet<&DeviceId>>> = BTreeMap::new();
+    for held in held {
+        let mut ids = held.ids.iter().filter(|id| id.gpu() == gpu).peekable();
+        if ids.peek().is_some() {
+            let pod = by_pod.entry((&held.namespace, &held.pod)).or_default();
+            pod.entry(held.resource).or_default().extend(ids);
+        }
     }
-    by_resource
-        .into_iter()
-        .fold(Resources::NONE, |sum, (resource, ids)| {
-            let amount = resource.amount(u32::try_from(ids.len()).unwrap_or(u32::MAX));
-            sum.checked_add(amount).unwrap_or(sum)
+    let amounts = by_pod.into_iter().flat_map(|((namespace, name), ids)| {
+        let demand = pods.by_name(namespace, name).map(|pod| pod.demand().resources);
+        Resource::ALL.map(|resource| {
+            let ids = ids.get(&resource).map_or(0, BTreeSet::len);
+            let asked = demand.map_or(0, |demand| resource.of(demand));
+            resource.amount(asked.max(u32::try_from(ids).unwrap_or(u32::MAX)))
         })
+    });
+    amounts.fold(Resources::NONE, |sum, amount| {
+        sum.checked_add(amount).unwrap_or(sum)
+    })
 }
 
 /// Containers that use MPS on `gpu`, as many of each pod as run at once.

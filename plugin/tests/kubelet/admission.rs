@@ -117,7 +117,12 @@ impl Shared {
                     .await;
                 let allocated = outcome.map_err(|why| self.fail(pod, &why))?;
                 let ids = allocated.ids.iter().map(String::as_str);
-                self.books().hand_out(&pod.name, &container.name, &resource, ids);
+                self.books().hand_out(
+                    &pod.name,
+                    (&container.name, container.kind == Kind::Init),
+                    &resource,
+                    ids,
+                );
                 hand_on(&mut reusable, container.kind, &allocated);
                 given.push(allocated);
             }

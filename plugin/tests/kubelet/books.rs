@@ -32,6 +32,8 @@ pub(super) struct Books {
     devices: BTreeMap<String, BTreeMap<String, bool>>,
     /// Per pod (`namespace/name`), what its containers hold. Survives a restart, as the real one's checkpoint does.
     pods: BTreeMap<String, Vec<Holding>>,
+    /// What plugins did that a pod or a node would suffer from.
+    faults: Vec<String>,
     /// Which life of the kubelet this is: what an earlier one's tasks still have to say counts no more.
     life: u64,
 }
@@ -47,6 +49,8 @@ pub(super) struct Holding {
     pub(super) container: String,
     pub(super) resource: String,
     pub(super) ids: Vec<String>,
+    /// Whether an init container has it that ends.
+    pub(super) init: bool,
 }
 
 impl Books {
@@ -79,6 +83,11 @@ impl Books {
         watching: AbortHandle,
     ) {
         self.note(Event::Registered(resource.to_owned()));
+        if self.plugins.contains_key(resource) {
+            self.faults.push(format!(
+                "{resource} was registered again while its old stream went on"
+            ));
+        }
         self.plugins
             .insert(resource.to_owned(), Plugin { client, watching });
     }
@@ -131,15 +140,39 @@ impl Books {
     pub(super) fn hand_out<'a>(
         &mut self,
         pod: &str,
-        container: &str,
+        (container, init): (&str, bool),
         resource: &str,
         ids: impl IntoIterator<Item = &'a str>,
     ) {
-        self.pods.entry(pod.to_owned()).or_default().push(Holding {
+        let ids: Vec<_> = ids.into_iter().map(str::to_owned).collect();
+        self.faults.extend(self.given_twice(pod, resource, &ids));
+        let holdings = self.pods.entry(pod.to_owned()).or_default();
+        holdings.push(Holding {
             container: container.to_owned(),
             resource: resource.to_owned(),
-            ids: ids.into_iter().map(str::to_owned).collect(),
+            ids,
+            init,
         });
+        let gpus: BTreeSet<_> = holdings
+            .iter()
+            .flat_map(|held| &held.ids)
+            .map(|id| gpu_of(id))
+            .collect();
+        if gpus.len() > 1 {
+            self.faults.push(format!("{pod} is on several GPUs: {gpus:?}"));
+        }
+    }
+
+    fn given_twice(&self, pod: &str, resource: &str, ids: &[String]) -> Option<String> {
+        let others = self.pods.iter().filter(|(other, _)| *other != pod);
+        let twice = others
+            .flat_map(|(other, held)| held.iter().map(move |held| (other, held)))
+            .find(|(_, held)| held.resource == resource && held.ids.iter().any(|id| ids.contains(id)));
+        twice.map(|(other, _)| format!("{pod} was given {resource} that {other} has"))
+    }
+
+    pub(super) fn faults(&self) -> &[String] {
+        &self.faults
     }
 
     pub(super) fn remove(&mut self, pod: &str) {
@@ -149,4 +182,9 @@ impl Books {
     pub(super) fn pods(&self) -> &BTreeMap<String, Vec<Holding>> {
         &self.pods
     }
+}
+
+/// The GPU that a device is of: `<GPU>::<number>`.
+fn gpu_of(id: &str) -> &str {
+    id.split_once("::").map_or(id, |(gpu, _)| gpu)
 }

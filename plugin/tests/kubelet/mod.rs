@@ -131,7 +131,7 @@ impl Kubelet {
     pub(crate) fn handed_out_by_another(&self, pod: &str, resource: &str, ids: &[&str]) {
         self.shared
             .books()
-            .hand_out(pod, "app", resource, ids.iter().copied());
+            .hand_out(pod, ("app", false), resource, ids.iter().copied());
     }
 
     /// How many healthy devices of `resource` there are.
@@ -147,6 +147,20 @@ impl Kubelet {
     /// All that plugins did so far.
     pub(crate) fn events(&self) -> Vec<Happened> {
         self.shared.books().events.clone()
+    }
+
+    /// What plugins did wrong so far, where anything.
+    pub(crate) fn faults(&self) -> Result<(), String> {
+        match self.shared.books().faults() {
+            [] => Ok(()),
+            faults => Err(faults.join("; ")),
+        }
+    }
+
+    /// How often plugins have registered.
+    pub(crate) fn registrations(&self) -> usize {
+        let registered = |happened: &&Happened| matches!(happened.event, Event::Registered(_));
+        self.events().iter().filter(registered).count()
     }
 
     /// Waits until as many healthy devices of `resource` are known.
@@ -178,7 +192,7 @@ pub(crate) async fn until(what: &str, is_so: impl Fn() -> bool) {
 }
 
 /// A connection with the authority that the real kubelet sends.
-async fn dial(socket: PathBuf) -> Result<Channel, tonic::transport::Error> {
+pub(crate) async fn dial(socket: PathBuf) -> Result<Channel, tonic::transport::Error> {
     Endpoint::from_static("http://localhost")
         .connect_with_connector(service_fn(move |_| {
             let socket = socket.clone();

@@ -94,13 +94,13 @@ impl PodResourcesLister for Facade {
 }
 
 impl Shared {
-    /// Each device ID is an entry of its own.
+    /// Each device ID is an entry of its own. Init containers that end are left out.
     fn pod_resources(&self) -> Vec<PodResources> {
         let books = self.books();
         let pods = books.pods().iter().map(|(pod, holdings)| {
             let (namespace, name) = pod.split_once('/').unwrap();
             let mut containers: Vec<ContainerResources> = Vec::new();
-            for held in holdings {
+            for held in holdings.iter().filter(|held| !held.init) {
                 let known = containers
                     .iter()
                     .position(|container| container.name == held.container);
