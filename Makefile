@@ -1,5 +1,5 @@
 # The targets are listed by plain `make`.
-.PHONY: help demo test test-cluster test-gpu build player check bench-streamer fuzz clean setup
+.PHONY: help demo test test-cluster test-gpu build player check bench-streamer bench-packing bench-plugin bench-turn bench-extender fuzz clean setup
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 18
@@ -28,6 +28,9 @@ check: player ## format, lints, types
 
 bench-streamer: ## what a streamer costs beside the bare encoder
 	@scripts/bench-streamer
+
+bench-packing: ## what the scheduler extender packs (TRACE_DIR=folder of the public trace)
+	@scripts/bench-packing
 
 fuzz: ## every fuzz target, a minute each (SECONDS_EACH=600)
 	@scripts/fuzz

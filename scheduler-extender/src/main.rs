@@ -5,6 +5,13 @@
 //!  simulate   replays traces through the same index
 //! ```
 
+#[cfg_attr(
+    not(test),
+    expect(
+        dead_code,
+        reason = "bind, preempt and deletion are asked by the HTTP server, which is still to come"
+    )
+)]
 mod index;
 mod simulate;
 

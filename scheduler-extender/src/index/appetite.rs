@@ -75,20 +75,32 @@ impl Appetite {
     /// The digest, for a cluster of that size.
     pub(crate) fn taste(&mut self, totals: &Totals) -> Taste {
         self.stale = 0;
-        let mut classes: Vec<_> = self.counts.iter().map(|(demand, count)| (*demand, *count)).collect();
+        let mut classes: Vec<_> = self
+            .counts
+            .iter()
+            .map(|(demand, count)| (*demand, *count))
+            .collect();
         classes.sort_by_key(|&(demand, count)| (std::cmp::Reverse(count), demand));
         classes.truncate(MOST_CLASSES);
         let kept = f64::from(classes.iter().map(|(_, count)| count).sum::<u32>());
         let asked = self.asked();
         Taste {
-            classes: classes.into_iter().map(|(demand, count)| (demand, f64::from(count) / kept)).collect(),
+            classes: classes
+                .into_iter()
+                .map(|(demand, count)| (demand, f64::from(count) / kept))
+                .collect(),
             mean: asked.map(|amount| amount / f64::from(self.pods.max(1))),
             price: prices(asked, totals),
         }
     }
 
     fn asked(&self) -> [f64; DIMENSIONS] {
-        let sum = |i: usize| self.counts.iter().map(|(demand, count)| f64::from(demand.0[i]) * f64::from(*count)).sum();
+        let sum = |i: usize| {
+            self.counts
+                .iter()
+                .map(|(demand, count)| f64::from(demand.0[i]) * f64::from(*count))
+                .sum()
+        };
         std::array::from_fn(sum)
     }
 }
@@ -96,8 +108,13 @@ impl Appetite {
 /// Scarcity is how much is asked of how much there is. The prices of an average GPU's parts sum up to 1.
 fn prices(asked: [f64; DIMENSIONS], totals: &Totals) -> [f64; DIMENSIONS] {
     let capacity = totals.capacity.map(|amount| amount as f64);
-    let scarcity: [f64; DIMENSIONS] =
-        std::array::from_fn(|i| if capacity[i] > 0.0 { asked[i] / capacity[i] } else { 0.0 });
+    let scarcity: [f64; DIMENSIONS] = std::array::from_fn(|i| {
+        if capacity[i] > 0.0 {
+            asked[i] / capacity[i]
+        } else {
+            0.0
+        }
+    });
     let all: f64 = scarcity.iter().sum();
     std::array::from_fn(|i| {
         if scarcity[i] > 0.0 {
@@ -112,8 +129,12 @@ impl Taste {
     /// What of `free` is of no use, in average GPUs.
     pub(crate) fn waste(&self, free: Amounts) -> f64 {
         let worth: [f64; DIMENSIONS] = std::array::from_fn(|i| f64::from(free.0[i]) * self.price[i]);
-        let unfit: f64 =
-            self.classes.iter().filter(|(demand, _)| !free.holds(*demand)).map(|(_, share)| share).sum();
+        let unfit: f64 = self
+            .classes
+            .iter()
+            .filter(|(demand, _)| !free.holds(*demand))
+            .map(|(_, share)| share)
+            .sum();
         worth.iter().sum::<f64>() * unfit + self.stranded(free)
     }
 
@@ -127,7 +148,9 @@ impl Taste {
         let asked = (0..DIMENSIONS).filter(|&i| self.mean[i] > 0.0);
         let fills = |i: usize| f64::from(free.0[i]) / self.mean[i];
         let filled = asked.clone().map(fills).fold(f64::INFINITY, f64::min);
-        asked.map(|i| (f64::from(free.0[i]) - filled * self.mean[i]) * self.price[i]).sum()
+        asked
+            .map(|i| (f64::from(free.0[i]) - filled * self.mean[i]) * self.price[i])
+            .sum()
     }
 }
 

@@ -37,7 +37,9 @@ pub(crate) enum BindRefusal {
         reason: String,
     },
     /// Another pod has to be through first.
-    #[error("node {node} is still taking in {other}, which its kubelet could confuse with this pod: try again")]
+    #[error(
+        "node {node} is still taking in {other}, which its kubelet could confuse with this pod: try again"
+    )]
     Wait {
         /// The node.
         node: NodeName,
@@ -52,16 +54,28 @@ impl Index {
     /// # Errors
     /// [`BindRefusal`]; nothing is then remembered.
     pub(crate) fn choose_gpu(&mut self, uid: &PodUid, node: &NodeName) -> Result<GpuUuid, BindRefusal> {
-        let known = self.pods.get(uid).ok_or_else(|| BindRefusal::UnknownPod(uid.clone()))?;
+        let known = self
+            .pods
+            .get(uid)
+            .ok_or_else(|| BindRefusal::UnknownPod(uid.clone()))?;
         if let Some(name) = known.place.and_then(|place| self.nodes[place].name.clone()) {
-            return Err(BindRefusal::Placed { pod: known.pod.full_name(), node: name });
+            return Err(BindRefusal::Placed {
+                pod: known.pod.full_name(),
+                node: name,
+            });
         }
-        let no_room = |reason: String| BindRefusal::NoRoom { node: node.clone(), reason };
+        let no_room = |reason: String| BindRefusal::NoRoom {
+            node: node.clone(),
+            reason,
+        };
         let Some(place) = self.places.get(node).copied() else {
             return Err(no_room(Refusal::NoGpus.to_string()));
         };
         if let Err(other) = self.must_go_to(&known.pod, &self.nodes[place]) {
-            return Err(BindRefusal::Wait { node: node.clone(), other });
+            return Err(BindRefusal::Wait {
+                node: node.clone(),
+                other,
+            });
         }
         let Some((_, gpu)) = self.best_on(&known.pod, known.demand, &self.nodes[place]) else {
             return Err(self.why_not(known, &self.nodes[place], node));
@@ -96,7 +110,11 @@ impl Index {
             },
             _ => BindRefusal::Wait {
                 node: name.clone(),
-                other: self.in_the_way(&known.pod, node).map(|(other, _)| other.full_name()).next().unwrap_or_default(),
+                other: self
+                    .in_the_way(&known.pod, node)
+                    .map(|(other, _)| other.full_name())
+                    .next()
+                    .unwrap_or_default(),
             },
         }
     }
@@ -117,7 +135,11 @@ impl Index {
     }
 
     /// The pods in flight that a pod could be confused with, each with its GPU where that is known.
-    fn in_the_way<'a>(&'a self, pod: &'a Pod, node: &'a Node) -> impl Iterator<Item = (&'a Pod, Option<usize>)> {
+    fn in_the_way<'a>(
+        &'a self,
+        pod: &'a Pod,
+        node: &'a Node,
+    ) -> impl Iterator<Item = (&'a Pod, Option<usize>)> {
         let in_flight = node.in_flight.iter().filter_map(|uid| self.pods.get(uid));
         in_flight
             .filter(|known| known.pod.uid != pod.uid && known.pod.confusable_with(pod))
@@ -134,7 +156,9 @@ impl Known {
 
     /// Whether its GpuNode does not show all of it yet.
     pub(super) fn is_in_flight(&self, node: &Node) -> bool {
-        let shown = node.shows(&self.pod.uid).map_or(Amounts::NONE, |(_, amounts)| amounts);
+        let shown = node
+            .shows(&self.pod.uid)
+            .map_or(Amounts::NONE, |(_, amounts)| amounts);
         !self.pod.terminal && !shown.holds(self.demand)
     }
 }

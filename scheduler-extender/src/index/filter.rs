@@ -61,7 +61,10 @@ impl Index {
     /// What becomes of each of `names`, in that order. A pod that asks for none of our resources fits everywhere.
     pub(crate) fn filter(&self, pod: &Pod, names: &[NodeName]) -> Vec<Verdict> {
         let demand = self.demand_of(pod);
-        names.iter().map(|name| self.verdict(demand, self.node(name))).collect()
+        names
+            .iter()
+            .map(|name| self.verdict(demand, self.node(name)))
+            .collect()
     }
 
     fn verdict(&self, demand: Amounts, node: Option<&Node>) -> Verdict {
@@ -89,7 +92,11 @@ impl Index {
             return Refusal::Sessions { open, limit };
         }
         let limit = self.settings.encoder_load_limit;
-        let obstacles = node.rooms.iter().enumerate().map(|(i, room)| (room.obstacle(demand, limit), i));
+        let obstacles = node
+            .rooms
+            .iter()
+            .enumerate()
+            .map(|(i, room)| (room.obstacle(demand, limit), i));
         let Some((nearest, i)) = obstacles.min_by_key(|(near, i)| (near.distance(), *i)) else {
             return Refusal::NoGpus;
         };
@@ -130,11 +137,22 @@ impl Room {
             let (dimension, reason) = (Dimension::ALL[i], String::new());
             return Obstacle::Unhealthy { dimension, reason };
         }
-        if let Some((dimension, asked, _, capacity)) = all.clone().find(|(_, asked, _, capacity)| asked > capacity) {
-            return Obstacle::TooSmall { dimension, capacity, asked };
+        if let Some((dimension, asked, _, capacity)) =
+            all.clone().find(|(_, asked, _, capacity)| asked > capacity)
+        {
+            return Obstacle::TooSmall {
+                dimension,
+                capacity,
+                asked,
+            };
         }
         match all.find(|(_, asked, free, _)| asked > free) {
-            Some((dimension, asked, free, capacity)) => Obstacle::Short { dimension, free, capacity, asked },
+            Some((dimension, asked, free, capacity)) => Obstacle::Short {
+                dimension,
+                free,
+                capacity,
+                asked,
+            },
             None => Obstacle::Load { limit },
         }
     }
@@ -146,7 +164,12 @@ impl Obstacle {
         let share = |part: u32, all: u32| u64::from(part) * 1000 / u64::from(all.max(1));
         match self {
             Self::Load { .. } => (0, 0),
-            Self::Short { free, capacity, asked, .. } => (1, share(asked - free, *capacity)),
+            Self::Short {
+                free,
+                capacity,
+                asked,
+                ..
+            } => (1, share(asked - free, *capacity)),
             Self::TooSmall { capacity, asked, .. } => (2, share(asked - capacity, *capacity)),
             Self::Unhealthy { .. } => (3, 0),
         }
@@ -171,9 +194,16 @@ impl fmt::Display for Refusal {
         match self {
             Self::NoGpus => f.write_str("no GPU is known here: is penstock-plugin running on it?"),
             Self::Sessions { open, limit } => {
-                write!(f, "{open} encoder sessions are open, and the driver allows {limit} on this node")
+                write!(
+                    f,
+                    "{open} encoder sessions are open, and the driver allows {limit} on this node"
+                )
             }
-            Self::Gpu { gpu, obstacle, others } => {
+            Self::Gpu {
+                gpu,
+                obstacle,
+                others,
+            } => {
                 write!(f, "{gpu}: {obstacle}")?;
                 match others {
                     0 => Ok(()),
@@ -189,12 +219,26 @@ impl fmt::Display for Obstacle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Load { limit } => write!(f, "its encoder is measured at {limit} % load or more"),
-            Self::Short { dimension, free, capacity, asked } => {
+            Self::Short {
+                dimension,
+                free,
+                capacity,
+                asked,
+            } => {
                 let words = dimension.free_words(*free, *capacity);
                 write!(f, "{words} free, {} asked", dimension.count(*asked))
             }
-            Self::TooSmall { dimension, capacity, asked } => {
-                write!(f, "{} in all, {} asked", dimension.words(*capacity), dimension.count(*asked))
+            Self::TooSmall {
+                dimension,
+                capacity,
+                asked,
+            } => {
+                write!(
+                    f,
+                    "{} in all, {} asked",
+                    dimension.words(*capacity),
+                    dimension.count(*asked)
+                )
             }
             Self::Unhealthy { reason, .. } => write!(f, "not to be used now: {reason}"),
         }

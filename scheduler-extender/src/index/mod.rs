@@ -117,7 +117,9 @@ impl Index {
         match before {
             Some(known) if known.demand == demand => {}
             known => {
-                known.into_iter().for_each(|known| self.appetite.remove(known.demand));
+                known
+                    .into_iter()
+                    .for_each(|known| self.appetite.remove(known.demand));
                 self.appetite.add(demand);
             }
         }
@@ -126,7 +128,15 @@ impl Index {
         // Once the API server names a node, that holds; which GPU of it, the promise still says if the pod does not.
         let promised = promised.filter(|(promised, _)| Some(*promised) == place);
         let uid = pod.uid.clone();
-        self.pods.insert(uid.clone(), Known { pod, demand, promised, place });
+        self.pods.insert(
+            uid.clone(),
+            Known {
+                pod,
+                demand,
+                promised,
+                place,
+            },
+        );
         self.moved(&uid, was, place);
         self.digest(false);
     }
@@ -142,7 +152,8 @@ impl Index {
 
     /// A budget that is new or has changed.
     pub(crate) fn apply_budget(&mut self, budget: Budget) {
-        self.budgets.insert((budget.namespace.clone(), budget.name.clone()), budget);
+        self.budgets
+            .insert((budget.namespace.clone(), budget.name.clone()), budget);
     }
 
     /// A budget that is gone.
@@ -195,7 +206,11 @@ impl Index {
             .map(|(uid, known)| (uid, known.claim()))
             .collect();
         let (taken, rooms) = self.nodes[place].count(&claims, &self.settings);
-        let waiting = |uid: &&PodUid| self.pods.get(*uid).is_some_and(|known| known.is_in_flight(&self.nodes[place]));
+        let waiting = |uid: &&PodUid| {
+            self.pods
+                .get(*uid)
+                .is_some_and(|known| known.is_in_flight(&self.nodes[place]))
+        };
         let in_flight = self.nodes[place].pods.iter().filter(waiting).cloned().collect();
         let node = &mut self.nodes[place];
         (node.taken, node.rooms, node.in_flight) = (taken, rooms, in_flight);
@@ -211,7 +226,10 @@ impl Index {
 impl Known {
     /// The GPU that it was promised.
     fn gpu(&self) -> Option<&GpuUuid> {
-        self.pod.gpu.as_ref().or(self.promised.as_ref().map(|(_, gpu)| gpu))
+        self.pod
+            .gpu
+            .as_ref()
+            .or(self.promised.as_ref().map(|(_, gpu)| gpu))
     }
 
     fn claim(&self) -> Claim {

@@ -4,7 +4,9 @@
 
 use std::collections::BTreeMap;
 
-use penstock_core::gpu_node::{Allocation, Capacity, Gpu, GpuNodeSpec, Health, LoadBand, Measured, ResourceHealth};
+use penstock_core::gpu_node::{
+    Allocation, Capacity, Gpu, GpuNodeSpec, Health, LoadBand, Measured, ResourceHealth,
+};
 use penstock_core::ids::{GpuUuid, NodeName, PodUid};
 use penstock_core::packing::Resources;
 use penstock_core::pod_demand::ContainerKind;
@@ -80,24 +82,49 @@ impl Model {
             encoder_session_limit: limit.filter(|_| node == 0),
             health: Health::default(),
         };
-        let spec = |node| GpuNodeSpec { gpus: (0..GPUS).map(|g| gpu(node, g)).collect(), ..GpuNodeSpec::default() };
+        let spec = |node| GpuNodeSpec {
+            gpus: (0..GPUS).map(|g| gpu(node, g)).collect(),
+            ..GpuNodeSpec::default()
+        };
         let mut index = Index::new(Settings::default());
         let specs: Vec<_> = (0..NODES).map(spec).collect();
-        specs.iter().enumerate().for_each(|(node, spec)| index.apply_gpu_node(&name(node), spec));
-        Self { index, specs, pods: BTreeMap::new(), born: 0 }
+        specs
+            .iter()
+            .enumerate()
+            .for_each(|(node, spec)| index.apply_gpu_node(&name(node), spec));
+        Self {
+            index,
+            specs,
+            pods: BTreeMap::new(),
+            born: 0,
+        }
     }
 
     /// What is free of a GPU, from the lists alone.
     fn free(&self, node: usize, gpu: usize) -> Amounts {
         let here = &self.specs[node].gpus[gpu];
-        let live = |uid: &PodUid| self.pods.get(uid).filter(|(pod, at)| at.is_some_and(|at| at.0 == node) && !pod.terminal);
+        let live = |uid: &PodUid| {
+            self.pods
+                .get(uid)
+                .filter(|(pod, at)| at.is_some_and(|at| at.0 == node) && !pod.terminal)
+        };
         let shown = here.allocated.iter().map(|held| {
             let claim = live(&held.pod_uid).map_or(Amounts::NONE, |(pod, _)| demand(pod));
             Amounts::of_allocation(held).most(claim)
         });
-        let unseen = |uid: &PodUid| self.specs[node].gpus.iter().all(|gpu| gpu.allocated.iter().all(|a| a.pod_uid != *uid));
-        let promised = self.pods.iter().filter(|(uid, (_, at))| *at == Some((node, gpu)) && live(uid).is_some() && unseen(uid));
-        let taken = shown.chain(promised.map(|(_, (pod, _))| demand(pod))).fold(Amounts::NONE, Amounts::plus);
+        let unseen = |uid: &PodUid| {
+            self.specs[node]
+                .gpus
+                .iter()
+                .all(|gpu| gpu.allocated.iter().all(|a| a.pod_uid != *uid))
+        };
+        let promised = self
+            .pods
+            .iter()
+            .filter(|(uid, (_, at))| *at == Some((node, gpu)) && live(uid).is_some() && unseen(uid));
+        let taken = shown
+            .chain(promised.map(|(_, (pod, _))| demand(pod)))
+            .fold(Amounts::NONE, Amounts::plus);
         Amounts::of_gpu(here.capacity).less(taken)
     }
 
@@ -106,17 +133,25 @@ impl Model {
         let here = &self.specs[node].gpus[gpu];
         let [asks_encoder, ..] = demand(pod).0.map(|amount| amount > 0);
         let ill = asks_encoder && !here.health.problems().is_empty();
-        let busy = here.measured.encoder_load_percent.is_some_and(|load| load.percent() >= 90);
-        let capped = asks_encoder && here.encoder_session_limit.is_some_and(|limit| self.streams(node) >= limit);
+        let busy = here
+            .measured
+            .encoder_load_percent
+            .is_some_and(|load| load.percent() >= 90);
+        let capped = asks_encoder
+            && here
+                .encoder_session_limit
+                .is_some_and(|limit| self.streams(node) >= limit);
         self.free(node, gpu).holds(demand(pod)) && !ill && !busy && !capped
     }
 
     /// Pods with encoder units on a node, shown or promised.
     fn streams(&self, node: usize) -> u32 {
         let shown = self.specs[node].gpus.iter().flat_map(|gpu| &gpu.allocated);
-        let held = |uid: &PodUid| self.pods.get(uid).is_some_and(|(pod, at)| {
-            !pod.terminal && at.is_some_and(|at| at.0 == node) && demand(pod).encoder() > 0
-        });
+        let held = |uid: &PodUid| {
+            self.pods.get(uid).is_some_and(|(pod, at)| {
+                !pod.terminal && at.is_some_and(|at| at.0 == node) && demand(pod).encoder() > 0
+            })
+        };
         let mut streaming: Vec<_> = shown.filter(|a| a.nvenc.0 > 0).map(|a| &a.pod_uid).collect();
         streaming.extend(self.pods.keys().filter(|uid| held(uid)));
         streaming.sort();
@@ -125,7 +160,9 @@ impl Model {
     }
 
     fn nth(&self, n: usize) -> Option<PodUid> {
-        (!self.pods.is_empty()).then(|| self.pods.keys().nth(n % self.pods.len()).cloned()).flatten()
+        (!self.pods.is_empty())
+            .then(|| self.pods.keys().nth(n % self.pods.len()).cloned())
+            .flatten()
     }
 
     fn step(&mut self, step: &Step) -> Result<(), TestCaseError> {
@@ -140,7 +177,9 @@ impl Model {
             Step::Fail(n) => {
                 if let Some(uid) = self.nth(*n) {
                     self.index.forget(&uid);
-                    self.pods.entry(uid).and_modify(|(pod, at)| *at = at.filter(|_| pod.node.is_some()));
+                    self.pods
+                        .entry(uid)
+                        .and_modify(|(pod, at)| *at = at.filter(|_| pod.node.is_some()));
                 }
             }
             Step::Delete(n) => {
@@ -151,7 +190,11 @@ impl Model {
             }
             Step::ShowNode(node, which) => self.show(*node, *which),
             Step::Ail(node, gpu, ill) => {
-                let health = if *ill { ResourceHealth::unhealthy("XID 47") } else { ResourceHealth::HEALTHY };
+                let health = if *ill {
+                    ResourceHealth::unhealthy("XID 47")
+                } else {
+                    ResourceHealth::HEALTHY
+                };
                 self.specs[*node].gpus[*gpu].health.nvenc = Some(health);
                 self.index.apply_gpu_node(&name(*node), &self.specs[*node]);
             }
@@ -165,7 +208,11 @@ impl Model {
 
     fn arrive(&mut self, [nvenc, mps, vram]: [u32; 3], priority: i32) {
         let uid = PodUid::new(format!("uid-{}", self.born)).unwrap();
-        let asks = Resources { nvenc: EncoderUnits(nvenc), mps: SmPercent(mps), vram: VramBlocks(vram) };
+        let asks = Resources {
+            nvenc: EncoderUnits(nvenc),
+            mps: SmPercent(mps),
+            vram: VramBlocks(vram),
+        };
         let pod = Pod {
             uid: uid.clone(),
             namespace: "games".to_owned(),
@@ -196,7 +243,10 @@ impl Model {
     /// The kubelet has allocated some resources of the pods that are bound here.
     fn show(&mut self, node: usize, [nvenc, mps, vram]: [bool; 3]) {
         for gpu in 0..GPUS {
-            let here = self.pods.values().filter(|(pod, at)| *at == Some((node, gpu)) && pod.node.is_some() && !pod.terminal);
+            let here = self
+                .pods
+                .values()
+                .filter(|(pod, at)| *at == Some((node, gpu)) && pod.node.is_some() && !pod.terminal);
             let part = |pod: &Pod| {
                 let Amounts([n, m, v, c]) = demand(pod);
                 Allocation {
@@ -218,22 +268,35 @@ impl Model {
     fn schedule(&mut self, uid: &PodUid) -> Result<(), TestCaseError> {
         let (pod, at) = self.pods[uid].clone();
         let names: Vec<_> = (0..NODES).map(name).collect();
-        let fitting: Vec<bool> =
-            (0..NODES).map(|node| (0..GPUS).any(|gpu| self.takes(node, gpu, &pod)) || demand(&pod) == Amounts::NONE).collect();
+        let fitting: Vec<bool> = (0..NODES)
+            .map(|node| (0..GPUS).any(|gpu| self.takes(node, gpu, &pod)) || demand(&pod) == Amounts::NONE)
+            .collect();
         if at.is_none() {
             let verdicts = self.index.filter(&pod, &names);
             let passed: Vec<bool> = verdicts.iter().map(|verdict| *verdict == Verdict::Fits).collect();
             prop_assert_eq!(&passed, &fitting, "{:?}", verdicts);
         }
         let scores = self.index.prioritize(&pod, &names);
-        prop_assert!(scores.iter().zip(&fitting).all(|(score, fits)| *score == 0 || *fits || at.is_some()));
+        prop_assert!(
+            scores
+                .iter()
+                .zip(&fitting)
+                .all(|(score, fits)| *score == 0 || *fits || at.is_some())
+        );
         let best = (0..NODES).max_by_key(|node| scores[*node]).unwrap_or(0);
         match self.index.choose_gpu(uid, &name(best)) {
             Ok(gpu) => {
                 let gpu = (0..GPUS).find(|g| uuid(best, *g) == gpu).unwrap();
                 prop_assert!(at.is_none(), "bound twice");
-                prop_assert!(self.takes(best, gpu, &pod), "{:?} does not fit on {best}/{gpu}", pod);
-                prop_assert!(self.confusing(best, &pod).iter().all(|other| *other == gpu), "kubelet would be confused");
+                prop_assert!(
+                    self.takes(best, gpu, &pod),
+                    "{:?} does not fit on {best}/{gpu}",
+                    pod
+                );
+                prop_assert!(
+                    self.confusing(best, &pod).iter().all(|other| *other == gpu),
+                    "kubelet would be confused"
+                );
                 self.pods.insert(uid.clone(), (pod, Some((best, gpu))));
             }
             Err(BindRefusal::Placed { .. }) => prop_assert!(at.is_some()),
@@ -246,43 +309,87 @@ impl Model {
     /// Where pods in flight are that a pod could be confused with.
     fn confusing(&self, node: usize, pod: &Pod) -> Vec<usize> {
         let shown = |uid: &PodUid| {
-            let held = self.specs[node].gpus.iter().flat_map(|gpu| &gpu.allocated).filter(|a| a.pod_uid == *uid);
-            held.map(Amounts::of_allocation).fold(Amounts::NONE, Amounts::plus)
+            let held = self.specs[node]
+                .gpus
+                .iter()
+                .flat_map(|gpu| &gpu.allocated)
+                .filter(|a| a.pod_uid == *uid);
+            held.map(Amounts::of_allocation)
+                .fold(Amounts::NONE, Amounts::plus)
         };
-        let others = self.pods.values().filter(|(other, _)| other.uid != pod.uid && !other.terminal);
+        let others = self
+            .pods
+            .values()
+            .filter(|(other, _)| other.uid != pod.uid && !other.terminal);
         let in_flight = others.filter(|(other, _)| !shown(&other.uid).holds(demand(other)));
         let same = |other: &Pod| {
             let (a, b) = (pod.containers[0].1, other.containers[0].1);
-            (a.nvenc == b.nvenc && a.nvenc.0 > 0) || (a.mps == b.mps && a.mps.0 > 0) || (a.vram == b.vram && a.vram.0 > 0)
+            (a.nvenc == b.nvenc && a.nvenc.0 > 0)
+                || (a.mps == b.mps && a.mps.0 > 0)
+                || (a.vram == b.vram && a.vram.0 > 0)
         };
-        in_flight.filter(|(other, _)| same(other)).filter_map(|(_, at)| *at).filter(|at| at.0 == node).map(|at| at.1).collect()
+        in_flight
+            .filter(|(other, _)| same(other))
+            .filter_map(|(_, at)| *at)
+            .filter(|at| at.0 == node)
+            .map(|at| at.1)
+            .collect()
     }
 
     /// Whoever is named as victim is of lower priority and on one GPU, and that GPU then has room; and whenever all
     /// lower ones of some GPU would make room, some are named.
     fn preempt(&self, pod: &Pod, node: usize) -> Result<(), TestCaseError> {
-        let proposal = Victims { node: name(node), pods: Vec::new(), budget_violations: 0 };
+        let proposal = Victims {
+            node: name(node),
+            pods: Vec::new(),
+            budget_violations: 0,
+        };
         let answer = self.index.preempt(pod, &[proposal]);
         let freed = |gpu: usize, going: &dyn Fn(&Pod) -> bool| {
-            let mut without = Model { index: Index::default(), specs: self.specs.clone(), pods: self.pods.clone(), born: 0 };
+            let mut without = Model {
+                index: Index::default(),
+                specs: self.specs.clone(),
+                pods: self.pods.clone(),
+                born: 0,
+            };
             let on = |pod: &Pod, at: &Option<(usize, usize)>| *at == Some((node, gpu)) && going(pod);
-            let gone: Vec<_> = without.pods.iter().filter(|(_, (pod, at))| on(pod, at)).map(|(uid, _)| uid.clone()).collect();
+            let gone: Vec<_> = without
+                .pods
+                .iter()
+                .filter(|(_, (pod, at))| on(pod, at))
+                .map(|(uid, _)| uid.clone())
+                .collect();
             without.pods.retain(|uid, _| !gone.contains(uid));
-            without.specs[node].gpus[gpu].allocated.retain(|held| !gone.contains(&held.pod_uid));
+            without.specs[node].gpus[gpu]
+                .allocated
+                .retain(|held| !gone.contains(&held.pod_uid));
             without.takes(node, gpu, pod)
         };
         let lower = |other: &Pod| other.priority < pod.priority && !other.terminal;
         let fits = (0..GPUS).any(|gpu| self.takes(node, gpu, pod));
         let helps = (0..GPUS).any(|gpu| freed(gpu, &lower));
         if let [victims] = &answer[..] {
-            let on: Vec<_> = victims.pods.iter().map(|uid| self.pods[uid].1.map(|at| at.1)).collect();
-            prop_assert!(on.iter().all(|gpu| gpu.is_some() && *gpu == on[0]), "victims on several GPUs");
+            let on: Vec<_> = victims
+                .pods
+                .iter()
+                .map(|uid| self.pods[uid].1.map(|at| at.1))
+                .collect();
+            prop_assert!(
+                on.iter().all(|gpu| gpu.is_some() && *gpu == on[0]),
+                "victims on several GPUs"
+            );
             prop_assert!(victims.pods.iter().all(|uid| lower(&self.pods[uid].0)));
-            prop_assert!(freed(on[0].unwrap(), &|other| victims.pods.contains(&other.uid)), "it would not help");
+            prop_assert!(
+                freed(on[0].unwrap(), &|other| victims.pods.contains(&other.uid)),
+                "it would not help"
+            );
             // None of them could stay.
             for spared in &victims.pods {
                 let others = |other: &Pod| victims.pods.contains(&other.uid) && other.uid != *spared;
-                prop_assert!(!freed(on[0].unwrap(), &others), "{spared} would have to go for nothing");
+                prop_assert!(
+                    !freed(on[0].unwrap(), &others),
+                    "{spared} would have to go for nothing"
+                );
             }
         } else {
             prop_assert!(fits || !helps, "nobody was named although it would help");

@@ -44,7 +44,11 @@ impl Pod {
     pub(crate) fn confusable_with(&self, other: &Self) -> bool {
         let asks = |pod: &Self| -> BTreeSet<(u8, u32)> {
             let of = |(_, r): &(ContainerKind, Resources)| [(0, r.nvenc.0), (1, r.mps.0), (2, r.vram.0)];
-            pod.containers.iter().flat_map(of).filter(|&(_, amount)| amount > 0).collect()
+            pod.containers
+                .iter()
+                .flat_map(of)
+                .filter(|&(_, amount)| amount > 0)
+                .collect()
         };
         !asks(self).is_disjoint(&asks(other))
     }
@@ -96,6 +100,8 @@ impl Selector {
 impl Budget {
     /// Whether ending `pod` counts against it.
     pub(crate) fn covers(&self, pod: &Pod) -> bool {
-        self.namespace == pod.namespace && !self.disrupted.contains(&pod.name) && self.selector.selects(&pod.labels)
+        self.namespace == pod.namespace
+            && !self.disrupted.contains(&pod.name)
+            && self.selector.selects(&pod.labels)
     }
 }

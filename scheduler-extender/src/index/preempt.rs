@@ -33,12 +33,19 @@ impl Index {
         if demand == Amounts::NONE {
             return proposed.to_vec();
         }
-        proposed.iter().filter_map(|proposal| self.victims(pod, demand, proposal)).collect()
+        proposed
+            .iter()
+            .filter_map(|proposal| self.victims(pod, demand, proposal))
+            .collect()
     }
 
     fn victims(&self, pod: &Pod, demand: Amounts, proposal: &Victims) -> Option<Victims> {
         let node = self.node(&proposal.node)?;
-        let ours = |uid: &&PodUid| self.pods.get(*uid).is_some_and(|known| known.demand != Amounts::NONE);
+        let ours = |uid: &&PodUid| {
+            self.pods
+                .get(*uid)
+                .is_some_and(|known| known.demand != Amounts::NONE)
+        };
         let mut pods: Vec<PodUid> = proposal.pods.iter().filter(|uid| !ours(uid)).cloned().collect();
         let sets = (0..node.rooms.len()).filter_map(|gpu| self.least_loss(pod, demand, node, gpu));
         let best = sets.min_by(|a, b| self.loss(a).cmp(&self.loss(b)))?;
@@ -47,11 +54,21 @@ impl Index {
         let violations = self.violations(&best);
         // The scheduler has counted the violations of the pods that are not ours; those can't be told from the others.
         let budget_violations = violations + foreign.min(proposal.budget_violations);
-        (!pods.is_empty()).then(|| Victims { node: proposal.node.clone(), pods, budget_violations })
+        (!pods.is_empty()).then(|| Victims {
+            node: proposal.node.clone(),
+            pods,
+            budget_violations,
+        })
     }
 
     /// The pods that would have to go from one GPU; `None` where that does not help.
-    fn least_loss<'a>(&'a self, pod: &Pod, demand: Amounts, node: &Node, gpu: usize) -> Option<Vec<&'a Known>> {
+    fn least_loss<'a>(
+        &'a self,
+        pod: &Pod,
+        demand: Amounts,
+        node: &Node,
+        gpu: usize,
+    ) -> Option<Vec<&'a Known>> {
         let room = &node.rooms[gpu];
         if room.overloaded || !room.is_healthy_for(demand) {
             return None;
@@ -89,25 +106,45 @@ impl Index {
         let here = node.pods.iter().filter_map(|uid| self.pods.get(uid));
         let lower = here.filter(|known| known.pod.priority < pod.priority && !known.pod.terminal);
         let held = lower.filter_map(|known| Some((known, known.held_on(node)?)));
-        held.filter(|(_, (on, _))| *on == gpu).map(|(known, (_, held))| (known, held)).collect()
+        held.filter(|(_, (on, _))| *on == gpu)
+            .map(|(known, (_, held))| (known, held))
+            .collect()
     }
 
     /// Whether the driver allows the session of a pod once `fewer` have gone.
     fn sessions_allow(&self, demand: Amounts, node: &Node, gpu: usize, fewer: usize) -> bool {
         let capped = demand.encoder() > 0 && node.gpus[gpu].encoder_session_limit.is_some();
-        !capped || node.capped_sessions().is_none_or(|(open, limit)| (open as usize).saturating_sub(fewer) < limit as usize)
+        !capped
+            || node
+                .capped_sessions()
+                .is_none_or(|(open, limit)| (open as usize).saturating_sub(fewer) < limit as usize)
     }
 
     /// What keeps a pod from going, most important first: players, a budget, its priority.
     fn worth<'a>(&self, known: &'a Known) -> (i32, bool, i32, &'a PodUid) {
-        let covered = self.budgets.values().any(|budget| budget.covers(&known.pod) && budget.disruptions_allowed <= 0);
-        (known.pod.deletion_cost, covered, known.pod.priority, &known.pod.uid)
+        let covered = self
+            .budgets
+            .values()
+            .any(|budget| budget.covers(&known.pod) && budget.disruptions_allowed <= 0);
+        (
+            known.pod.deletion_cost,
+            covered,
+            known.pod.priority,
+            &known.pod.uid,
+        )
     }
 
     /// What is lost with a set of pods, most important first. The names make equals comparable.
     fn loss<'a>(&self, victims: &[&'a Known]) -> (usize, i64, i32, usize, Vec<&'a PodUid>) {
-        let players = victims.iter().map(|known| i64::from(known.pod.deletion_cost)).sum();
-        let highest = victims.iter().map(|known| known.pod.priority).max().unwrap_or(i32::MIN);
+        let players = victims
+            .iter()
+            .map(|known| i64::from(known.pod.deletion_cost))
+            .sum();
+        let highest = victims
+            .iter()
+            .map(|known| known.pod.priority)
+            .max()
+            .unwrap_or(i32::MIN);
         let mut names: Vec<_> = victims.iter().map(|known| &known.pod.uid).collect();
         names.sort();
         (self.violations(victims), players, highest, victims.len(), names)
@@ -119,7 +156,9 @@ impl Index {
         let mut violating = HashSet::new();
         for known in victims {
             for budget in self.budgets.values().filter(|budget| budget.covers(&known.pod)) {
-                let left = left.entry(std::ptr::from_ref(budget)).or_insert(budget.disruptions_allowed);
+                let left = left
+                    .entry(std::ptr::from_ref(budget))
+                    .or_insert(budget.disruptions_allowed);
                 *left -= 1;
                 if *left < 0 {
                     violating.insert(&known.pod.uid);
@@ -133,7 +172,9 @@ impl Index {
 impl Known {
     /// The GPU that it is on, and what it holds there.
     fn held_on(&self, node: &Node) -> Option<(usize, Amounts)> {
-        let shown = node.shows(&self.pod.uid).map(|(gpu, amounts)| (gpu, amounts.most(self.demand)));
+        let shown = node
+            .shows(&self.pod.uid)
+            .map(|(gpu, amounts)| (gpu, amounts.most(self.demand)));
         shown.or_else(|| Some((node.find(self.gpu()?)?, self.demand)))
     }
 }

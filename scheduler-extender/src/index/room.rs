@@ -63,7 +63,11 @@ impl Node {
     }
 
     /// Counts what is taken and free.
-    pub(super) fn count(&self, claims: &HashMap<&PodUid, Claim>, settings: &Settings) -> (Vec<Amounts>, Vec<Room>) {
+    pub(super) fn count(
+        &self,
+        claims: &HashMap<&PodUid, Claim>,
+        settings: &Settings,
+    ) -> (Vec<Amounts>, Vec<Room>) {
         let mut taken = vec![Amounts::NONE; self.gpus.len()];
         let mut streams = vec![0; self.gpus.len()];
         let mut hold = |gpu: usize, amounts: Amounts| {
@@ -74,7 +78,9 @@ impl Node {
         for (gpu, allocation) in self.allocations() {
             let held = Amounts::of_allocation(allocation);
             // The kubelet allocates one resource after the other: what is not shown yet is still the pod's.
-            let claim = claims.get(&allocation.pod_uid).map_or(Amounts::NONE, |claim| claim.demand);
+            let claim = claims
+                .get(&allocation.pod_uid)
+                .map_or(Amounts::NONE, |claim| claim.demand);
             let first = shown.insert(&allocation.pod_uid);
             hold(gpu, if first { held.most(claim) } else { held });
         }
@@ -86,7 +92,9 @@ impl Node {
             }
         }
         let counted = self.gpus.iter().zip(&taken).zip(streams);
-        let rooms = counted.map(|((gpu, taken), streams)| Room::of(gpu, *taken, streams, settings)).collect();
+        let rooms = counted
+            .map(|((gpu, taken), streams)| Room::of(gpu, *taken, streams, settings))
+            .collect();
         (taken, rooms)
     }
 
@@ -97,15 +105,29 @@ impl Node {
 
     /// On which of its GPUs the GpuNode shows a pod, and with what.
     pub(super) fn shows(&self, uid: &PodUid) -> Option<(usize, Amounts)> {
-        let mut found = self.allocations().filter(|(_, allocation)| allocation.pod_uid == *uid);
-        found.next().map(|(gpu, allocation)| (gpu, Amounts::of_allocation(allocation)))
+        let mut found = self
+            .allocations()
+            .filter(|(_, allocation)| allocation.pod_uid == *uid);
+        found
+            .next()
+            .map(|(gpu, allocation)| (gpu, Amounts::of_allocation(allocation)))
     }
 
     /// How many encoder sessions GPUs with a limit have, and the limit. Drivers count over the whole system.
     pub(super) fn capped_sessions(&self) -> Option<(u32, u32)> {
-        let capped = || self.gpus.iter().zip(&self.rooms).filter(|(gpu, _)| gpu.encoder_session_limit.is_some());
+        let capped = || {
+            self.gpus
+                .iter()
+                .zip(&self.rooms)
+                .filter(|(gpu, _)| gpu.encoder_session_limit.is_some())
+        };
         let limit = capped().filter_map(|(gpu, _)| gpu.encoder_session_limit).min()?;
-        Some((capped().map(|(_, room)| room.sessions).fold(0, u32::saturating_add), limit))
+        Some((
+            capped()
+                .map(|(_, room)| room.sessions)
+                .fold(0, u32::saturating_add),
+            limit,
+        ))
     }
 
     fn allocations(&self) -> impl Iterator<Item = (usize, &Allocation)> {

@@ -70,16 +70,23 @@ impl Cluster {
     ///
     /// # Errors
     /// [`BadId`] for a name that no node can have.
-    pub(crate) fn new(machines: impl IntoIterator<Item = (String, Host, usize, Capacity)>) -> Result<Self, BadId> {
+    pub(crate) fn new(
+        machines: impl IntoIterator<Item = (String, Host, usize, Capacity)>,
+    ) -> Result<Self, BadId> {
         let mut cluster = Self {
             index: Index::new(Settings::default()),
             machines: Vec::new(),
             running: HashMap::new(),
         };
         for (number, (name, host, gpus, capacity)) in machines.into_iter().enumerate() {
-            let gpus = (0..gpus).map(|gpu| idle_gpu(number, gpu, capacity)).collect::<Result<_, _>>()?;
+            let gpus = (0..gpus)
+                .map(|gpu| idle_gpu(number, gpu, capacity))
+                .collect::<Result<_, _>>()?;
             let name = NodeName::new(name)?;
-            let spec = GpuNodeSpec { gpus, ..GpuNodeSpec::default() };
+            let spec = GpuNodeSpec {
+                gpus,
+                ..GpuNodeSpec::default()
+            };
             cluster.index.apply_gpu_node(&name, &spec);
             cluster.machines.push(Machine { name, host, spec });
         }
@@ -95,7 +102,11 @@ impl Cluster {
     pub(crate) fn passes(&self, machine: usize, job: &Job) -> bool {
         let host = &self.machines[machine].host;
         let fits = host.cpu_milli >= job.cpu_milli && host.memory_mib >= job.memory_mib && host.pods > 0;
-        let free = || self.rooms(machine).iter().fold(Amounts::NONE, |sum, room| sum.plus(room.free));
+        let free = || {
+            self.rooms(machine)
+                .iter()
+                .fold(Amounts::NONE, |sum, room| sum.plus(room.free))
+        };
         fits && (job.gpus == 0 || free().holds(job.sum()))
     }
 
@@ -114,7 +125,9 @@ impl Cluster {
     /// The idle GPUs of a machine.
     pub(crate) fn idle(&self, machine: usize) -> impl Iterator<Item = usize> {
         let rooms = self.rooms(machine).iter().enumerate();
-        rooms.filter(|(_, room)| room.free == room.capacity).map(|(gpu, _)| gpu)
+        rooms
+            .filter(|(_, room)| room.free == room.capacity)
+            .map(|(gpu, _)| gpu)
     }
 
     /// The pod that stands for a job in the index.
@@ -139,21 +152,44 @@ impl Cluster {
     }
 
     /// Puts a job there: its pod is bound, and the GpuNode shows it.
-    pub(crate) fn start(&mut self, number: u64, job: &Job, pod: &Pod, machine: usize, gpus: &[usize]) -> Result<(), BadId> {
+    pub(crate) fn start(
+        &mut self,
+        number: u64,
+        job: &Job,
+        pod: &Pod,
+        machine: usize,
+        gpus: &[usize],
+    ) -> Result<(), BadId> {
         let mut pods = Vec::new();
         for (part, gpu) in gpus.iter().enumerate() {
             // A job of several GPUs is as many pods to the index, which knows of one GPU per pod only.
-            let uid = PodUid::new(if part == 0 { pod.uid.to_string() } else { format!("{}-{part}", pod.uid) })?;
-            let mut pod = Pod { uid: uid.clone(), ..pod.clone() };
+            let uid = PodUid::new(if part == 0 {
+                pod.uid.to_string()
+            } else {
+                format!("{}-{part}", pod.uid)
+            })?;
+            let mut pod = Pod {
+                uid: uid.clone(),
+                ..pod.clone()
+            };
             pod.gpu = Some(self.machines[machine].spec.gpus[*gpu].uuid.clone());
             pod.node = Some(self.machines[machine].name.clone());
-            self.machines[machine].spec.gpus[*gpu].allocated.push(allocation(&pod, job));
+            self.machines[machine].spec.gpus[*gpu]
+                .allocated
+                .push(allocation(&pod, job));
             self.index.apply_pod(pod);
             pods.push((*gpu, uid));
         }
         self.machines[machine].host.take(job);
         self.show(machine);
-        self.running.insert(number, Running { job: *job, machine, pods });
+        self.running.insert(
+            number,
+            Running {
+                job: *job,
+                machine,
+                pods,
+            },
+        );
         Ok(())
     }
 
@@ -163,7 +199,9 @@ impl Cluster {
             return;
         };
         for (gpu, uid) in pods {
-            self.machines[machine].spec.gpus[gpu].allocated.retain(|held| held.pod_uid != uid);
+            self.machines[machine].spec.gpus[gpu]
+                .allocated
+                .retain(|held| held.pod_uid != uid);
             self.index.delete_pod(&uid);
         }
         self.machines[machine].host.give_back(&job);

@@ -82,15 +82,23 @@ pub(crate) fn simulate(args: &SimulateArgs) -> anyhow::Result<()> {
             sessions: sessions::read(&args.pods)?,
         },
     };
-    let policies = if args.policy.is_empty() { Policy::ALL.to_vec() } else { args.policy.clone() };
+    let policies = if args.policy.is_empty() {
+        Policy::ALL.to_vec()
+    } else {
+        args.policy.clone()
+    };
     let seeds: Vec<u64> = (args.seed..args.seed.saturating_add(args.seeds)).collect();
     let outcomes = replay::all(&trace, &policies, &seeds, args.nodes_to_score)?;
     for (policy, outcomes) in policies.iter().zip(&outcomes) {
         report(*policy, outcomes);
     }
     if let Some(file) = &args.plot {
-        let curves = policies.iter().zip(&outcomes).filter_map(|(policy, of)| Some((policy.name(), &of.first()?.curve)));
-        plot::draw(file, &curves.collect::<Vec<_>>()).with_context(|| format!("drawing {}", file.display()))?;
+        let curves = policies
+            .iter()
+            .zip(&outcomes)
+            .filter_map(|(policy, of)| Some((policy.name(), &of.first()?.curve)));
+        plot::draw(file, &curves.collect::<Vec<_>>())
+            .with_context(|| format!("drawing {}", file.display()))?;
         println!("drawn to {}", file.display());
     }
     Ok(())

@@ -81,9 +81,16 @@ fn read<T: for<'de> Deserialize<'de>>(file: &Path) -> anyhow::Result<Vec<T>> {
 pub(crate) fn cluster(nodes: &[Node], rng: &mut Xoshiro256PlusPlus) -> anyhow::Result<Cluster> {
     let mut nodes = nodes.to_vec();
     nodes.shuffle(rng);
-    let capacity = Capacity { nvenc: EncoderUnits(GPU_UNITS), ..Capacity::default() };
+    let capacity = Capacity {
+        nvenc: EncoderUnits(GPU_UNITS),
+        ..Capacity::default()
+    };
     let machines = nodes.into_iter().map(|node| {
-        let host = Host { cpu_milli: node.cpu_milli, memory_mib: node.memory_mib, pods: u32::MAX };
+        let host = Host {
+            cpu_milli: node.cpu_milli,
+            memory_mib: node.memory_mib,
+            pods: u32::MAX,
+        };
         (node.sn, host, node.gpu, capacity)
     });
     Ok(Cluster::new(machines)?)

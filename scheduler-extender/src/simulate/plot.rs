@@ -52,5 +52,9 @@ fn lines<'a>(to: &'a mut String, curves: &[Curve<'_>]) -> Result<(), Failed<'a>>
 }
 
 /// Told apart without seeing red and green (Okabe and Ito).
-const COLOURS: [RGBColor; 4] =
-    [RGBColor(0, 114, 178), RGBColor(213, 94, 0), RGBColor(0, 158, 115), RGBColor(120, 120, 120)];
+const COLOURS: [RGBColor; 4] = [
+    RGBColor(0, 114, 178),
+    RGBColor(213, 94, 0),
+    RGBColor(0, 158, 115),
+    RGBColor(120, 120, 120),
+];

@@ -76,9 +76,18 @@ impl Chooser {
     }
 
     /// A machine out of `candidates` for a job.
-    pub(crate) fn choose(&mut self, cluster: &Cluster, job: &Job, pod: &Pod, candidates: &[usize]) -> Option<Choice> {
+    pub(crate) fn choose(
+        &mut self,
+        cluster: &Cluster,
+        job: &Job,
+        pod: &Pod,
+        candidates: &[usize],
+    ) -> Option<Choice> {
         self.cpu_per_gpu.learn(job);
-        let fitting = candidates.iter().copied().filter(|machine| cluster.fits(*machine, job, pod));
+        let fitting = candidates
+            .iter()
+            .copied()
+            .filter(|machine| cluster.fits(*machine, job, pod));
         let (machine, gpu) = if self.policy == Policy::Random {
             let fitting: Vec<_> = fitting.collect();
             let machine = *self.pick(&fitting)?;
@@ -113,7 +122,9 @@ impl Chooser {
         let (cost, left_over) = fit.map_or((0, 0), |fit| (fit.cost, fit.left_over));
         let cpu = cluster.machines[machine].host.cpu_milli;
         let gpus = gpus_free(cluster.rooms(machine));
-        let stranded = self.cpu_per_gpu.stranded(cpu - job.cpu_milli, gpus - job.gpus_worth(cluster, machine))
+        let stranded = self
+            .cpu_per_gpu
+            .stranded(cpu - job.cpu_milli, gpus - job.gpus_worth(cluster, machine))
             - self.cpu_per_gpu.stranded(cpu, gpus);
         ((cost + (stranded * 1e6).round() as i64, left_over), gpu)
     }
@@ -127,7 +138,10 @@ impl Chooser {
         let left = cpu - job.cpu_milli;
         if job.gpus != 1 || job.of_each[0] == WHOLE {
             let mut after = free.clone();
-            let idle = after.iter_mut().filter(|free| **free == WHOLE).take(job.gpus as usize);
+            let idle = after
+                .iter_mut()
+                .filter(|free| **free == WHOLE)
+                .take(job.gpus as usize);
             idle.for_each(|free| *free = 0);
             let idle = cluster.idle(machine).next().filter(|_| job.gpus == 1);
             return ((score(self.fragmentation(left, &after)), 0), idle);
@@ -149,9 +163,17 @@ impl Chooser {
             let fits = job.gpus > 0
                 && cpu_milli >= job.cpu_milli
                 && free.iter().filter(enough).count() >= job.gpus as usize;
-            if fits { free.iter().filter(|free| !enough(free)).sum() } else { all }
+            if fits {
+                free.iter().filter(|free| !enough(free)).sum()
+            } else {
+                all
+            }
         };
-        let sum: f64 = self.typical.iter().map(|(job, share)| share * f64::from(unusable(job))).sum();
+        let sum: f64 = self
+            .typical
+            .iter()
+            .map(|(job, share)| share * f64::from(unusable(job)))
+            .sum();
         sum / f64::from(WHOLE)
     }
 }
@@ -170,7 +192,11 @@ fn best_fit(cluster: &Cluster, job: &Job, machine: usize) -> Scored {
 /// The GPUs that could take a job's part.
 fn takers(rooms: &[Room], job: &Job) -> impl Iterator<Item = usize> {
     let amounts = job.amounts();
-    rooms.iter().enumerate().filter(move |(_, room)| room.takes(amounts)).map(|(gpu, _)| gpu)
+    rooms
+        .iter()
+        .enumerate()
+        .filter(move |(_, room)| room.takes(amounts))
+        .map(|(gpu, _)| gpu)
 }
 
 fn gpus(cluster: &Cluster, job: &Job, machine: usize, gpu: Option<usize>) -> Vec<usize> {
@@ -183,13 +209,24 @@ fn gpus(cluster: &Cluster, job: &Job, machine: usize, gpu: Option<usize>) -> Vec
 
 /// What is free of a GPU, in thousandths: of what it has least of.
 fn milli(room: &Room) -> u32 {
-    let parts = room.free.0.into_iter().zip(room.capacity.0).filter(|(_, all)| *all > 0);
-    parts.map(|(free, all)| (u64::from(free) * u64::from(WHOLE) / u64::from(all)) as u32).min().unwrap_or(0)
+    let parts = room
+        .free
+        .0
+        .into_iter()
+        .zip(room.capacity.0)
+        .filter(|(_, all)| *all > 0);
+    parts
+        .map(|(free, all)| (u64::from(free) * u64::from(WHOLE) / u64::from(all)) as u32)
+        .min()
+        .unwrap_or(0)
 }
 
 /// What a job takes of a GPU, in thousandths: of what it takes most of.
 fn share(room: &Room, job: &Job) -> u32 {
-    let after = Room { free: room.free.less(job.amounts()), ..*room };
+    let after = Room {
+        free: room.free.less(job.amounts()),
+        ..*room
+    };
     milli(room) - milli(&after)
 }
 
@@ -201,7 +238,12 @@ fn gpus_free(rooms: &[Room]) -> f64 {
 fn typical(jobs: &[Job]) -> Vec<(Job, f64)> {
     let mut counts: BTreeMap<Job, u32> = BTreeMap::new();
     for job in jobs {
-        *counts.entry(Job { memory_mib: 0, ..*job }).or_default() += 1;
+        *counts
+            .entry(Job {
+                memory_mib: 0,
+                ..*job
+            })
+            .or_default() += 1;
     }
     let mut counts: Vec<_> = counts.into_iter().collect();
     counts.sort_by_key(|&(job, count)| (std::cmp::Reverse(count), job));
@@ -212,7 +254,10 @@ fn typical(jobs: &[Job]) -> Vec<(Job, f64)> {
         sum += if keep { f64::from(*count) } else { 0.0 };
         keep
     });
-    counts.into_iter().map(|(job, count)| (job, f64::from(count) / sum)).collect()
+    counts
+        .into_iter()
+        .map(|(job, count)| (job, f64::from(count) / sum))
+        .collect()
 }
 
 impl CpuPerGpu {
@@ -237,7 +282,15 @@ impl Job {
     /// How many GPUs' worth it takes on a machine.
     fn gpus_worth(&self, cluster: &Cluster, machine: usize) -> f64 {
         let room = cluster.rooms(machine).first();
-        let one = room.map_or(0, |room| share(&Room { free: room.capacity, ..*room }, self));
+        let one = room.map_or(0, |room| {
+            share(
+                &Room {
+                    free: room.capacity,
+                    ..*room
+                },
+                self,
+            )
+        });
         f64::from(self.gpus) * f64::from(one) / f64::from(WHOLE)
     }
 }

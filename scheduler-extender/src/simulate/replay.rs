@@ -24,7 +24,10 @@ pub(crate) enum Trace {
         demand_percent: u64,
     },
     /// See [`sessions`].
-    Sessions { pools: Vec<Pool>, sessions: Vec<Session> },
+    Sessions {
+        pools: Vec<Pool>,
+        sessions: Vec<Session>,
+    },
 }
 
 /// What came of one run.
@@ -53,7 +56,11 @@ pub(crate) struct Scheduler {
 impl Scheduler {
     /// One that has seen no pod yet.
     pub(crate) fn new(chooser: Chooser, sampling: Sampling) -> Self {
-        Self { chooser, turns: RoundRobin::default(), sampling }
+        Self {
+            chooser,
+            turns: RoundRobin::default(),
+            sampling,
+        }
     }
 
     /// Finds a place for a job and puts it there; says whether it did.
@@ -67,7 +74,9 @@ impl Scheduler {
             cluster.index.apply_pod(pod.clone());
         }
         let nodes = cluster.machines.len();
-        let sample = self.turns.take(self.sampling, nodes, |machine| cluster.passes(machine, job));
+        let sample = self
+            .turns
+            .take(self.sampling, nodes, |machine| cluster.passes(machine, job));
         let Some((machine, gpus)) = self.chooser.choose(cluster, job, &pod, &sample) else {
             return Ok(false);
         };
@@ -86,25 +95,42 @@ pub(crate) fn all(
     seeds: &[u64],
     sampling: Sampling,
 ) -> anyhow::Result<Vec<Vec<Outcome>>> {
-    let runs: Vec<_> = policies.iter().flat_map(|policy| seeds.iter().map(move |seed| (*policy, *seed))).collect();
+    let runs: Vec<_> = policies
+        .iter()
+        .flat_map(|policy| seeds.iter().map(move |seed| (*policy, *seed)))
+        .collect();
     let progress = progress(runs.len());
     let next = AtomicUsize::new(0);
     let outcomes = Mutex::new(vec![None; runs.len()]);
     let work = || -> anyhow::Result<()> {
         while let Some((policy, seed)) = runs.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let run = runs.iter().position(|run| run == &(*policy, *seed)).unwrap_or_default();
+            let run = runs
+                .iter()
+                .position(|run| run == &(*policy, *seed))
+                .unwrap_or_default();
             let outcome = once(trace, *policy, *seed, sampling, &progress)?;
-            let mut outcomes = outcomes.lock().map_err(|_| anyhow!("another run of the simulation failed"))?;
+            let mut outcomes = outcomes
+                .lock()
+                .map_err(|_| anyhow!("another run of the simulation failed"))?;
             outcomes[run] = Some(outcome);
         }
         Ok(())
     };
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..THREADS).map(|_| scope.spawn(work)).collect();
-        threads.into_iter().try_for_each(|thread| thread.join().map_err(|_| anyhow!("a run of the simulation failed"))?)
+        threads.into_iter().try_for_each(|thread| {
+            thread
+                .join()
+                .map_err(|_| anyhow!("a run of the simulation failed"))?
+        })
     })?;
     progress.finish_and_clear();
-    let outcomes: Vec<_> = outcomes.into_inner().map_err(|_| anyhow!("a run failed"))?.into_iter().flatten().collect();
+    let outcomes: Vec<_> = outcomes
+        .into_inner()
+        .map_err(|_| anyhow!("a run failed"))?
+        .into_iter()
+        .flatten()
+        .collect();
     Ok(outcomes.chunks(seeds.len().max(1)).map(<[_]>::to_vec).collect())
 }
 
@@ -112,7 +138,8 @@ const THREADS: usize = 2;
 
 /// Thousandths of runs. It shows on a terminal only.
 fn progress(runs: usize) -> ProgressBar {
-    let style = ProgressStyle::with_template("{wide_bar} {percent} %, {eta} left").unwrap_or(ProgressStyle::default_bar());
+    let style = ProgressStyle::with_template("{wide_bar} {percent} %, {eta} left")
+        .unwrap_or(ProgressStyle::default_bar());
     ProgressBar::new(runs as u64 * 1000).with_style(style)
 }
 
@@ -125,7 +152,11 @@ fn once(
 ) -> anyhow::Result<Outcome> {
     let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
     match trace {
-        Trace::Openb { nodes, jobs, demand_percent } => {
+        Trace::Openb {
+            nodes,
+            jobs,
+            demand_percent,
+        } => {
             let cluster = openb::cluster(nodes, &mut rng)?;
             let arrivals = openb::arrivals(jobs, cluster.units().1, *demand_percent, &mut rng);
             let scheduler = Scheduler::new(Chooser::new(policy, rng, jobs), sampling);
@@ -159,7 +190,9 @@ fn fill(
         }
         if number % step == 0 {
             progress.inc(1);
-            outcome.curve.push((100.0 * asked as f64 / all, 100.0 * packed as f64 / all));
+            outcome
+                .curve
+                .push((100.0 * asked as f64 / all, 100.0 * packed as f64 / all));
         }
     }
     debug_assert_eq!(packed, cluster.units().0, "in units of 1/{GPU_UNITS} GPU");

@@ -67,7 +67,13 @@ pub(crate) struct GenerateArgs {
 }
 
 /// Sizes, each with its share in percent.
-const MIX: [(&str, u32); 5] = [("720p30", 30), ("1080p30", 25), ("1080p60", 30), ("1440p60", 10), ("2160p60", 5)];
+const MIX: [(&str, u32); 5] = [
+    ("720p30", 30),
+    ("1080p30", 25),
+    ("1080p60", 30),
+    ("1440p60", 10),
+    ("2160p60", 5),
+];
 /// Applications differ in what they compute and hold, whatever the size of their picture.
 const MPS: [u32; 4] = [2, 4, 6, 10];
 const VRAM: [u32; 4] = [2, 3, 5, 8];
@@ -128,7 +134,12 @@ fn exponential(rng: &mut Xoshiro256PlusPlus, mean: f64) -> f64 {
 pub(crate) fn read_pools(file: &Path) -> anyhow::Result<Vec<Pool>> {
     let pools: Vec<Pool> = read_csv(file, "pool,nodes,gpus,model,memory_gib")?;
     match pools.iter().find(|pool| Model::find(&pool.model).is_none()) {
-        Some(pool) => bail!("pool {} of {} has GPUs of an unknown model: {}", pool.pool, file.display(), pool.model),
+        Some(pool) => bail!(
+            "pool {} of {} has GPUs of an unknown model: {}",
+            pool.pool,
+            file.display(),
+            pool.model
+        ),
         None => Ok(pools),
     }
 }
@@ -140,7 +151,10 @@ pub(crate) fn read_pools(file: &Path) -> anyhow::Result<Vec<Pool>> {
 pub(crate) fn read(file: &Path) -> anyhow::Result<Vec<Session>> {
     let mut sessions: Vec<Session> = read_csv(file, "arrival,duration,size,mps,vram")?;
     for session in &sessions {
-        session.size.parse::<StreamSize>().with_context(|| format!("reading {}", file.display()))?;
+        session
+            .size
+            .parse::<StreamSize>()
+            .with_context(|| format!("reading {}", file.display()))?;
     }
     sessions.sort_by_key(|session| session.arrival);
     Ok(sessions)
@@ -157,7 +171,12 @@ impl Session {
     pub(crate) fn job(&self) -> Job {
         // Sizes were read when the trace was.
         let units = self.size.parse::<StreamSize>().map_or(0, |size| size.units().0);
-        Job { cpu_milli: 0, memory_mib: 0, gpus: 1, of_each: [units, self.mps, self.vram] }
+        Job {
+            cpu_milli: 0,
+            memory_mib: 0,
+            gpus: 1,
+            of_each: [units, self.mps, self.vram],
+        }
     }
 
     fn is_on(&self, at: u64) -> bool {
@@ -168,7 +187,9 @@ impl Session {
 impl Pool {
     fn capacity(&self) -> Capacity {
         Capacity {
-            nvenc: Model::find(&self.model).map(|model| model.encoder_units(None)).unwrap_or_default(),
+            nvenc: Model::find(&self.model)
+                .map(|model| model.encoder_units(None))
+                .unwrap_or_default(),
             mps: SmPercent(100),
             vram: VramBlocks(self.memory_gib * 4),
             mps_clients: MPS_CLIENTS,
@@ -179,7 +200,12 @@ impl Pool {
         let capacity = self.capacity();
         Supply {
             gpus: self.nodes * self.gpus,
-            of_each: [capacity.nvenc.0, capacity.mps.0, capacity.vram.0, capacity.mps_clients],
+            of_each: [
+                capacity.nvenc.0,
+                capacity.mps.0,
+                capacity.vram.0,
+                capacity.mps_clients,
+            ],
             pods: self.nodes as u64 * u64::from(PODS_PER_NODE),
         }
     }
@@ -187,11 +213,22 @@ impl Pool {
 
 /// Nodes of all pools in turn, so that where the scheduler begins favours none.
 fn cluster(pools: &[Pool]) -> anyhow::Result<Cluster> {
-    let host = Host { cpu_milli: 0, memory_mib: 0, pods: PODS_PER_NODE };
+    let host = Host {
+        cpu_milli: 0,
+        memory_mib: 0,
+        pods: PODS_PER_NODE,
+    };
     let most = pools.iter().map(|pool| pool.nodes).max().unwrap_or(0);
-    let nth = |i: usize| pools.iter().filter(move |pool| i < pool.nodes).map(move |pool| (i, pool));
+    let nth = |i: usize| {
+        pools
+            .iter()
+            .filter(move |pool| i < pool.nodes)
+            .map(move |pool| (i, pool))
+    };
     let machines = (0..most).flat_map(nth);
-    Ok(Cluster::new(machines.map(|(i, pool)| (format!("{}-{i}", pool.pool), host, pool.gpus, pool.capacity())))?)
+    Ok(Cluster::new(machines.map(|(i, pool)| {
+        (format!("{}-{i}", pool.pool), host, pool.gpus, pool.capacity())
+    }))?)
 }
 
 /// Replays a trace.
@@ -218,12 +255,18 @@ pub(crate) fn run(
             cluster.end(job);
         }
         while let Some(at) = samples.next_if(|at| *at <= session.arrival) {
-            let on: Vec<_> = sessions.iter().filter(|session| session.is_on(at)).map(Session::job).collect();
+            let on: Vec<_> = sessions
+                .iter()
+                .filter(|session| session.is_on(at))
+                .map(Session::job)
+                .collect();
             let most = bound::most_units(&demands(&on), &supply)?;
             let now = cluster.units().0 as f64;
             (bounds, served) = (bounds + most, served + now);
             let offered: u64 = on.iter().map(Job::units).sum();
-            outcome.curve.push((100.0 * offered as f64 / all, 100.0 * now / all));
+            outcome
+                .curve
+                .push((100.0 * offered as f64 / all, 100.0 * now / all));
         }
         if scheduler.schedule(&mut cluster, number as u64, &session.job())? {
             ends.insert((session.arrival + session.duration, number as u64));
@@ -256,5 +299,8 @@ fn demands(jobs: &[Job]) -> Vec<Demand> {
     for job in jobs {
         *counts.entry(job.amounts().0).or_insert(0) += 1;
     }
-    counts.into_iter().map(|(of_each, pods)| Demand { of_each, pods }).collect()
+    counts
+        .into_iter()
+        .map(|(of_each, pods)| Demand { of_each, pods })
+        .collect()
 }
