@@ -122,6 +122,7 @@ impl Cluster {
                 encoder_load_percent: facts.text("load").map(|load| LoadBand::of(load.parse().unwrap())),
                 encoder_sessions: facts.text("sessions").map(|open| open.parse().unwrap()),
             },
+            encoder_engine_units: None,
             encoder_session_limit: facts.text("limit").map(|limit| limit.parse().unwrap()),
             health: Health {
                 nvenc: ill,

@@ -234,6 +234,7 @@ fn node_of(units: u32) -> GpuNodeSpec {
         },
         allocated: Vec::new(),
         measured: Measured::default(),
+        encoder_engine_units: None,
         encoder_session_limit: None,
         health: Health::default(),
     };
