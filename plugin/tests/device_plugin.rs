@@ -8,9 +8,11 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use fake_kube::FakeKube;
 use fake_nvml::{Stage, State};
 use kubelet::{Event, Kubelet, PATIENCE, PodSpec, until};
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStderr, Command};
@@ -171,6 +173,81 @@ async fn a_node_of_many_models_offers_of_each_what_it_has() {
     metrics_with(&address, &wanted).await;
 }
 
+#[tokio::test]
+async fn a_cluster_is_told_who_holds_what_and_an_annotated_gpu_is_used() {
+    let kube = FakeKube::start();
+    kube.apply_manifests(Path::new(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../manifests/base/plugin"
+    )));
+    let owner = kube.create(json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": "node-1" } }));
+    kube.namespace("games");
+    let gpu = |uuid: &str| fake_nvml::Gpu {
+        uuid: uuid.into(),
+        encoder_utilization: Some(42),
+        ..fake_nvml::Gpu::default()
+    };
+    let state = State {
+        gpus: vec![gpu("GPU-a"), gpu("GPU-b")],
+        ..State::default()
+    };
+    let config = tempfile::NamedTempFile::new().unwrap();
+    kube.kubeconfig(config.path(), Some(("penstock", "penstock-plugin")))
+        .unwrap();
+    let kubeconfig = config.path().to_str().unwrap();
+    let args = ["--gpus", "all", "--node-name", "node-1"];
+    let (node, _stage) = Node::with_gpus_in(&state, &args, &[("KUBECONFIG", kubeconfig)]).await;
+    node.kubelet.until_allocatable(NVENC, 2 * 198).await;
+    let told = |kube: &FakeKube| kube.get("gpunodes", None, "node-1");
+    kube.until("the node is told of", |kube| told(kube).is_some())
+        .await;
+    assert_eq!(
+        told(&kube).unwrap()["metadata"]["ownerReferences"][0]["uid"],
+        owner["metadata"]["uid"]
+    );
+
+    let made = kube.create(json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {
+            "name": "quake", "namespace": "games", "annotations": { "penstock.dev/gpu": "GPU-b" },
+        },
+        "spec": {
+            "nodeName": "node-1",
+            "containers": [{
+                "name": "app", "image": "quake",
+                "resources": { "limits": { NVENC: "13", VRAM: "8" } },
+            }],
+        },
+    }));
+    let pod = PodSpec::new("games/quake").container("app", &[(NVENC, 13), (VRAM, 8)]);
+    for given in node.kubelet.admit(&pod).await.unwrap() {
+        assert_eq!(given.response.envs["PENSTOCK_GPU"], "GPU-b");
+    }
+    let admitted = Instant::now();
+    let slice = json!({
+        "namespace": "games", "pod": "quake", "podUid": made["metadata"]["uid"],
+        "nvenc": 13, "mps": 0, "vram": 8, "mpsClients": 0,
+    });
+    kube.until("the slice is told of", |kube| {
+        told(kube).unwrap()["spec"]["gpus"][1]["allocated"][0] == slice
+    })
+    .await;
+    let took = admitted.elapsed();
+    // A second at most, but for what else the machine does.
+    assert!(took < Duration::from_secs(3), "{took:?}");
+    let spec = &told(&kube).unwrap()["spec"];
+    assert_eq!(spec["summary"]["encoder"], "383/396");
+    assert_eq!(spec["gpus"][0]["allocated"], json!([]));
+    assert_eq!(spec["gpus"][0]["model"], "NVIDIA L4");
+
+    kube.finish("games", "quake");
+    node.kubelet.remove("games/quake");
+    kube.until("it is gone", |kube| {
+        told(kube).unwrap()["spec"]["gpus"][1]["allocated"] == json!([])
+    })
+    .await;
+}
+
 /// What /metrics says once all of `lines` are in it.
 async fn metrics_with(address: &str, lines: &[String]) -> String {
     let mut text = String::new();
@@ -280,6 +357,11 @@ impl Node {
 
     /// With GPUs that exist only in a file.
     async fn with_gpus(state: &State, args: &[&str]) -> (Self, Stage) {
+        Self::with_gpus_in(state, args, &[]).await
+    }
+
+    /// The same in an environment.
+    async fn with_gpus_in(state: &State, args: &[&str], environment: &[(&str, &str)]) -> (Self, Stage) {
         let directory = tempfile::tempdir().unwrap();
         let stage = Stage::set(directory.path(), state).unwrap();
         let kubelet = Kubelet::start(directory.path(), 3);
@@ -290,7 +372,11 @@ impl Node {
             &["--nvml-library", library, "--mps-root", root.to_str().unwrap()],
         ]
         .concat();
-        let process = command(directory.path(), &args).spawn().unwrap();
+        let environment = environment.iter().copied();
+        let process = command(directory.path(), &args)
+            .envs(environment)
+            .spawn()
+            .unwrap();
         (
             Self {
                 directory,

@@ -69,7 +69,7 @@ impl Assigner {
             pod: pod.to_owned(),
             uid: self.pods.by_name(namespace, pod).map(|pod| pod.uid.clone()),
             gpu: gpu.clone(),
-            amounts: taken(gpu, held.iter().map(|held| (held.resource, &*held.ids))),
+            amounts: taken(&self.pods, gpu, held.iter().copied()),
             mps_clients: mps_clients(&self.pods, gpu, held.iter().copied()),
         };
         gpus.into_iter().map(slice).collect()

@@ -514,7 +514,7 @@ impl World {
         self.hear();
         self.now += Duration::from_secs(20);
         self.list();
-        assert_eq!(self.assigner.held(), Vec::new(), "leaked");
+        assert_eq!(self.assigner.occupancy().slices, Vec::new(), "leaked");
         for gpu in &self.kubelet.gpus {
             assert_eq!(self.assigner.free(gpu), gpu.capacity, "leaked");
         }
