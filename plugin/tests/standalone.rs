@@ -134,7 +134,7 @@ async fn streamers_that_outlive_a_killed_agent_are_ended_by_the_next_one_and_nob
     let agent = Agent::start(&deaf).await;
     agent.running("slice-1").await;
     agent.running("slice-2").await;
-    let place = agent.is_killed().await;
+    let place = agent.killed().await;
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(place.streamers().len(), 4, "they ignore the kernel's SIGTERM");
     let agent = Agent::start_in(place, &["--units", "10"]).await;

@@ -167,7 +167,7 @@ impl Agent {
     }
 
     /// Kills the agent, whatever becomes of its streamers.
-    pub(crate) async fn is_killed(mut self) -> Place {
+    pub(crate) async fn killed(mut self) -> Place {
         self.process.kill().await.unwrap();
         self.place
     }
