@@ -15,6 +15,8 @@ mod policy;
 mod replay;
 mod sampling;
 mod sessions;
+#[cfg(test)]
+mod tests;
 
 use std::path::PathBuf;
 

@@ -3,6 +3,7 @@
 //! A session that finds no place is lost: its player does not wait. At regular times what is served is held against the
 //! most that could be, by [`bound`](super::bound), of all sessions that would be on then.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
@@ -244,17 +245,14 @@ pub(crate) fn run(
     let mut cluster = cluster(pools)?;
     let all = cluster.units().1 as f64;
     let supply: Vec<_> = pools.iter().map(Pool::supply).collect();
-    let mut ends = std::collections::BTreeSet::new();
+    let mut ends = BTreeSet::new();
     let mut outcome = Outcome::default();
     let (mut failed, mut bounds, mut served) = (0_u64, 0.0, 0.0);
     let mut samples = sample_times(sessions).into_iter().peekable();
     let step = (sessions.len() / 1000).max(1);
     for (number, session) in sessions.iter().enumerate() {
-        while let Some((at, job)) = ends.first().copied().filter(|(at, _)| *at <= session.arrival) {
-            ends.remove(&(at, job));
-            cluster.end(job);
-        }
-        while let Some(at) = samples.next_if(|at| *at <= session.arrival) {
+        while let Some(at) = samples.next_if(|at| *at < session.arrival) {
+            end_until(&mut cluster, &mut ends, at);
             let on: Vec<_> = sessions
                 .iter()
                 .filter(|session| session.is_on(at))
@@ -268,6 +266,7 @@ pub(crate) fn run(
                 .curve
                 .push((100.0 * offered as f64 / all, 100.0 * now / all));
         }
+        end_until(&mut cluster, &mut ends, session.arrival);
         if scheduler.schedule(&mut cluster, number as u64, &session.job())? {
             ends.insert((session.arrival + session.duration, number as u64));
         } else {
@@ -286,6 +285,16 @@ pub(crate) fn run(
     Ok(outcome)
 }
 
+/// Sessions, by the second in which they end.
+type Ends = BTreeSet<(u64, u64)>;
+
+fn end_until(cluster: &mut Cluster, ends: &mut Ends, now: u64) {
+    while let Some((at, number)) = ends.first().copied().filter(|(at, _)| *at <= now) {
+        ends.remove(&(at, number));
+        cluster.end(number);
+    }
+}
+
 /// The second half of the time that sessions arrive in: as many end as come by then.
 fn sample_times(sessions: &[Session]) -> Vec<u64> {
     let end = sessions.last().map_or(0, |session| session.arrival);
@@ -295,7 +304,7 @@ fn sample_times(sessions: &[Session]) -> Vec<u64> {
 const SAMPLES: u64 = 60;
 
 fn demands(jobs: &[Job]) -> Vec<Demand> {
-    let mut counts = std::collections::BTreeMap::new();
+    let mut counts = BTreeMap::new();
     for job in jobs {
         *counts.entry(job.amounts().0).or_insert(0) += 1;
     }
