@@ -109,13 +109,13 @@ pub struct Server<R> {
 
 impl<R: CryptoRng> Server<R> {
     /// A server with no allocations.
-    pub fn new(config: Config, nonces: Nonces, rng: R) -> Self {
+    pub fn new(config: Config, nonces: Nonces, mut rng: R) -> Self {
         Self {
             auth: Authenticator::new(config.users, config.realm, nonces),
             policy: config.peers,
             relay_ip: config.relay_ip,
             ports: PortPool::new(config.ports),
-            table: Table::new(config.limits),
+            table: Table::new(config.limits, &mut rng),
             commands: VecDeque::new(),
             counters: Counters::default(),
             draining: false,
@@ -180,6 +180,12 @@ impl<R: CryptoRng> Server<R> {
     #[inline]
     pub fn poll_command(&mut self) -> Option<Command> {
         self.commands.pop_front()
+    }
+
+    /// Whether there is something to do.
+    #[inline]
+    pub fn has_commands(&self) -> bool {
+        !self.commands.is_empty()
     }
 
     /// From now on, no new allocations. Those that live go on.

@@ -4,6 +4,9 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
 
+use ahash::RandomState;
+use rand::{Rng, RngExt as _};
+
 use super::allocation::Allocation;
 use super::{FiveTuple, RelayId};
 
@@ -31,9 +34,12 @@ pub struct Table {
     limits: Limits,
     slots: Vec<Option<Entry>>,
     free: Vec<RelayId>,
-    by_client: HashMap<FiveTuple, RelayId>,
+    /// Looked up for every packet: a quick hash, keyed so that nobody can make clients collide.
+    by_client: HashMap<FiveTuple, RelayId, RandomState>,
     by_user: HashMap<Arc<str>, usize>,
     ends: BTreeSet<(Instant, RelayId)>,
+    /// The first of `ends`, at hand since every packet asks for it.
+    next_end: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -44,14 +50,16 @@ struct Entry {
 
 impl Table {
     /// An empty one.
-    pub fn new(limits: Limits) -> Self {
+    pub fn new(limits: Limits, rng: &mut impl Rng) -> Self {
+        let [a, b, c, d] = rng.random();
         Self {
             limits,
             slots: Vec::new(),
             free: Vec::new(),
-            by_client: HashMap::new(),
+            by_client: HashMap::with_hasher(RandomState::with_seeds(a, b, c, d)),
             by_user: HashMap::new(),
             ends: BTreeSet::new(),
+            next_end: None,
         }
     }
 
@@ -89,6 +97,7 @@ impl Table {
         self.by_client.insert(allocation.client, relay);
         *self.by_user.entry(allocation.user.who.clone()).or_default() += 1;
         self.ends.insert((ends, relay));
+        self.find_next_end();
         self.slots[relay.0 as usize] = Some(Entry { allocation, ends });
         relay
     }
@@ -99,6 +108,7 @@ impl Table {
         self.free.push(relay);
         self.by_client.remove(&allocation.client);
         self.ends.remove(&(ends, relay));
+        self.find_next_end();
         if let Some(count) = self.by_user.get_mut(&allocation.user.who) {
             *count -= 1;
             if *count == 0 {
@@ -131,17 +141,25 @@ impl Table {
             self.ends.insert((ends, relay));
             entry.ends = ends;
         }
+        self.find_next_end();
     }
 
     /// When the next one ends.
     pub fn next_end(&self) -> Option<Instant> {
-        self.ends.first().map(|(ends, _)| *ends)
+        self.next_end
     }
 
     /// One that is over at `now`.
+    #[inline]
     pub fn over(&self, now: Instant) -> Option<RelayId> {
-        let (ends, relay) = *self.ends.first()?;
-        (ends <= now).then_some(relay)
+        if self.next_end? > now {
+            return None;
+        }
+        self.ends.first().map(|(_, relay)| *relay)
+    }
+
+    fn find_next_end(&mut self) {
+        self.next_end = self.ends.first().map(|(ends, _)| *ends);
     }
 
     fn new_slot(&mut self) -> RelayId {

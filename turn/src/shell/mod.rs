@@ -10,7 +10,10 @@
 //! with a `SO_REUSEPORT` listener, share nothing but the nonces' key.
 
 mod clock;
+pub mod datagrams;
+pub mod gathering;
 mod metrics;
+mod outbox;
 mod shard;
 pub mod sockets;
 

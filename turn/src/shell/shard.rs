@@ -9,6 +9,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -19,7 +20,10 @@ use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 use rustix::fd::{AsFd, OwnedFd};
 
 use super::clock;
+use super::datagrams::Inbox;
+use super::gathering::Gathering;
 use super::metrics::Meter;
+use super::outbox::{Outbox, Segmentation};
 use super::sockets::{Listener, Sockets, open_failure, route_to, udp};
 use crate::core::server::{Command, OpenFailure, Server};
 use crate::core::{FiveTuple, Now, RelayId, Transport};
@@ -89,7 +93,7 @@ pub(super) struct Shard {
     meter: Meter,
     control: Arc<Control>,
     epoll: OwnedFd,
-    buffer: Vec<u8>,
+    segmentation: Segmentation,
     /// When the grace period is over, once draining.
     deadline: Option<Instant>,
 }
@@ -116,7 +120,7 @@ impl Shard {
             meter,
             control,
             epoll,
-            buffer: vec![0; MAX_DATAGRAM],
+            segmentation: Segmentation::default(),
             deadline: None,
         })
     }
@@ -128,29 +132,37 @@ impl Shard {
     /// Serves until it has drained.
     pub(super) fn run(mut self) -> io::Result<()> {
         let mut events = Vec::with_capacity(EVENTS_PER_WAIT);
+        let mut inbox = Inbox::new(MESSAGES_PER_READ);
+        let mut gathering = Gathering::new(clock::read().instant);
+        // The kernel may round a sleep up by so much; by default it is a tenth of our pause.
+        rustix::thread::set_current_timer_slack(NonZeroU64::new(TIMER_SLACK_NS))?;
         while !self.is_done(clock::read().instant) {
-            self.turn(&mut events)?;
+            let (began, arrivals) = self.turn(&mut events, &mut inbox)?;
+            if let Some(pause) = gathering.pause(began, clock::read().instant, arrivals) {
+                std::thread::sleep(pause);
+            }
         }
         tracing::info!(allocations = self.server.allocation_count(), "drained");
         Ok(())
     }
 
-    /// One round: waits, and does all that has come up.
-    fn turn(&mut self, events: &mut Vec<epoll::Event>) -> io::Result<()> {
+    /// One round: waits, and does all that has come up. Gives when something had, and at how many sockets.
+    fn turn(&mut self, events: &mut Vec<epoll::Event>, inbox: &mut Inbox) -> io::Result<(Instant, usize)> {
         self.wait(events)?;
+        let arrivals = events.len();
         let now = clock::read();
         for event in events.drain(..) {
             match Token::unpack(event.data.u64()) {
                 Token::Wake => self.wake(now.instant),
-                Token::Listener(listener) => self.read_listener(listener, now),
-                Token::Relay(relay) => self.read_relay(relay, now),
+                Token::Listener(listener) => self.read_listener(listener, now, inbox),
+                Token::Relay(relay) => self.read_relay(relay, now, inbox),
             }
         }
         self.server.handle_timeout(now.instant);
         self.do_commands();
         self.meter
             .publish(self.server.counters(), self.server.allocation_count());
-        Ok(())
+        Ok((now.instant, arrivals))
     }
 
     fn wait(&self, events: &mut Vec<epoll::Event>) -> io::Result<()> {
@@ -178,36 +190,57 @@ impl Shard {
         }
     }
 
-    /// Reads at most [`PACKETS_PER_SOCKET`], so that one busy client doesn't starve the others.
-    fn read_listener(&mut self, index: u32, now: Now) {
-        for _ in 0..PACKETS_PER_SOCKET {
-            let listener = &self.sockets.listeners[index as usize];
-            let Some((length, remote)) = received(listener.socket.recv_from(&mut self.buffer)) else {
-                return;
-            };
+    /// Reads once: what is left is there in the next round, so that one busy client doesn't starve the others.
+    fn read_listener(&mut self, index: u32, now: Now, inbox: &mut Inbox) {
+        let listener = &self.sockets.listeners[index as usize];
+        let local = listener.local;
+        if !received(inbox.receive(&listener.socket)) {
+            return;
+        }
+        let mut outbox = Outbox::default();
+        for message in inbox.messages() {
             let from = FiveTuple {
                 transport: Transport::Udp,
-                local: listener.local,
-                remote,
+                local,
+                remote: message.from,
             };
-            let forward = self.server.client_input(now, from, &self.buffer[..length]);
-            self.sockets.pass_on(&forward, self.server.counters_mut());
-            self.do_commands();
+            for datagram in message.datagrams() {
+                outbox.push(self.server.client_input(now, from, datagram));
+                if outbox.is_full() {
+                    self.flush(&mut outbox);
+                }
+                if self.server.has_commands() {
+                    // Before a relay is closed, or its number another's.
+                    self.flush(&mut outbox);
+                    self.do_commands();
+                }
+            }
         }
+        self.flush(&mut outbox);
     }
 
-    fn read_relay(&mut self, relay: RelayId, now: Now) {
-        for _ in 0..PACKETS_PER_SOCKET {
-            // It may have been closed by an event before this one.
-            let Some(socket) = self.sockets.relay(relay) else {
-                return;
-            };
-            let Some((length, peer)) = received(socket.recv_from(&mut self.buffer)) else {
-                return;
-            };
-            let forward = self.server.peer_input(now, relay, peer, &self.buffer[..length]);
-            self.sockets.pass_on(&forward, self.server.counters_mut());
+    fn read_relay(&mut self, relay: RelayId, now: Now, inbox: &mut Inbox) {
+        // It may have been closed by an event before this one.
+        let Some(socket) = self.sockets.relay(relay) else {
+            return;
+        };
+        if !received(inbox.receive(socket)) {
+            return;
         }
+        let mut outbox = Outbox::default();
+        for message in inbox.messages() {
+            for datagram in message.datagrams() {
+                outbox.push(self.server.peer_input(now, relay, message.from, datagram));
+                if outbox.is_full() {
+                    self.flush(&mut outbox);
+                }
+            }
+        }
+        self.flush(&mut outbox);
+    }
+
+    fn flush(&mut self, outbox: &mut Outbox<'_>) {
+        outbox.flush(&self.sockets, &mut self.segmentation, self.server.counters_mut());
     }
 
     #[inline]
@@ -261,10 +294,10 @@ impl Shard {
     }
 }
 
-/// A datagram and its sender; `None` where there is none now. An error of an earlier datagram (ICMP) ends this
-/// socket's round, no more: epoll says so if there is something left to read.
-fn received(result: io::Result<(usize, SocketAddr)>) -> Option<(usize, SocketAddr)> {
-    result.ok()
+/// Whether there is something. An error of an earlier datagram (ICMP) ends this socket's round, no more: epoll says so
+/// if there is something left to read.
+fn received(result: io::Result<usize>) -> bool {
+    result.is_ok()
 }
 
 fn watch(epoll: &OwnedFd, socket: impl AsFd, token: Token) -> io::Result<()> {
@@ -287,9 +320,9 @@ fn until(next: Instant, now: Instant) -> Timespec {
 }
 
 const EVENTS_PER_WAIT: usize = 256;
-const PACKETS_PER_SOCKET: usize = 64;
-/// More than UDP can carry, so that nothing is cut off.
-const MAX_DATAGRAM: usize = 65_536;
+/// How many messages are read from a socket at once, each one datagram or several merged ones.
+const MESSAGES_PER_READ: usize = 64;
+const TIMER_SLACK_NS: u64 = 5_000;
 
 #[cfg(test)]
 #[allow(clippy::disallowed_methods, reason = "the test has sockets of its own")]
@@ -318,15 +351,16 @@ mod tests {
     fn a_packet_through_the_sockets_allocates_nothing() {
         let (mut shard, client, peer) = with_channel();
         let mut events = Vec::with_capacity(EVENTS_PER_WAIT);
+        let mut inbox = Inbox::new(MESSAGES_PER_READ);
         let mut buffer = [0; 2048];
         let channel_data = [&[0x40, 0x00, 0x04, 0x00][..], &[1; 1024]].concat();
         let counted = allocation_counter::measure(|| {
             for _ in 0..100 {
                 client.send(&channel_data).unwrap();
-                shard.turn(&mut events).unwrap();
+                shard.turn(&mut events, &mut inbox).unwrap();
                 let (length, relay) = peer.recv_from(&mut buffer).unwrap();
                 peer.send_to(&buffer[..length], relay).unwrap();
-                shard.turn(&mut events).unwrap();
+                shard.turn(&mut events, &mut inbox).unwrap();
                 let length = client.recv(&mut buffer).unwrap();
                 assert_eq!(buffer[..length], channel_data);
             }
@@ -416,7 +450,9 @@ mod tests {
 
     fn ask(shard: &mut Shard, client: &UdpSocket, request: &[u8]) -> Vec<u8> {
         client.send(request).unwrap();
-        shard.turn(&mut Vec::with_capacity(1)).unwrap();
+        shard
+            .turn(&mut Vec::with_capacity(1), &mut Inbox::new(1))
+            .unwrap();
         let mut buffer = [0; 2048];
         let length = client.recv(&mut buffer).unwrap();
         buffer[..length].to_vec()
