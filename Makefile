@@ -1,5 +1,5 @@
 # The targets are listed by plain `make`.
-.PHONY: help demo test build player check bench-streamer clean setup
+.PHONY: help demo test build player check bench-streamer bench-turn clean setup
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 18
@@ -22,6 +22,9 @@ check: player ## format, lints, types
 
 bench-streamer: ## what a streamer costs beside the bare encoder
 	@scripts/bench-streamer
+
+bench-turn: ## what a relayed packet costs beside coturn (COTURN=/path takes another)
+	@scripts/bench-turn
 
 setup: ## the packages that all of these need (root, where any is missing)
 	@scripts/setup

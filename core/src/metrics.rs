@@ -74,8 +74,11 @@ metrics! {
     TURN_RECEIVED_PACKETS = "penstock_turn_received_packets_total", "Packets received by side (client, peer).";
     TURN_RELAYED_BYTES = "penstock_turn_relayed_bytes_total", "Bytes of payload relayed by direction (to_peer, to_client).";
     TURN_RELAYED_PACKETS = "penstock_turn_relayed_packets_total", "Packets relayed by direction (to_peer, to_client).";
-    TURN_DROPPED_PACKETS = "penstock_turn_dropped_packets_total", "Packets dropped by reason.";
+    TURN_DROPPED_PACKETS = "penstock_turn_dropped_packets_total", "Packets dropped by direction (to_peer, to_client) and reason.";
     TURN_REQUESTS = "penstock_turn_requests_total", "Requests by method and by class of the answer.";
+    TURN_CONNECTIONS = "penstock_turn_connections", "Connections of clients over TCP and TLS.";
+    TURN_CONNECTIONS_ENDED = "penstock_turn_connections_ended_total", "Connections of clients that ended by reason.";
+    TURN_HANDLING_SECONDS = "penstock_turn_handling_seconds", "Time from a shard's waking up until all that had come in was passed on; one round in 64.";
     TURN_AUTH_FAILURES = "penstock_turn_auth_failures_total", "Requests that failed authentication by reason.";
 }
 

@@ -2,10 +2,14 @@
 //!
 //! ```text
 //!  core      the protocol, sans I/O: bytes and clock readings in, commands out
-//!  options   the command line
+//!  options   the command line, the environment
+//!  config_file  the file, and the variables of another container
+//!  addresses what clients are told, behind NATs
 //!  shell     sockets, the loop that drives the core, metrics
 //! ```
 
+pub mod addresses;
+pub mod config_file;
 pub mod core;
 pub mod options;
 pub mod shell;

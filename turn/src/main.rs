@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
-use penstock_turn::options::Options;
+use penstock_turn::config_file::{self, LoadError};
+use penstock_turn::options::Settings;
 use penstock_turn::shell;
 
 #[tokio::main(flavor = "current_thread")]
@@ -19,8 +19,18 @@ async fn main() -> ExitCode {
 }
 
 async fn serve() -> anyhow::Result<()> {
-    let options = Options::parse();
+    let options = match config_file::load(std::env::args_os()) {
+        // Says it as clap does, --help and --version too.
+        Err(LoadError::Flags(error)) => error.exit(),
+        options => options?,
+    };
     options.init_logging();
-    shell::run(options.settings()?).await?;
+    shell::run(options.settings()?, read_again).await?;
     Ok(())
+}
+
+/// The settings as they would be at a start now.
+fn read_again() -> Result<Settings, String> {
+    let load = || anyhow::Ok(config_file::load(std::env::args_os())?.settings()?);
+    load().map_err(|error| format!("{error:#}"))
 }

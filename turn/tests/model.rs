@@ -222,7 +222,7 @@ impl Run {
         self.world.wait_and_tick(0);
         let alive = self.models.iter().filter(|model| model.relay.is_some()).count();
         assert_eq!(self.world.server.allocation_count(), alive);
-        assert_eq!(self.world.server.ports_taken(), alive);
+        assert_eq!(self.world.ports_taken(), alive);
         assert_eq!(self.world.open.len(), alive);
         let next = self
             .models

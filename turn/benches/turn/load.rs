@@ -14,20 +14,18 @@ use rustix::event::{Timespec, epoll};
 pub(crate) const BURST: usize = 12;
 /// Bytes of payload in each.
 pub(crate) const PAYLOAD: usize = 1200;
-/// Datagrams relayed a second, both ways together.
-pub(crate) static RATE: std::sync::LazyLock<f64> = std::sync::LazyLock::new(|| {
-    std::env::var("RATE")
-        .ok()
-        .and_then(|rate| rate.parse().ok())
-        .unwrap_or(150_000.0)
-});
+/// Datagrams relayed a second, both ways together: what keeps one core of coturn half busy.
+pub(crate) const RATE: f64 = 150_000.0;
 
 /// How the load sends and receives.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Kind {
-    /// With UDP_SEGMENT and UDP_GRO: then the server's UDP_GRO gets a burst in one piece. On loopback the kernel merges
-    /// nothing by itself.
-    pub(crate) merged: bool,
+    /// It sends bursts in one piece (UDP_SEGMENT), so that the server's UDP_GRO gets them in one piece. On loopback the
+    /// kernel merges nothing by itself.
+    pub(crate) sends_merged: bool,
+    /// It receives in one piece (UDP_GRO) what the server sent in one. If not, the kernel cuts it up on the server's CPU,
+    /// which in a network is done by the network card, or not at all.
+    pub(crate) receives_merged: bool,
     /// Send and Data indications in place of ChannelData.
     pub(crate) indications: bool,
 }
@@ -52,9 +50,37 @@ pub(crate) struct Outcome {
     pub(crate) cpu_s: f64,
 }
 
+impl Outcome {
+    /// Each number's median.
+    pub(crate) fn median(outcomes: &[Self]) -> Self {
+        let median = |of: fn(&Self) -> f64| {
+            let mut values: Vec<f64> = outcomes.iter().map(of).collect();
+            values.sort_by(f64::total_cmp);
+            values[values.len() / 2]
+        };
+        Self {
+            sent: median(|outcome| outcome.sent as f64) as usize,
+            received: median(|outcome| outcome.received as f64) as usize,
+            p50_us: median(|outcome| outcome.p50_us),
+            p99_us: median(|outcome| outcome.p99_us),
+            cpu_s: median(|outcome| outcome.cpu_s),
+        }
+    }
+
+    /// Datagrams relayed in one second of the server's CPU time.
+    pub(crate) fn per_cpu_s(&self) -> f64 {
+        self.received as f64 / self.cpu_s
+    }
+
+    /// The part that was lost.
+    pub(crate) fn loss(&self) -> f64 {
+        1.0 - self.received as f64 / self.sent as f64
+    }
+}
+
 /// Sends at [`RATE`] for `length`, and receives what comes.
 pub(crate) fn run(flows: &[Flow], kind: Kind, length: Duration, seed: u64) -> anyhow::Result<Outcome> {
-    let mut receiver = Receiver::new(flows, kind)?;
+    let mut receiver = Receiver::new(flows)?;
     let mut rng = StdRng::seed_from_u64(seed);
     let mut sent = 0;
     let mut due = 0.0;
@@ -73,7 +99,7 @@ pub(crate) fn run(flows: &[Flow], kind: Kind, length: Duration, seed: u64) -> an
         )?;
         burst += 1;
         // Streams know nothing of each other, so their frames come as a Poisson process does.
-        due += -(1.0 - rng.random::<f64>()).ln() * BURST as f64 / *RATE;
+        due += -(1.0 - rng.random::<f64>()).ln() * BURST as f64 / RATE;
         if burst % 4 == 0 {
             receiver.receive(Duration::ZERO)?;
         }
@@ -112,10 +138,11 @@ fn send(flows: &[Flow], index: usize, to_peer: bool, kind: Kind, now_ns: u64) ->
         payload[..8].copy_from_slice(&now_ns.to_be_bytes());
         payload[8..12].copy_from_slice(&(index as u32).to_be_bytes());
         payload[12] = to_peer.into();
+        payload[13..PAYLOAD_MARK.len() + 13].copy_from_slice(PAYLOAD_MARK);
     }
     let to: SocketAddr = socket.peer_addr()?;
     let whole = [IoSlice::new(&bytes[..BURST * length])];
-    if kind.merged {
+    if kind.sends_merged {
         let message = Message {
             to,
             parts: &whole,
@@ -142,7 +169,7 @@ struct Receiver<'a> {
 }
 
 impl<'a> Receiver<'a> {
-    fn new(flows: &'a [Flow], _kind: Kind) -> anyhow::Result<Self> {
+    fn new(flows: &'a [Flow]) -> anyhow::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         for (index, flow) in (0..).zip(flows) {
             let watch = |socket, token| {
@@ -198,13 +225,17 @@ impl<'a> Receiver<'a> {
     }
 }
 
-/// When a datagram was sent, if it is the right one in the right place.
+/// When a datagram was sent, if it is the right one in the right place. Servers differ in what they put around it.
 fn sent_at(datagram: &[u8], index: u32, at_peer: bool) -> Option<u64> {
-    let payload = datagram.get(datagram.len().checked_sub(PAYLOAD)?..)?;
+    let starts = (0..=datagram.len().checked_sub(PAYLOAD)?).step_by(4);
+    let payload = starts
+        .map(|start| &datagram[start..][..PAYLOAD])
+        .find(|payload| payload[13..].starts_with(PAYLOAD_MARK))?;
     let right = payload[8..12] == index.to_be_bytes() && payload[12] == u8::from(at_peer);
     right.then(|| u64::from_be_bytes(payload[..8].try_into().unwrap_or_default()))
 }
 
+const PAYLOAD_MARK: &[u8] = b"penstock bench";
 const MAX_DATAGRAM: usize = PAYLOAD + 64;
 /// How long after the last burst a datagram counts as lost.
 const LAST_WAIT: Duration = Duration::from_millis(200);

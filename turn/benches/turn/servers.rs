@@ -18,6 +18,14 @@ pub(crate) const SERVER_CORE: usize = 0;
 /// Where the load runs.
 pub(crate) const LOAD_CORE: usize = 1;
 
+/// The places in [`Servers::all`].
+pub(crate) const OURS: usize = 0;
+pub(crate) const COTURN: usize = 1;
+pub(crate) const FORWARDER: usize = 2;
+pub(crate) const DIRECT: usize = 3;
+/// The name of the last: client and peer without anything between.
+pub(crate) const NONE: &str = "none";
+
 /// How a client gets a relay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Speaks {
@@ -46,16 +54,12 @@ impl Servers {
         let coturn = coturn()?;
         let forwarder = forwarder()?;
         let direct = Server {
-            name: "none",
+            name: NONE,
             address: "127.0.0.1:0".parse()?,
             speaks: Speaks::Direct,
             process: None,
         };
-        let mut all = vec![ours, coturn, forwarder, direct];
-        if let Ok(only) = std::env::var("ONLY") {
-            all.retain(|server| only.is_empty() || only.contains(server.name));
-        }
-        Ok(Self(all))
+        Ok(Self(vec![ours, coturn, forwarder, direct]))
     }
 
     pub(crate) fn all(&self) -> &[Server] {
@@ -67,6 +71,10 @@ impl Server {
     /// Opens so many flows through it.
     pub(crate) fn flows(&self, count: usize, kind: Kind) -> anyhow::Result<Vec<Flow>> {
         (0..count).map(|_| self.flow(kind)).collect()
+    }
+
+    pub(crate) fn is_turn(&self) -> bool {
+        self.speaks == Speaks::Turn
     }
 
     /// Gives them up, so that their ports can serve again.
@@ -81,8 +89,8 @@ impl Server {
     fn flow(&self, kind: Kind) -> anyhow::Result<Flow> {
         let any = "127.0.0.1:0".parse()?;
         let (client, peer) = (sockets::udp(any)?, sockets::udp(any)?);
-        datagrams::receive_merged(&client, kind.merged || std::env::var("RXGRO").is_ok());
-        datagrams::receive_merged(&peer, kind.merged || std::env::var("RXGRO").is_ok());
+        datagrams::receive_merged(&client, kind.receives_merged);
+        datagrams::receive_merged(&peer, kind.receives_merged);
         let peer_address = peer.local_addr()?;
         client.set_nonblocking(false)?;
         let (mut head, relay) = (
@@ -197,7 +205,7 @@ fn ours() -> anyhow::Result<Server> {
         "--user-quota",
         "100000",
     ]);
-    command.args(["--allow-peer", "127.0.0.0/8", "--relay-ports", "2000-18999"]);
+    command.args(["--allow-peer", "127.0.0.0/8", "--relay-ports", "2000-31999"]);
     let mut child = command
         .stderr(Stdio::piped())
         .spawn()

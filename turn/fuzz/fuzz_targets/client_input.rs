@@ -9,8 +9,10 @@ use libfuzzer_sys::fuzz_target;
 use penstock_turn::core::auth::Users;
 use penstock_turn::core::nonce::Nonces;
 use penstock_turn::core::peers::PeerPolicy;
-use penstock_turn::core::server::{Config, Server};
-use penstock_turn::core::table::Limits;
+use penstock_turn::core::family::ByFamily;
+use penstock_turn::core::server::{Config, Rules, Server};
+use penstock_turn::core::shared::{Limits, Shared};
+use penstock_turn::core::throttle::Rate;
 use penstock_turn::core::{FiveTuple, Now, RelayId, Transport};
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
@@ -21,19 +23,28 @@ fuzz_target!(|bytes: &[u8]| {
         unix: Duration::from_secs(1_893_456_000),
     };
     let address: SocketAddr = ([198, 51, 100, 7], 1000).into();
+    let no_limit = Rate {
+        per_second: 0,
+        burst: 0,
+    };
+    let limits = Limits {
+        total: 8,
+        ..Limits::default()
+    };
     let config = Config {
         realm: "penstock".to_owned(),
-        users: Users {
-            secrets: vec![b"north".to_vec()],
-            fixed: HashMap::new(),
+        rules: Rules {
+            users: Users {
+                secrets: vec![b"north".to_vec()],
+                fixed: HashMap::new(),
+            },
+            peers: PeerPolicy::default(),
         },
-        peers: PeerPolicy::default(),
-        relay_ip: address.ip(),
-        ports: "50000-50009".parse().expect("a range of ports"),
-        limits: Limits {
-            total: 8,
-            per_user: 4,
-        },
+        relay_ips: ByFamily::first_of([address.ip()]),
+        shared: Shared::new("50000-50009".parse().expect("a range of ports"), limits),
+        alternates: ByFamily::default(),
+        unproven_answers: no_limit,
+        auth_failures: no_limit,
     };
     let mut server = Server::new(config, Nonces::new([7; 32], now.instant), StdRng::seed_from_u64(7));
     let from = FiveTuple {

@@ -1,5 +1,5 @@
-//! One allocation: a relay for one client, the peers it may exchange packets with, and its channels
-//! (RFC 8656, sections 3.2, 9 and 12).
+//! One allocation: a relay for one client (or two, one of each address family), the peers it may exchange packets with,
+//! and its channels (RFC 8656, sections 3.2, 9 and 12).
 //!
 //! Both lists are short (a client has one peer, or a few), so they are searched from the front; and each ends at
 //! [`MAX_PEERS`], so that one client can't fill the memory.
@@ -7,11 +7,13 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use super::FiveTuple;
-use super::answer::Asked;
+use super::answer::{Asked, Refusal};
 use super::auth::User;
+use super::family::{ByFamily, Family};
 use super::ports::Parity;
+use super::shared::{Buckets, Holder};
 use super::wire::ChannelNumber;
+use super::{FiveTuple, Source};
 
 /// How long a permission lasts (RFC 8656, section 9).
 pub const PERMISSION_LIFETIME: Duration = Duration::from_secs(300);
@@ -20,7 +22,7 @@ pub const CHANNEL_LIFETIME: Duration = Duration::from_secs(600);
 /// How many permissions, and how many channels, one allocation may have.
 pub const MAX_PEERS: usize = 64;
 
-/// One client's relay.
+/// What one client has.
 #[derive(Debug)]
 pub struct Allocation {
     /// Whose it is.
@@ -29,19 +31,43 @@ pub struct Allocation {
     pub user: User,
     /// The request that made it.
     pub asked: Asked,
-    /// The address that its socket is bound to.
-    pub bind: SocketAddr,
-    /// Which ports would do for it.
-    pub parity: Parity,
-    /// Whether that socket is there yet.
-    pub state: State,
     /// The lifetime it was made with.
     pub granted: Duration,
+    /// Its relays, one at least.
+    pub relays: ByFamily<Option<Relay>>,
+    /// The second family that the client asked for and didn't get, and why not.
+    pub lacks: Option<(Family, Refusal)>,
+    /// The token of the port that was reserved beside the relay's.
+    pub token: Option<u64>,
+    /// What its packets draw from.
+    pub buckets: Buckets,
     permissions: Vec<Permission>,
     channels: Vec<Channel>,
 }
 
-/// Whether an allocation's socket is there yet.
+/// One relayed transport address of an allocation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Relay {
+    /// The address that its socket is bound to.
+    pub bind: SocketAddr,
+    /// Which ports would do for it.
+    pub ports: Ports,
+    /// Whether that socket is there yet.
+    pub state: State,
+    /// When it ends.
+    pub ends: Instant,
+}
+
+/// Which ports would do for a relay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ports {
+    /// Any other of that kind.
+    Of(Parity),
+    /// None but the one that was reserved.
+    Reserved,
+}
+
+/// Whether a relay's socket is there yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
     /// The shell was told to open it. How many more ports will be tried should this one be taken.
@@ -54,6 +80,22 @@ pub enum State {
         /// XOR-RELAYED-ADDRESS.
         relayed: SocketAddr,
     },
+}
+
+impl Relay {
+    /// A new one, whose socket is still to be opened.
+    pub fn new(bind: SocketAddr, ports: Ports, ends: Instant) -> Self {
+        let tries_left = match ports {
+            Ports::Of(_) => MAX_TRIES,
+            Ports::Reserved => 0,
+        };
+        Self {
+            bind,
+            ports,
+            state: State::Opening { tries_left },
+            ends,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -83,21 +125,49 @@ pub enum BindError {
 pub struct Full;
 
 impl Allocation {
-    /// A new one, whose socket is still to be opened.
-    pub fn new(client: FiveTuple, user: User, asked: Asked, bind: SocketAddr, granted: Duration) -> Self {
+    /// A new one, without relays.
+    pub fn new(client: FiveTuple, user: User, asked: Asked, granted: Duration, buckets: Buckets) -> Self {
         Self {
             client,
             user,
             asked,
-            bind,
-            parity: Parity::Any,
-            state: State::Opening {
-                tries_left: MAX_TRIES,
-            },
             granted,
+            relays: ByFamily::default(),
+            lacks: None,
+            token: None,
+            buckets,
             permissions: Vec::new(),
             channels: Vec::new(),
         }
+    }
+
+    /// What quotas count it for.
+    pub fn holder(&self) -> Holder {
+        Holder {
+            who: self.user.who.clone(),
+            source: Source::of(self.client.remote.ip()),
+        }
+    }
+
+    /// Whether a socket is still to be opened.
+    pub fn is_opening(&self) -> bool {
+        self.relays
+            .present()
+            .any(|(_, relay)| matches!(relay.state, State::Opening { .. }))
+    }
+
+    /// The addresses that the client knows, IPv4's first.
+    pub fn relayed(&self) -> impl Iterator<Item = SocketAddr> {
+        self.relays.present().filter_map(|(_, relay)| match relay.state {
+            State::Open { relayed } => Some(relayed),
+            State::Opening { .. } => None,
+        })
+    }
+
+    /// Forgets permissions and channels for peers that are not to be reached any more.
+    pub fn keep_peers(&mut self, keep: impl Fn(IpAddr) -> bool) {
+        self.permissions.retain(|known| keep(known.peer));
+        self.channels.retain(|known| keep(known.peer.ip()));
     }
 
     /// Installs or renews a permission for each of `peers`, or none where there is no room for all.
@@ -255,11 +325,20 @@ mod tests {
         assert_eq!(allocation.permit(now + PERMISSION_LIFETIME, &[ip(200)]), Ok(()));
     }
 
+    #[test]
+    fn peers_that_are_not_kept_are_out_of_reach() {
+        let (mut allocation, now) = setup();
+        allocation.bind_channel(now, channel(0x4000), peer(1)).unwrap();
+        allocation.permit(now, &[ip(2)]).unwrap();
+        allocation.keep_peers(|peer| peer == ip(2));
+        assert!(!allocation.is_permitted(now, ip(1)) && allocation.is_permitted(now, ip(2)));
+        assert_eq!(allocation.peer_of(now, channel(0x4000)), None);
+    }
+
     fn setup() -> (Allocation, Instant) {
-        let local = "192.0.2.1:3478".parse().unwrap();
         let client = FiveTuple {
             transport: Transport::Udp,
-            local,
+            local: "192.0.2.1:3478".parse().unwrap(),
             remote: "192.0.2.7:5000".parse().unwrap(),
         };
         let key = stun_types::message::ShortTermCredentials::new("p".to_owned()).make_key();
@@ -275,7 +354,8 @@ mod tests {
             transaction: 1_u128.into(),
             fingerprint: false,
         };
-        let allocation = Allocation::new(client, user, asked, local, Duration::from_secs(600));
+        let granted = Duration::from_secs(600);
+        let allocation = Allocation::new(client, user, asked, granted, Buckets::default());
         (allocation, Instant::now())
     }
 

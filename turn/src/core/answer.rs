@@ -3,15 +3,16 @@
 use std::net::SocketAddr;
 
 use stun_types::attribute::{
-    AttributeStaticType as _, AttributeType, AttributeWrite, ErrorCode, Fingerprint, Nonce, Realm, Software,
-    UnknownAttributes, XorMappedAddress,
+    AlternateServer, AttributeStaticType as _, AttributeType, AttributeWrite, ErrorCode, Fingerprint, Nonce,
+    Realm, Software, UnknownAttributes, XorMappedAddress,
 };
 use stun_types::message::{
     IntegrityAlgorithm, IntegrityKey, Message, MessageClass, MessageType, MessageWrite as _,
     MessageWriteExt as _, MessageWriteVec, Method, TransactionId,
 };
-use turn_types::attribute::{Lifetime, XorRelayedAddress};
+use turn_types::attribute::{AddressErrorCode, Lifetime, ReservationToken, XorRelayedAddress};
 
+use super::allocation::Allocation;
 use super::counters::Class;
 
 /// What of a request its answer needs.
@@ -39,6 +40,8 @@ impl Asked {
 /// Why a request is refused, by its error code (RFC 8489, section 14.8; RFC 8656, section 19).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refusal {
+    /// 300: ask that server instead.
+    TryAlternate(SocketAddr),
     /// 400: something is missing or makes no sense.
     BadRequest,
     /// 401: authenticate.
@@ -69,6 +72,7 @@ impl Refusal {
     /// The error code.
     pub fn code(&self) -> u16 {
         match self {
+            Self::TryAlternate(_) => 300,
             Self::BadRequest => 400,
             Self::Unauthorized => 401,
             Self::Forbidden => 403,
@@ -88,7 +92,7 @@ impl Refusal {
     pub fn class(&self) -> Class {
         match self {
             Self::Unauthorized | Self::StaleNonce => Class::Challenge,
-            Self::QuotaReached | Self::InsufficientCapacity => Class::Full,
+            Self::TryAlternate(_) | Self::QuotaReached | Self::InsufficientCapacity => Class::Full,
             _ => Class::Refused,
         }
     }
@@ -108,17 +112,28 @@ pub fn binding(asked: Asked, client: SocketAddr) -> Vec<u8> {
     success(asked, None, &[&XorMappedAddress::new(client, asked.transaction)])
 }
 
-/// The answer to an Allocate request (RFC 8656, section 7.3).
-pub fn allocated(
-    asked: Asked,
-    key: &IntegrityKey,
-    client: SocketAddr,
-    relayed: SocketAddr,
-    lifetime_s: u32,
-) -> Vec<u8> {
-    let relayed = XorRelayedAddress::new(relayed, asked.transaction);
-    let mapped = XorMappedAddress::new(client, asked.transaction);
-    success(asked, Some(key), &[&relayed, &mapped, &Lifetime::new(lifetime_s)])
+/// The answer to the Allocate request that made `allocation` (RFC 8656, section 7.3). Nothing in it changes, so a
+/// request that is sent again gets the same one.
+pub fn allocated(allocation: &Allocation) -> Vec<u8> {
+    let asked = allocation.asked;
+    let relayed: Vec<_> = allocation
+        .relayed()
+        .map(|address| XorRelayedAddress::new(address, asked.transaction))
+        .collect();
+    let mapped = XorMappedAddress::new(allocation.client.remote, asked.transaction);
+    let lifetime = Lifetime::new(allocation.granted.as_secs() as u32);
+    let token = allocation.token.map(ReservationToken::new);
+    let lacks = allocation.lacks.as_ref().and_then(|(family, refusal)| {
+        let error = ErrorCode::builder(refusal.code()).build().ok()?;
+        Some(AddressErrorCode::new((*family).into(), error))
+    });
+    let mut attributes: Vec<&dyn AttributeWrite> = Vec::with_capacity(6);
+    attributes.extend(relayed.iter().map(|address| address as &dyn AttributeWrite));
+    attributes.push(&mapped);
+    attributes.push(&lifetime);
+    attributes.extend(token.iter().map(|token| token as &dyn AttributeWrite));
+    attributes.extend(lacks.iter().map(|lacks| lacks as &dyn AttributeWrite));
+    success(asked, Some(&allocation.user.key), &attributes)
 }
 
 /// A success response, signed with `key` if there is one.
@@ -127,11 +142,13 @@ pub fn success(asked: Asked, key: Option<&IntegrityKey>, attributes: &[&dyn Attr
     attributes
         .iter()
         .for_each(|attribute| put(&mut message, *attribute));
-    put_software(&mut message);
+    if key.is_some() {
+        put_software(&mut message);
+    }
     finish(message, asked, key)
 }
 
-/// An error response. A challenge is as short as can be, and unsigned: anyone may have asked for it in another's name.
+/// An error response. What is not signed is as short as can be: anyone may have asked for it in another's name.
 pub fn refused(
     asked: Asked,
     refusal: &Refusal,
@@ -145,9 +162,14 @@ pub fn refused(
     if let Refusal::UnknownAttributes(unknown) = refusal {
         put(&mut message, &UnknownAttributes::new(unknown));
     }
-    match challenge {
-        Some(challenge) => put_challenge(&mut message, challenge),
-        None => put_software(&mut message),
+    if let Refusal::TryAlternate(server) = refusal {
+        put(&mut message, &AlternateServer::new(*server));
+    }
+    if let Some(challenge) = challenge {
+        put_challenge(&mut message, challenge);
+    }
+    if key.is_some() {
+        put_software(&mut message);
     }
     finish(message, asked, key)
 }
@@ -201,6 +223,7 @@ mod tests {
     #[test]
     fn every_refusal_has_a_reason_in_words() {
         let refusals = [
+            Refusal::TryAlternate("192.0.2.9:3478".parse().unwrap()),
             Refusal::BadRequest,
             Refusal::Unauthorized,
             Refusal::Forbidden,

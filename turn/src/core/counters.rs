@@ -33,6 +33,12 @@ pub enum Drop {
     WrongFamily,
     /// Too long for what goes around it.
     TooLong,
+    /// The user, or the source, has used up its bytes per second.
+    OverRate,
+    /// A request that was not authenticated, from a source that got its share of answers to such.
+    AnswerLimit,
+    /// A request from a source that failed to authenticate too often.
+    AuthLimit,
     /// The socket's send buffer was full.
     SendBufferFull,
     /// The system refused to send it.
@@ -84,6 +90,23 @@ pub enum AuthFailure {
     Incomplete,
 }
 
+/// Why a stream's connection ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// The client closed it, or its network broke it.
+    Client,
+    /// It had no allocation for too long.
+    Idle,
+    /// The client didn't take what was sent to it.
+    Slow,
+    /// What came was not of ours.
+    Malformed,
+    /// TLS failed.
+    Tls,
+    /// There were too many already, of its source or in all.
+    Limit,
+}
+
 /// One counter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Count {
@@ -95,17 +118,19 @@ pub enum Count {
     RelayedPackets(Direction),
     /// Bytes of payload relayed.
     RelayedBytes(Direction),
-    /// Packets dropped.
-    Dropped(Drop),
+    /// Packets dropped on their way.
+    Dropped(Direction, Drop),
     /// Requests answered.
     Requests(Method, Class),
     /// Requests that failed to authenticate.
     AuthFailures(AuthFailure),
+    /// Connections that ended.
+    ConnectionsEnded(End),
 }
 
 impl Count {
     /// How many counters there are.
-    pub const TOTAL: usize = 8 + 8 + 20 + 6;
+    pub const TOTAL: usize = 8 + 2 * DROPS + 20 + 6 + 6;
 
     /// The counter's place.
     pub const fn index(self) -> usize {
@@ -114,9 +139,10 @@ impl Count {
             Self::ReceivedBytes(side) => 2 + side as usize,
             Self::RelayedPackets(direction) => 4 + direction as usize,
             Self::RelayedBytes(direction) => 6 + direction as usize,
-            Self::Dropped(reason) => 8 + reason as usize,
-            Self::Requests(method, class) => 16 + method as usize * 4 + class as usize,
-            Self::AuthFailures(reason) => 36 + reason as usize,
+            Self::Dropped(direction, reason) => 8 + direction as usize * DROPS + reason as usize,
+            Self::Requests(method, class) => 8 + 2 * DROPS + method as usize * 4 + class as usize,
+            Self::AuthFailures(reason) => 28 + 2 * DROPS + reason as usize,
+            Self::ConnectionsEnded(why) => 34 + 2 * DROPS + why as usize,
         }
     }
 
@@ -124,6 +150,11 @@ impl Count {
     pub fn all() -> impl Iterator<Item = Self> {
         let sides = [Side::Client, Side::Peer].into_iter();
         let directions = [Direction::ToPeer, Direction::ToClient].into_iter();
+        let drops = directions.clone().flat_map(|direction| {
+            Drop::ALL
+                .into_iter()
+                .map(move |reason| Self::Dropped(direction, reason))
+        });
         let requests = Method::ALL.into_iter().flat_map(|method| {
             Class::ALL
                 .into_iter()
@@ -133,9 +164,10 @@ impl Count {
             .chain(sides.map(Self::ReceivedBytes))
             .chain(directions.clone().map(Self::RelayedPackets))
             .chain(directions.map(Self::RelayedBytes))
-            .chain(Drop::ALL.into_iter().map(Self::Dropped))
+            .chain(drops)
             .chain(requests)
             .chain(AuthFailure::ALL.into_iter().map(Self::AuthFailures))
+            .chain(End::ALL.into_iter().map(Self::ConnectionsEnded))
     }
 }
 
@@ -183,10 +215,12 @@ impl Counters {
 
     /// Adds a dropped packet.
     #[inline]
-    pub fn dropped(&mut self, reason: Drop) {
-        self.add(Count::Dropped(reason), 1);
+    pub fn dropped(&mut self, direction: Direction, reason: Drop) {
+        self.add(Count::Dropped(direction, reason), 1);
     }
 }
+
+const DROPS: usize = Drop::ALL.len();
 
 macro_rules! labels {
     ($type:ident { $($variant:ident = $label:literal),* $(,)? }) => {
@@ -213,6 +247,9 @@ labels!(Drop {
     NoChannel = "no_channel",
     WrongFamily = "wrong_family",
     TooLong = "too_long",
+    OverRate = "over_rate",
+    AnswerLimit = "answer_limit",
+    AuthLimit = "auth_limit",
     SendBufferFull = "send_buffer_full",
     SendFailed = "send_failed",
 });
@@ -236,6 +273,14 @@ labels!(AuthFailure {
     WrongPassword = "wrong_password",
     WrongUser = "wrong_user",
     Incomplete = "incomplete",
+});
+labels!(End {
+    Client = "client",
+    Idle = "idle",
+    Slow = "slow",
+    Malformed = "malformed",
+    Tls = "tls",
+    Limit = "limit",
 });
 
 #[cfg(test)]

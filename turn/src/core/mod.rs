@@ -15,13 +15,18 @@
 //!
 //! ```text
 //!  server       the state of all allocations; media in both directions; expiry
-//!  requests     Allocate, Refresh, CreatePermission, ChannelBind (an `impl Server`)
-//!  allocation   one allocation: permissions, channels
-//!  table        all allocations, found by client or by relay; ports; quotas
+//!  requests     Refresh, CreatePermission, ChannelBind, and what all requests share (an `impl Server`)
+//!  allocate     Allocate (an `impl Server`)
+//!  allocation   one allocation: relays, permissions, channels
+//!  table        all allocations of a shard, found by client or by relay
+//!  shared       what shards share: ports, quotas, reserved ports
+//!  bucket       bytes per second
+//!  throttle     how often something may happen for one source
 //!  auth         who may: users, shared secrets, the long-term credential mechanism
 //!  nonce        stateless nonces
 //!  answer       responses, written with the STUN library
-//!  wire         ChannelData, Send and Data: parsed and written in place
+//!  wire         ChannelData, Send and Data: parsed and written in place; messages cut out of streams
+//!  family       IPv4 and IPv6
 //!  peers        which peers may be reached
 //!  ports        relay ports, drawn at random
 //!  counters     what is counted
@@ -30,20 +35,27 @@
 //! Nothing here reads a clock, opens a socket or draws from a global generator; `clippy.toml` beside the manifest
 //! holds that.
 
+mod allocate;
 pub mod allocation;
 pub mod answer;
 pub mod auth;
+pub mod bucket;
 pub mod counters;
+pub mod family;
 pub mod nonce;
 pub mod peers;
 pub mod ports;
 mod requests;
 pub mod server;
+pub mod shared;
 pub mod table;
+pub mod throttle;
 pub mod wire;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
+
+use family::Family;
 
 /// One reading of the clocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,6 +86,64 @@ pub struct FiveTuple {
     pub remote: SocketAddr,
 }
 
-/// A relay: the socket of one allocation. A small number, free for reuse after `CloseRelay`.
+/// An allocation. A small number, free for reuse when the allocation has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AllocationId(pub u32);
+
+/// A relay: one socket of an allocation, which has one in each address family at most. A small number, free for reuse
+/// after `CloseRelay`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RelayId(pub u32);
+
+impl RelayId {
+    /// The relay of an allocation in a family.
+    pub fn new(allocation: AllocationId, family: Family) -> Self {
+        Self((allocation.0 << 1) | family as u32)
+    }
+
+    /// Its allocation.
+    pub fn allocation(self) -> AllocationId {
+        AllocationId(self.0 >> 1)
+    }
+
+    /// Its family.
+    pub fn family(self) -> Family {
+        Family::ALL[(self.0 & 1) as usize]
+    }
+}
+
+/// Where packets come from, as far as limits go: an IPv4 address, or an IPv6 network of 64 bits, since that is what one
+/// household or machine is given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Source(IpAddr);
+
+impl Source {
+    /// An address's.
+    pub fn of(ip: IpAddr) -> Self {
+        match ip {
+            IpAddr::V4(_) => Self(ip),
+            IpAddr::V6(v6) => Self(Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64).into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_relay_knows_its_allocation_and_its_family() {
+        for family in Family::ALL {
+            let relay = RelayId::new(AllocationId(7), family);
+            assert_eq!((relay.allocation(), relay.family()), (AllocationId(7), family));
+        }
+    }
+
+    #[test]
+    fn a_source_is_an_address_or_a_network() {
+        let of = |ip: &str| Source::of(ip.parse().unwrap());
+        assert_eq!(of("2001:db8::1"), of("2001:db8::2"));
+        assert_ne!(of("2001:db8::1"), of("2001:db8:0:1::1"));
+        assert_ne!(of("192.0.2.1"), of("192.0.2.2"));
+    }
+}

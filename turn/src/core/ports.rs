@@ -57,6 +57,8 @@ pub enum Parity {
     Any,
     /// Even ones (EVEN-PORT, RFC 8656, section 18.6).
     Even,
+    /// Even ones whose neighbour is free too; the neighbour is taken along.
+    EvenPair,
 }
 
 /// Which ports of a range are taken.
@@ -84,13 +86,29 @@ impl PortPool {
         }
         let drawn = rng.random_range(self.range.ports());
         let after = drawn..=self.range.last;
-        let fits = |port: &u16| parity == Parity::Any || port.is_multiple_of(2);
-        let mut ports = after.chain(self.range.ports()).filter(fits);
-        let port = ports.find(|port| !self.taken[self.index(*port)])?;
+        let mut ports = after.chain(self.range.ports());
+        let port = ports.find(|port| self.fits(*port, parity))?;
+        self.mark(port);
+        if parity == Parity::EvenPair {
+            self.mark(port + 1);
+        }
+        Some(port)
+    }
+
+    fn fits(&self, port: u16, parity: Parity) -> bool {
+        let free = |port: u16| !self.taken[self.index(port)];
+        let even = port.is_multiple_of(2);
+        match parity {
+            Parity::Any => free(port),
+            Parity::Even => even && free(port),
+            Parity::EvenPair => even && port < self.range.last && free(port) && free(port + 1),
+        }
+    }
+
+    fn mark(&mut self, port: u16) {
         let index = self.index(port);
         self.taken[index] = true;
         self.taken_count += 1;
-        Some(port)
     }
 
     /// Gives a port back.
@@ -140,6 +158,25 @@ mod tests {
         taken.sort_unstable();
         assert_eq!(taken, [40_002, 40_004]);
         assert_eq!(pool.take(Parity::Even, &mut rng), None);
+    }
+
+    #[test]
+    fn a_pair_is_an_even_port_and_the_next() {
+        let mut pool = PortPool::new("40001-40004".parse().unwrap());
+        let mut rng = StdRng::seed_from_u64(1);
+        assert_eq!(pool.take(Parity::EvenPair, &mut rng), Some(40_002));
+        assert_eq!(pool.taken_count(), 2);
+        assert_eq!(
+            pool.take(Parity::EvenPair, &mut rng),
+            None,
+            "40005 is out of range"
+        );
+        pool.give_back(40_003);
+        assert_eq!(
+            pool.take(Parity::EvenPair, &mut rng),
+            None,
+            "40002 is still taken"
+        );
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Requests: Binding (RFC 8489), Allocate, Refresh, CreatePermission and ChannelBind (RFC 8656).
+//! Requests: Binding (RFC 8489), Allocate (in `allocate.rs`), Refresh, CreatePermission and ChannelBind (RFC 8656).
 //!
 //! ```text
 //!  Binding ─────────────────────────────────────────────────────────────► success
@@ -7,33 +7,35 @@
 //!                    ▼                  ▼                 ▼
 //!                 challenge          error, signed     error, signed
 //! ```
+//!
+//! Whoever has no allocation may have made up its address. Answers to such are as short as can be, and limited for each
+//! source; so are attempts to authenticate.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use rand::CryptoRng;
-use stun_types::AddressFamily;
 use stun_types::attribute::{
     Attribute as _, AttributeStaticType as _, AttributeType, MessageIntegrity, MessageIntegritySha256, Nonce,
     Realm, Username,
 };
 use stun_types::message::{BINDING, IntegrityKey, Message, MessageClass};
 use turn_types::attribute::{
-    ChannelNumber as ChannelNumberAttribute, Data, EvenPort, Lifetime, RequestedAddressFamily,
-    RequestedTransport, XorPeerAddress,
+    AdditionalAddressFamily, ChannelNumber as ChannelNumberAttribute, Data, EvenPort, Lifetime,
+    RequestedAddressFamily, RequestedTransport, ReservationToken, XorPeerAddress,
 };
 use turn_types::message::{ALLOCATE, CHANNEL_BIND, CREATE_PERMISSION, REFRESH};
 
-use super::allocation::{Allocation, BindError, Full, State};
+use super::allocation::{Allocation, BindError, Full};
 use super::answer::{self, Asked, Challenge, Refusal};
 use super::auth::{AuthError, User};
-use super::counters::{AuthFailure, Class, Count, Drop, Method};
+use super::counters::{AuthFailure, Class, Count, Direction, Drop, Method};
+use super::family::Family;
 use super::peers::{Denied, canonical};
-use super::ports::Parity;
-use super::server::{Command, Server, allocated};
-use super::table::NoRoom;
+use super::server::{Command, Server};
+use super::shared::NoRoom;
 use super::wire::ChannelNumber;
-use super::{FiveTuple, Now, RelayId};
+use super::{AllocationId, FiveTuple, Now, RelayId, Source};
 
 /// The lifetime of an allocation for a client that asks for none, or for less (RFC 8656, section 3.2).
 pub(super) const DEFAULT_LIFETIME: Duration = Duration::from_secs(600);
@@ -41,22 +43,22 @@ pub(super) const DEFAULT_LIFETIME: Duration = Duration::from_secs(600);
 pub(super) const MAX_LIFETIME: Duration = Duration::from_secs(3600);
 
 /// An authenticated request.
-struct Request<'a> {
-    now: Now,
-    from: FiveTuple,
-    asked: Asked,
-    user: User,
-    message: &'a Message<'a>,
+pub(super) struct Request<'a> {
+    pub(super) now: Now,
+    pub(super) from: FiveTuple,
+    pub(super) asked: Asked,
+    pub(super) user: User,
+    pub(super) message: &'a Message<'a>,
 }
 
 /// What a method makes of a request: an answer now, or later, or a refusal.
-type Handled = Result<Option<Vec<u8>>, Refusal>;
+pub(super) type Handled = Result<Option<Vec<u8>>, Refusal>;
 
 impl<R: CryptoRng> Server<R> {
     /// Takes a STUN message other than a Send indication.
     pub(super) fn stun_input(&mut self, now: Now, from: FiveTuple, bytes: &[u8]) {
         let Ok(message) = Message::from_bytes(bytes) else {
-            self.counters.dropped(Drop::Malformed);
+            self.drop_request(Drop::Malformed);
             return;
         };
         if message.class() != MessageClass::Request {
@@ -67,11 +69,14 @@ impl<R: CryptoRng> Server<R> {
             Some(Method::Binding) => self.binding(now, from, &message),
             Some(method) => self.authenticated(now, from, method, &message),
             // RFC 8489, section 6.3: unknown methods are discarded silently.
-            None => self.counters.dropped(Drop::Malformed),
+            None => self.drop_request(Drop::Malformed),
         }
     }
 
     fn binding(&mut self, now: Now, from: FiveTuple, message: &Message<'_>) {
+        if !self.may_answer_unproven(now, &from) {
+            return self.drop_request(Drop::AnswerLimit);
+        }
         let asked = Asked::of(message);
         match known_attributes(message) {
             Ok(()) => self.answer_success(from, Method::Binding, answer::binding(asked, from.remote)),
@@ -81,10 +86,19 @@ impl<R: CryptoRng> Server<R> {
 
     fn authenticated(&mut self, now: Now, from: FiveTuple, method: Method, message: &Message<'_>) {
         let asked = Asked::of(message);
+        if !self.may_authenticate(now, &from) {
+            return self.drop_request(Drop::AuthLimit);
+        }
         let user = match self.auth.authenticate(now, from.remote, message) {
             Ok(user) => user,
             Err(error) => {
                 let refusal = self.auth_refusal(error);
+                if let AuthError::Failed(AuthFailure::WrongPassword | AuthFailure::UnknownUser) = error {
+                    self.auth_failures.take(now.instant, Source::of(from.remote.ip()));
+                }
+                if !self.may_answer_unproven(now, &from) {
+                    return self.drop_request(Drop::AnswerLimit);
+                }
                 return self.answer_refusal(now, from, asked, method, &refusal, None);
             }
         };
@@ -114,7 +128,27 @@ impl<R: CryptoRng> Server<R> {
         }
     }
 
-    fn auth_refusal(&mut self, error: AuthError) -> Refusal {
+    /// Whether one more answer may go to `to`, which has not shown to be there.
+    fn may_answer_unproven(&mut self, now: Now, to: &FiveTuple) -> bool {
+        self.has_allocation(to)
+            || self
+                .unproven_answers
+                .take(now.instant, Source::of(to.remote.ip()))
+    }
+
+    /// A client that has an allocation is never kept from refreshing it.
+    fn may_authenticate(&self, now: Now, from: &FiveTuple) -> bool {
+        self.has_allocation(from)
+            || self
+                .auth_failures
+                .allows(now.instant, Source::of(from.remote.ip()))
+    }
+
+    fn drop_request(&mut self, reason: Drop) {
+        self.counters.dropped(Direction::ToPeer, reason);
+    }
+
+    pub(super) fn auth_refusal(&mut self, error: AuthError) -> Refusal {
         let AuthError::Failed(failure) = error else {
             return Refusal::Unauthorized;
         };
@@ -129,47 +163,30 @@ impl<R: CryptoRng> Server<R> {
         }
     }
 
-    /// RFC 8656, section 7.2.
-    fn allocate(&mut self, request: Request<'_>) -> Handled {
-        if let Some((_, existing)) = self.table.of_client(&request.from) {
-            return repeated(existing, &request);
-        }
-        if request.user.is_expired(request.now) {
-            return Err(self.auth_refusal(AuthError::Failed(AuthFailure::Expired)));
-        }
-        check_transport(request.message)?;
-        self.check_relay_family(request.message, Refusal::AddressFamilyNotSupported)?;
-        if self.draining {
-            return Err(Refusal::InsufficientCapacity);
-        }
-        self.table.room_for(&request.user.who)?;
-        let lifetime = granted(lifetime_asked(request.message)?);
-        let parity = parity_asked(request.message)?;
-        // From here on nothing fails but for want of a port, so none is taken in vain.
-        let port = self.ports.take(parity, &mut self.rng);
-        let port = port.ok_or(Refusal::InsufficientCapacity)?;
-        let bind = SocketAddr::new(self.relay_ip, port);
-        let client = request.from;
-        let mut allocation = Allocation::new(client, request.user, request.asked, bind, lifetime);
-        allocation.parity = parity;
-        let relay = self.table.insert(allocation, request.now.instant + lifetime);
-        self.commands
-            .push_back(Command::OpenRelay { relay, bind, client });
-        Ok(None)
-    }
-
-    /// RFC 8656, section 8.2.
+    /// RFC 8656, section 8.2. REQUESTED-ADDRESS-FAMILY names one of two relays.
     fn refresh(&mut self, request: &Request<'_>) -> Result<Vec<u8>, Refusal> {
-        let relay = self.own_relay(request)?;
-        self.check_relay_family(request.message, Refusal::PeerAddressFamilyMismatch)?;
+        let id = self.own_allocation(request)?;
+        let asked = family_asked(request.message, Refusal::PeerAddressFamilyMismatch)?;
+        let allocation = self.table.get(id).ok_or(Refusal::AllocationMismatch)?;
+        let relays: Vec<_> = allocation
+            .relays
+            .present()
+            .map(|(family, _)| family)
+            .filter(|family| asked.is_none_or(|asked| asked == *family))
+            .map(|family| RelayId::new(id, family))
+            .collect();
+        if relays.is_empty() {
+            return Err(Refusal::PeerAddressFamilyMismatch);
+        }
         let lifetime = match lifetime_asked(request.message)? {
             Some(Duration::ZERO) => {
-                self.close(relay);
+                relays.iter().for_each(|relay| self.close_relay(*relay));
                 Duration::ZERO
             }
             asked => {
                 let lifetime = granted(asked);
-                self.table.set_end(relay, request.now.instant + lifetime);
+                let ends = request.now.instant + lifetime;
+                relays.iter().for_each(|relay| self.table.set_end(*relay, ends));
                 lifetime
             }
         };
@@ -183,47 +200,54 @@ impl<R: CryptoRng> Server<R> {
 
     /// RFC 8656, section 10.2.
     fn create_permission(&mut self, request: &Request<'_>) -> Result<Vec<u8>, Refusal> {
-        let relay = self.own_relay(request)?;
+        let id = self.own_allocation(request)?;
         let peers = peers_of(request.message)?;
         for peer in &peers {
-            self.check_peer(&request.user, peer.ip())?;
+            self.check_peer(id, &request.user, peer.ip())?;
         }
         let ips: Vec<_> = peers.iter().map(SocketAddr::ip).collect();
-        let allocation = self.table.get_mut(relay).ok_or(Refusal::AllocationMismatch)?;
+        let allocation = self.table.get_mut(id).ok_or(Refusal::AllocationMismatch)?;
+        self.shared
+            .permit(request.now.instant, &allocation.holder(), &ips)?;
         allocation.permit(request.now.instant, &ips)?;
         Ok(answer::success(request.asked, Some(&request.user.key), &[]))
     }
 
     /// RFC 8656, section 12.2.
     fn channel_bind(&mut self, request: &Request<'_>) -> Result<Vec<u8>, Refusal> {
-        let relay = self.own_relay(request)?;
+        let id = self.own_allocation(request)?;
         let number = request.message.attribute::<ChannelNumberAttribute>();
         let number = number
             .ok()
             .and_then(|number| ChannelNumber::new(number.channel()));
         let number = number.ok_or(Refusal::BadRequest)?;
         let peer = *peers_of(request.message)?.first().ok_or(Refusal::BadRequest)?;
-        self.check_peer(&request.user, peer.ip())?;
-        let allocation = self.table.get_mut(relay).ok_or(Refusal::AllocationMismatch)?;
+        self.check_peer(id, &request.user, peer.ip())?;
+        let allocation = self.table.get_mut(id).ok_or(Refusal::AllocationMismatch)?;
+        self.shared
+            .permit(request.now.instant, &allocation.holder(), &[peer.ip()])?;
         allocation.bind_channel(request.now.instant, number, peer)?;
         Ok(answer::success(request.asked, Some(&request.user.key), &[]))
     }
 
-    /// The open relay that a request is about, if it is its user's.
-    fn own_relay(&mut self, request: &Request<'_>) -> Result<RelayId, Refusal> {
+    /// The allocation that a request is about, if it is its user's and all its sockets are there.
+    fn own_allocation(&mut self, request: &Request<'_>) -> Result<AllocationId, Refusal> {
         let found = self.table.of_client(&request.from);
-        let (relay, allocation) = found.ok_or(Refusal::AllocationMismatch)?;
+        let (id, allocation) = found.ok_or(Refusal::AllocationMismatch)?;
         if allocation.user.name != request.user.name {
             return Err(self.auth_refusal(AuthError::Failed(AuthFailure::WrongUser)));
         }
-        match allocation.state {
-            State::Open { .. } => Ok(relay),
-            State::Opening { .. } => Err(Refusal::AllocationMismatch),
+        if allocation.is_opening() {
+            return Err(Refusal::AllocationMismatch);
         }
+        Ok(id)
     }
 
-    fn check_peer(&self, user: &User, peer: IpAddr) -> Result<(), Refusal> {
-        if peer.is_ipv4() != self.relay_ip.is_ipv4() {
+    /// A mapped address is an IPv4 one in disguise, and no relay of ours sends IPv4 from an IPv6 socket.
+    fn check_peer(&self, id: AllocationId, user: &User, peer: IpAddr) -> Result<(), Refusal> {
+        let allocation = self.table.get(id).ok_or(Refusal::AllocationMismatch)?;
+        let mapped = matches!(peer, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some());
+        if allocation.relays[Family::of(peer)].is_none() || mapped {
             return Err(Refusal::PeerAddressFamilyMismatch);
         }
         if user
@@ -235,30 +259,19 @@ impl<R: CryptoRng> Server<R> {
         Ok(self.policy.check(peer)?)
     }
 
-    /// REQUESTED-ADDRESS-FAMILY, if it is there, must be our relays' (RFC 8656, sections 7.2 and 8.2).
-    fn check_relay_family(&self, message: &Message<'_>, otherwise: Refusal) -> Result<(), Refusal> {
-        if !message.has_attribute(RequestedAddressFamily::TYPE) {
-            return Ok(());
-        }
-        let ours = AddressFamily::from(&self.relay_ip);
-        match message.attribute::<RequestedAddressFamily>() {
-            Ok(asked) if asked.family() == ours => Ok(()),
-            _ => Err(otherwise),
-        }
-    }
-
     /// Answers with `bytes`, a success.
     pub(super) fn answer_success(&mut self, to: FiveTuple, method: Method, bytes: Vec<u8>) {
         self.counters.add(Count::Requests(method, Class::Success), 1);
         self.commands.push_back(Command::ToClient { to, bytes });
     }
 
-    /// Answers an Allocate request whose relay could not be opened.
-    pub(super) fn answer_full(&mut self, to: FiveTuple, asked: Asked, key: &IntegrityKey) {
+    /// Answers the Allocate request of what could not be opened.
+    pub(super) fn answer_full(&mut self, allocation: &Allocation) {
         let refusal = Refusal::InsufficientCapacity;
         self.counters
             .add(Count::Requests(Method::Allocate, refusal.class()), 1);
-        let bytes = answer::refused(asked, &refusal, Some(key), None);
+        let bytes = answer::refused(allocation.asked, &refusal, Some(&allocation.user.key), None);
+        let to = allocation.client;
         self.commands.push_back(Command::ToClient { to, bytes });
     }
 
@@ -297,18 +310,6 @@ fn method_of(message: &Message<'_>) -> Option<Method> {
     }
 }
 
-/// A second Allocate request of one client: the same success if it was sent again, else 437.
-fn repeated(existing: &Allocation, request: &Request<'_>) -> Handled {
-    let same =
-        existing.asked.transaction == request.asked.transaction && existing.user.name == request.user.name;
-    match existing.state {
-        State::Open { relayed } if same => Ok(Some(allocated(existing, relayed))),
-        // The answer to the first is on its way.
-        State::Opening { .. } if same => Ok(None),
-        _ => Err(Refusal::AllocationMismatch),
-    }
-}
-
 /// RFC 8489, section 6.3.1: what must be understood and isn't.
 fn known_attributes(message: &Message<'_>) -> Result<(), Refusal> {
     let unknown: Vec<AttributeType> = message
@@ -324,27 +325,17 @@ fn known_attributes(message: &Message<'_>) -> Result<(), Refusal> {
     }
 }
 
-fn check_transport(message: &Message<'_>) -> Result<(), Refusal> {
-    let transport = message.attribute::<RequestedTransport>();
-    match transport.map_err(|_| Refusal::BadRequest)?.protocol() {
-        PROTOCOL_UDP => Ok(()),
-        _ => Err(Refusal::UnsupportedTransport),
+/// REQUESTED-ADDRESS-FAMILY. One that can't be read, or is none that we know, is refused with `otherwise`.
+pub(super) fn family_asked(message: &Message<'_>, otherwise: Refusal) -> Result<Option<Family>, Refusal> {
+    if !message.has_attribute(RequestedAddressFamily::TYPE) {
+        return Ok(None);
     }
+    let asked = message.attribute::<RequestedAddressFamily>();
+    let asked = asked.map_err(|_| otherwise)?;
+    Ok(Some(asked.family().into()))
 }
 
-/// EVEN-PORT: an even port is easy; its neighbour is not reserved for anybody (RTP and RTCP share a port today).
-fn parity_asked(message: &Message<'_>) -> Result<Parity, Refusal> {
-    if !message.has_attribute(EvenPort::TYPE) {
-        return Ok(Parity::Any);
-    }
-    match message.attribute::<EvenPort>() {
-        Ok(even) if even.requested() => Err(Refusal::InsufficientCapacity),
-        Ok(_) => Ok(Parity::Even),
-        Err(_) => Err(Refusal::BadRequest),
-    }
-}
-
-fn lifetime_asked(message: &Message<'_>) -> Result<Option<Duration>, Refusal> {
+pub(super) fn lifetime_asked(message: &Message<'_>) -> Result<Option<Duration>, Refusal> {
     if !message.has_attribute(Lifetime::TYPE) {
         return Ok(None);
     }
@@ -352,7 +343,7 @@ fn lifetime_asked(message: &Message<'_>) -> Result<Option<Duration>, Refusal> {
     Ok(Some(Duration::from_secs(lifetime.seconds().into())))
 }
 
-fn granted(asked: Option<Duration>) -> Duration {
+pub(super) fn granted(asked: Option<Duration>) -> Duration {
     asked
         .unwrap_or(DEFAULT_LIFETIME)
         .clamp(DEFAULT_LIFETIME, MAX_LIFETIME)
@@ -377,7 +368,7 @@ impl From<NoRoom> for Refusal {
     fn from(no_room: NoRoom) -> Self {
         match no_room {
             NoRoom::Server => Self::InsufficientCapacity,
-            NoRoom::User => Self::QuotaReached,
+            NoRoom::Quota => Self::QuotaReached,
         }
     }
 }
@@ -403,8 +394,8 @@ impl From<BindError> for Refusal {
     }
 }
 
-/// What must be understood, and is. RESERVATION-TOKEN and DONT-FRAGMENT are not.
-const UNDERSTOOD: [AttributeType; 12] = [
+/// What must be understood, and is. DONT-FRAGMENT is not.
+const UNDERSTOOD: [AttributeType; 14] = [
     Username::TYPE,
     MessageIntegrity::TYPE,
     MessageIntegritySha256::TYPE,
@@ -414,11 +405,11 @@ const UNDERSTOOD: [AttributeType; 12] = [
     Lifetime::TYPE,
     XorPeerAddress::TYPE,
     Data::TYPE,
+    AdditionalAddressFamily::TYPE,
     EvenPort::TYPE,
+    ReservationToken::TYPE,
     RequestedAddressFamily::TYPE,
     RequestedTransport::TYPE,
 ];
-/// UDP's number in REQUESTED-TRANSPORT (RFC 8656, section 18.7).
-const PROTOCOL_UDP: u8 = 17;
 /// An answer names no more unknown attributes than this, so that it stays short.
 const MAX_UNKNOWN_NAMED: usize = 8;

@@ -6,31 +6,45 @@ use std::time::Instant;
 
 use rand::CryptoRng;
 
-use super::allocation::{Allocation, State};
+use super::allocation::{Allocation, Ports, State};
+use super::answer::Refusal;
 use super::auth::{Authenticator, Users};
-use super::counters::{Counters, Drop, Method, Side};
+use super::counters::{Counters, Direction, Drop, Method, Side};
+use super::family::{ByFamily, Family};
 use super::nonce::Nonces;
 use super::peers::PeerPolicy;
-use super::ports::{PortPool, PortRange};
-use super::table::{Limits, Table};
+use super::shared::Shared;
+use super::table::Table;
+use super::throttle::{Rate, Throttle};
 use super::wire::{ChannelNumber, Envelope, Inbound, SendIndication, classify};
-use super::{FiveTuple, Now, RelayId, Transport, answer};
+use super::{AllocationId, FiveTuple, Now, RelayId, Transport, answer};
 
 /// What a server is made from.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// The realm of all users.
     pub realm: String,
+    /// Who may use it, and whom they may reach.
+    pub rules: Rules,
+    /// What relay sockets are bound to; a family without one is not served.
+    pub relay_ips: ByFamily<Option<IpAddr>>,
+    /// Ports and quotas. A clone of it is the same for several servers.
+    pub shared: Shared,
+    /// Where clients are sent while this server drains.
+    pub alternates: ByFamily<Option<SocketAddr>>,
+    /// How often a source gets an answer without having authenticated.
+    pub unproven_answers: Rate,
+    /// How often a source may fail to authenticate.
+    pub auth_failures: Rate,
+}
+
+/// What may change while the server runs.
+#[derive(Debug, Clone)]
+pub struct Rules {
     /// Who may use it.
     pub users: Users,
     /// Whom they may reach.
     pub peers: PeerPolicy,
-    /// What relay sockets are bound to.
-    pub relay_ip: IpAddr,
-    /// Their ports.
-    pub ports: PortRange,
-    /// How many there may be.
-    pub limits: Limits,
 }
 
 /// Something for the shell to do.
@@ -98,12 +112,15 @@ pub enum OpenFailure {
 pub struct Server<R> {
     pub(super) auth: Authenticator,
     pub(super) policy: PeerPolicy,
-    pub(super) relay_ip: IpAddr,
-    pub(super) ports: PortPool,
+    pub(super) relay_ips: ByFamily<Option<IpAddr>>,
+    pub(super) shared: Shared,
     pub(super) table: Table,
     pub(super) commands: VecDeque<Command>,
     pub(super) counters: Counters,
+    pub(super) alternates: ByFamily<Option<SocketAddr>>,
     pub(super) draining: bool,
+    pub(super) unproven_answers: Throttle,
+    pub(super) auth_failures: Throttle,
     pub(super) rng: R,
 }
 
@@ -111,14 +128,17 @@ impl<R: CryptoRng> Server<R> {
     /// A server with no allocations.
     pub fn new(config: Config, nonces: Nonces, mut rng: R) -> Self {
         Self {
-            auth: Authenticator::new(config.users, config.realm, nonces),
-            policy: config.peers,
-            relay_ip: config.relay_ip,
-            ports: PortPool::new(config.ports),
-            table: Table::new(config.limits, &mut rng),
+            auth: Authenticator::new(config.rules.users, config.realm, nonces),
+            policy: config.rules.peers,
+            relay_ips: config.relay_ips,
+            shared: config.shared,
+            table: Table::new(&mut rng),
             commands: VecDeque::new(),
             counters: Counters::default(),
+            alternates: config.alternates,
             draining: false,
+            unproven_answers: Throttle::new(config.unproven_answers, rng.next_u64()),
+            auth_failures: Throttle::new(config.auth_failures, rng.next_u64()),
             rng,
         }
     }
@@ -138,7 +158,7 @@ impl<R: CryptoRng> Server<R> {
             }
             None => Err(Drop::Malformed),
         };
-        self.or_drop(forward)
+        self.or_drop(Direction::ToPeer, forward)
     }
 
     /// Takes a datagram that a peer sent to a relay.
@@ -152,22 +172,34 @@ impl<R: CryptoRng> Server<R> {
         self.handle_timeout(now.instant);
         self.counters.received(Side::Peer, bytes.len());
         let forward = self.peer_to_client(now.instant, relay, peer, bytes);
-        self.or_drop(forward)
+        self.or_drop(Direction::ToClient, forward)
     }
 
     /// Says how [`Command::OpenRelay`] went: with the address that the client is to be told, or why not.
-    pub fn relay_opened(&mut self, relay: RelayId, result: Result<IpAddr, OpenFailure>) {
+    pub fn relay_opened(&mut self, now: Now, relay: RelayId, result: Result<IpAddr, OpenFailure>) {
         match result {
             Ok(advertised) => self.relay_is_open(relay, advertised),
-            Err(failure) => self.relay_is_not_open(relay, failure),
+            Err(failure) => self.relay_is_not_open(now.instant, relay, failure),
         }
+    }
+
+    /// Says that a stream's connection is gone; its allocation ends with it (RFC 8656, section 3.1).
+    pub fn client_gone(&mut self, client: &FiveTuple) {
+        if let Some((id, _)) = self.table.of_client(client) {
+            self.close(id);
+        }
+    }
+
+    /// Whether a client has an allocation.
+    pub fn has_allocation(&self, client: &FiveTuple) -> bool {
+        self.table.of_client(client).is_some()
     }
 
     /// Ends what is over. Calling it too often does no harm.
     #[inline]
     pub fn handle_timeout(&mut self, now: Instant) {
         while let Some(relay) = self.table.over(now) {
-            self.close(relay);
+            self.close_relay(relay);
         }
     }
 
@@ -193,14 +225,19 @@ impl<R: CryptoRng> Server<R> {
         self.draining = true;
     }
 
+    /// From now on, other rules. Allocations stay, but reach no peer that the new rules deny, and are refreshed with
+    /// credentials of the new users only.
+    pub fn reload(&mut self, rules: Rules) {
+        self.auth.set_users(rules.users);
+        self.policy = rules.peers;
+        for allocation in self.table.iter_mut() {
+            allocation.keep_peers(|peer| self.policy.check(peer).is_ok());
+        }
+    }
+
     /// How many allocations there are.
     pub fn allocation_count(&self) -> usize {
         self.table.len()
-    }
-
-    /// How many relay ports are taken.
-    pub fn ports_taken(&self) -> usize {
-        self.ports.taken_count()
     }
 
     /// What was counted.
@@ -221,9 +258,9 @@ impl<R: CryptoRng> Server<R> {
         channel: ChannelNumber,
         payload: &'a [u8],
     ) -> Result<Forward<'a>, Drop> {
-        let (relay, allocation) = self.table.of_client(&from).ok_or(Drop::NoAllocation)?;
+        let (id, allocation) = self.table.of_client(&from).ok_or(Drop::NoAllocation)?;
         let peer = allocation.peer_of(now, channel).ok_or(Drop::NoChannel)?;
-        to_permitted_peer(now, relay, allocation, peer, payload)
+        to_permitted_peer(now, id, allocation, peer, payload)
     }
 
     /// RFC 8656, section 11.2.
@@ -233,11 +270,8 @@ impl<R: CryptoRng> Server<R> {
         from: FiveTuple,
         indication: SendIndication<'a>,
     ) -> Result<Forward<'a>, Drop> {
-        let (relay, allocation) = self.table.of_client(&from).ok_or(Drop::NoAllocation)?;
-        if indication.peer.is_ipv4() != allocation.bind.is_ipv4() {
-            return Err(Drop::WrongFamily);
-        }
-        to_permitted_peer(now, relay, allocation, indication.peer, indication.data)
+        let (id, allocation) = self.table.of_client(&from).ok_or(Drop::NoAllocation)?;
+        to_permitted_peer(now, id, allocation, indication.peer, indication.data)
     }
 
     /// RFC 8656, sections 11.3 and 12.7.
@@ -248,9 +282,12 @@ impl<R: CryptoRng> Server<R> {
         peer: SocketAddr,
         payload: &'a [u8],
     ) -> Result<Forward<'a>, Drop> {
-        let allocation = self.table.get(relay).ok_or(Drop::NoAllocation)?;
+        let allocation = self.table.get(relay.allocation()).ok_or(Drop::NoAllocation)?;
         if !allocation.is_permitted(now, peer.ip()) {
             return Err(Drop::NoPermission);
+        }
+        if !allocation.buckets.take(now, payload.len()) {
+            return Err(Drop::OverRate);
         }
         let length = u16::try_from(payload.len()).map_err(|_| Drop::TooLong)?;
         let to = allocation.client;
@@ -269,87 +306,146 @@ impl<R: CryptoRng> Server<R> {
         })
     }
 
-    fn or_drop<'a>(&mut self, forward: Result<Forward<'a>, Drop>) -> Forward<'a> {
+    fn or_drop<'a>(&mut self, direction: Direction, forward: Result<Forward<'a>, Drop>) -> Forward<'a> {
         forward.unwrap_or_else(|reason| {
-            self.counters.dropped(reason);
+            self.counters.dropped(direction, reason);
             Forward::Nothing
         })
     }
 
-    fn relay_is_open(&mut self, relay: RelayId, advertised: IpAddr) {
-        let Some(allocation) = self.table.get_mut(relay) else {
+    fn relay_is_open(&mut self, id: RelayId, advertised: IpAddr) {
+        let Some(relay) = self.table.relay_mut(id) else {
             // It ended while its socket was opened; CloseRelay is under way.
             return;
         };
-        let relayed = SocketAddr::new(advertised, allocation.bind.port());
-        allocation.state = State::Open { relayed };
-        let bytes = allocated(allocation, relayed);
-        let to = allocation.client;
+        relay.state = State::Open {
+            relayed: SocketAddr::new(advertised, relay.bind.port()),
+        };
+        self.answer_when_open(id.allocation());
+    }
+
+    /// Tries another port, or leaves this family out. Without any relay the allocation has come to nothing.
+    fn relay_is_not_open(&mut self, now: Instant, id: RelayId, failure: OpenFailure) {
+        if failure == OpenFailure::PortTaken && self.try_another_port(now, id) {
+            return;
+        }
+        let Some(relay) = self.table.remove_relay(id) else {
+            return;
+        };
+        self.shared.give_back(id.family(), relay.bind.port());
+        let Some(allocation) = self.table.get_mut(id.allocation()) else {
+            return;
+        };
+        if let Some(token) = allocation.token.take() {
+            self.shared.cancel(token);
+        }
+        if allocation.relays.present().next().is_some() {
+            allocation.lacks = Some((id.family(), Refusal::InsufficientCapacity));
+            self.answer_when_open(id.allocation());
+        } else if let Some(allocation) = self.table.remove(id.allocation()) {
+            self.shared.release(&allocation.holder());
+            self.answer_full(&allocation);
+        }
+    }
+
+    fn try_another_port(&mut self, now: Instant, id: RelayId) -> bool {
+        let Some(allocation) = self.table.get_mut(id.allocation()) else {
+            return false;
+        };
+        let (holder, token) = (allocation.holder(), allocation.token.take());
+        let Some(relay) = &mut allocation.relays[id.family()] else {
+            return false;
+        };
+        let (Ports::Of(parity), State::Opening { tries_left: 1.. }) = (relay.ports, relay.state) else {
+            allocation.token = token;
+            return false;
+        };
+        let taken = match token {
+            None => self
+                .shared
+                .take_port(now, id.family(), parity, &mut self.rng)
+                .map(|port| (port, None)),
+            Some(token) => {
+                self.shared.cancel(token);
+                let pair = self.shared.take_pair(now, id.family(), &holder, &mut self.rng);
+                pair.ok().map(|(port, token)| (port, Some(token)))
+            }
+        };
+        let Some((port, token)) = taken else {
+            return false;
+        };
+        // The old port is given back only now, so that it isn't drawn again.
+        let old_port = relay.bind.port();
+        relay.bind.set_port(port);
+        if let State::Opening { tries_left } = &mut relay.state {
+            *tries_left -= 1;
+        }
+        let bind = relay.bind;
+        allocation.token = token;
+        let client = allocation.client;
+        self.shared.give_back(id.family(), old_port);
+        self.commands.push_back(Command::OpenRelay {
+            relay: id,
+            bind,
+            client,
+        });
+        true
+    }
+
+    /// Answers the Allocate request when all relays' sockets are there.
+    fn answer_when_open(&mut self, id: AllocationId) {
+        let Some(allocation) = self.table.get(id).filter(|allocation| !allocation.is_opening()) else {
+            return;
+        };
+        let (to, bytes) = (allocation.client, answer::allocated(allocation));
         self.answer_success(to, Method::Allocate, bytes);
     }
 
-    fn relay_is_not_open(&mut self, relay: RelayId, failure: OpenFailure) {
-        let Some(allocation) = self.table.get_mut(relay) else {
-            return;
-        };
-        let old_port = allocation.bind.port();
-        if let (OpenFailure::PortTaken, State::Opening { tries_left: 1.. }) = (failure, allocation.state)
-            && let Some(port) = self.ports.take(allocation.parity, &mut self.rng)
-        {
-            // The old port is given back only now, so that it isn't drawn again.
-            self.ports.give_back(old_port);
-            self.try_port(relay, port);
-            return;
-        }
-        let Some(allocation) = self.table.remove(relay) else {
-            return;
-        };
-        self.ports.give_back(old_port);
-        let (client, asked) = (allocation.client, allocation.asked);
-        self.answer_full(client, asked, &allocation.user.key);
-    }
-
-    fn try_port(&mut self, relay: RelayId, port: u16) {
-        if let Some(allocation) = self.table.get_mut(relay)
-            && let State::Opening { tries_left } = &mut allocation.state
-        {
-            *tries_left -= 1;
-            allocation.bind.set_port(port);
-            let (bind, client) = (allocation.bind, allocation.client);
-            self.commands
-                .push_back(Command::OpenRelay { relay, bind, client });
-        }
-    }
-
     /// Ends an allocation.
-    pub(super) fn close(&mut self, relay: RelayId) {
-        if let Some(allocation) = self.table.remove(relay) {
-            self.ports.give_back(allocation.bind.port());
-            self.commands.push_back(Command::CloseRelay { relay });
+    pub(super) fn close(&mut self, id: AllocationId) {
+        if let Some(allocation) = self.table.remove(id) {
+            for (family, relay) in allocation.relays.present() {
+                self.shared.give_back(family, relay.bind.port());
+                let relay = RelayId::new(id, family);
+                self.commands.push_back(Command::CloseRelay { relay });
+            }
+            self.shared.release(&allocation.holder());
         }
     }
-}
 
-/// The success response of an open allocation. Nothing in it changes, so a retransmitted request gets the same one.
-pub(super) fn allocated(allocation: &Allocation, relayed: SocketAddr) -> Vec<u8> {
-    answer::allocated(
-        allocation.asked,
-        &allocation.user.key,
-        allocation.client.remote,
-        relayed,
-        allocation.granted.as_secs() as u32,
-    )
+    /// Ends one relay of an allocation, and with the last one the allocation.
+    pub(super) fn close_relay(&mut self, id: RelayId) {
+        let Some(allocation) = self.table.get_mut(id.allocation()) else {
+            return;
+        };
+        if allocation.relays.present().count() < 2 {
+            return self.close(id.allocation());
+        }
+        allocation.keep_peers(|peer| Family::of(peer) != id.family());
+        if let Some(relay) = self.table.remove_relay(id) {
+            self.shared.give_back(id.family(), relay.bind.port());
+            self.commands.push_back(Command::CloseRelay { relay: id });
+        }
+    }
 }
 
 fn to_permitted_peer<'a>(
     now: Instant,
-    relay: RelayId,
+    id: AllocationId,
     allocation: &Allocation,
     peer: SocketAddr,
     payload: &'a [u8],
 ) -> Result<Forward<'a>, Drop> {
+    let family = Family::of_socket(peer);
+    if allocation.relays[family].is_none() {
+        return Err(Drop::WrongFamily);
+    }
     if !allocation.is_permitted(now, peer.ip()) {
         return Err(Drop::NoPermission);
     }
+    if !allocation.buckets.take(now, payload.len()) {
+        return Err(Drop::OverRate);
+    }
+    let relay = RelayId::new(id, family);
     Ok(Forward::ToPeer { relay, peer, payload })
 }

@@ -1,63 +1,34 @@
-//! All allocations: found by client, by relay, or by what ends next; bounded overall and per user.
+//! All allocations of a shard: found by client, by relay, or by what ends next.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::Arc;
 use std::time::Instant;
 
 use ahash::RandomState;
 use rand::{Rng, RngExt as _};
 
-use super::allocation::Allocation;
-use super::{FiveTuple, RelayId};
-
-/// How many allocations there may be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
-    /// In all.
-    pub total: usize,
-    /// Of one user, by [`User::who`](super::auth::User::who).
-    pub per_user: usize,
-}
-
-/// Why there is no room for another.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NoRoom {
-    /// The server is full.
-    Server,
-    /// The user has as many as one may have.
-    User,
-}
+use super::allocation::{Allocation, Relay};
+use super::{AllocationId, FiveTuple, RelayId};
 
 /// The table.
 #[derive(Debug)]
 pub struct Table {
-    limits: Limits,
-    slots: Vec<Option<Entry>>,
-    free: Vec<RelayId>,
+    slots: Vec<Option<Allocation>>,
+    free: Vec<AllocationId>,
     /// Looked up for every packet: a quick hash, keyed so that nobody can make clients collide.
-    by_client: HashMap<FiveTuple, RelayId, RandomState>,
-    by_user: HashMap<Arc<str>, usize>,
+    by_client: HashMap<FiveTuple, AllocationId, RandomState>,
     ends: BTreeSet<(Instant, RelayId)>,
     /// The first of `ends`, at hand since every packet asks for it.
     next_end: Option<Instant>,
 }
 
-#[derive(Debug)]
-struct Entry {
-    allocation: Allocation,
-    ends: Instant,
-}
-
 impl Table {
     /// An empty one.
-    pub fn new(limits: Limits, rng: &mut impl Rng) -> Self {
+    pub fn new(rng: &mut impl Rng) -> Self {
         let [a, b, c, d] = rng.random();
         Self {
-            limits,
             slots: Vec::new(),
             free: Vec::new(),
             by_client: HashMap::with_hasher(RandomState::with_seeds(a, b, c, d)),
-            by_user: HashMap::new(),
             ends: BTreeSet::new(),
             next_end: None,
         }
@@ -73,83 +44,82 @@ impl Table {
         self.by_client.is_empty()
     }
 
-    /// Whether there is room for another of `who`.
-    ///
-    /// # Errors
-    /// [`NoRoom`].
-    pub fn room_for(&self, who: &str) -> Result<(), NoRoom> {
-        if self.len() >= self.limits.total {
-            return Err(NoRoom::Server);
+    /// Adds an allocation with its relays. Its client must have none; see [`Self::of_client`].
+    pub fn insert(&mut self, allocation: Allocation) -> AllocationId {
+        let id = self.free.pop().unwrap_or_else(|| self.new_slot());
+        self.by_client.insert(allocation.client, id);
+        for (family, relay) in allocation.relays.present() {
+            self.ends.insert((relay.ends, RelayId::new(id, family)));
         }
-        if self
-            .by_user
-            .get(who)
-            .is_some_and(|count| *count >= self.limits.per_user)
-        {
-            return Err(NoRoom::User);
-        }
-        Ok(())
-    }
-
-    /// Adds an allocation that lives until `ends`. Its client must have none; see [`Self::of_client`].
-    pub fn insert(&mut self, allocation: Allocation, ends: Instant) -> RelayId {
-        let relay = self.free.pop().unwrap_or_else(|| self.new_slot());
-        self.by_client.insert(allocation.client, relay);
-        *self.by_user.entry(allocation.user.who.clone()).or_default() += 1;
-        self.ends.insert((ends, relay));
         self.find_next_end();
-        self.slots[relay.0 as usize] = Some(Entry { allocation, ends });
-        relay
+        self.slots[id.0 as usize] = Some(allocation);
+        id
     }
 
     /// Takes an allocation out.
-    pub fn remove(&mut self, relay: RelayId) -> Option<Allocation> {
-        let Entry { allocation, ends } = self.slots.get_mut(relay.0 as usize)?.take()?;
-        self.free.push(relay);
+    pub fn remove(&mut self, id: AllocationId) -> Option<Allocation> {
+        let allocation = self.slots.get_mut(id.0 as usize)?.take()?;
+        self.free.push(id);
         self.by_client.remove(&allocation.client);
-        self.ends.remove(&(ends, relay));
-        self.find_next_end();
-        if let Some(count) = self.by_user.get_mut(&allocation.user.who) {
-            *count -= 1;
-            if *count == 0 {
-                self.by_user.remove(&allocation.user.who);
-            }
+        for (family, relay) in allocation.relays.present() {
+            self.ends.remove(&(relay.ends, RelayId::new(id, family)));
         }
+        self.find_next_end();
         Some(allocation)
     }
 
-    /// The allocation behind a relay.
-    pub fn get(&self, relay: RelayId) -> Option<&Allocation> {
-        Some(&self.slots.get(relay.0 as usize)?.as_ref()?.allocation)
+    /// Takes one relay out of its allocation, which stays.
+    pub fn remove_relay(&mut self, id: RelayId) -> Option<Relay> {
+        let relay = self.get_mut(id.allocation())?.relays[id.family()].take()?;
+        self.ends.remove(&(relay.ends, id));
+        self.find_next_end();
+        Some(relay)
     }
 
-    /// The allocation behind a relay.
-    pub fn get_mut(&mut self, relay: RelayId) -> Option<&mut Allocation> {
-        Some(&mut self.slots.get_mut(relay.0 as usize)?.as_mut()?.allocation)
+    /// An allocation.
+    #[inline]
+    pub fn get(&self, id: AllocationId) -> Option<&Allocation> {
+        self.slots.get(id.0 as usize)?.as_ref()
+    }
+
+    /// An allocation.
+    pub fn get_mut(&mut self, id: AllocationId) -> Option<&mut Allocation> {
+        self.slots.get_mut(id.0 as usize)?.as_mut()
+    }
+
+    /// A relay.
+    pub fn relay_mut(&mut self, id: RelayId) -> Option<&mut Relay> {
+        self.get_mut(id.allocation())?.relays[id.family()].as_mut()
+    }
+
+    /// Every allocation.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Allocation> {
+        self.slots.iter_mut().flatten()
     }
 
     /// A client's allocation.
-    pub fn of_client(&self, client: &FiveTuple) -> Option<(RelayId, &Allocation)> {
-        let relay = *self.by_client.get(client)?;
-        Some((relay, self.get(relay)?))
+    #[inline]
+    pub fn of_client(&self, client: &FiveTuple) -> Option<(AllocationId, &Allocation)> {
+        let id = *self.by_client.get(client)?;
+        Some((id, self.get(id)?))
     }
 
-    /// Lets an allocation live until `ends`.
-    pub fn set_end(&mut self, relay: RelayId, ends: Instant) {
-        if let Some(Some(entry)) = self.slots.get_mut(relay.0 as usize) {
-            self.ends.remove(&(entry.ends, relay));
-            self.ends.insert((ends, relay));
-            entry.ends = ends;
+    /// Lets a relay live until `ends`.
+    pub fn set_end(&mut self, id: RelayId, ends: Instant) {
+        if let Some(relay) = self.relay_mut(id) {
+            let old = std::mem::replace(&mut relay.ends, ends);
+            self.ends.remove(&(old, id));
+            self.ends.insert((ends, id));
         }
         self.find_next_end();
     }
 
-    /// When the next one ends.
+    /// When the next relay ends.
     pub fn next_end(&self) -> Option<Instant> {
         self.next_end
     }
 
-    /// One that is over at `now`.
+    /// A relay that is over at `now`.
     #[inline]
     pub fn over(&self, now: Instant) -> Option<RelayId> {
         if self.next_end? > now {
@@ -162,9 +132,9 @@ impl Table {
         self.next_end = self.ends.first().map(|(ends, _)| *ends);
     }
 
-    fn new_slot(&mut self) -> RelayId {
+    fn new_slot(&mut self) -> AllocationId {
         self.slots.push(None);
-        // There are never more slots than relay ports, so 32 bits are plenty.
-        RelayId((self.slots.len() - 1) as u32)
+        // There are never more slots than relay ports, so 31 bits are plenty.
+        AllocationId((self.slots.len() - 1) as u32)
     }
 }

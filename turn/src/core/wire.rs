@@ -56,6 +56,36 @@ pub fn classify(bytes: &[u8]) -> Option<Inbound<'_>> {
     }
 }
 
+/// A stream carries something else than our messages; what follows can't be told apart any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NotOurs;
+
+/// How many bytes of a stream its first message takes, padding included (RFC 8656, section 12.5); `None` where `bytes`
+/// are too few to tell. They may be fewer than the message, or more.
+///
+/// # Errors
+/// [`NotOurs`]; then the stream is of no use any more.
+pub fn length_in_stream(bytes: &[u8]) -> Result<Option<usize>, NotOurs> {
+    let Some(first) = bytes.first() else {
+        return Ok(None);
+    };
+    let length = u16_at(bytes, 2).map(usize::from);
+    match first >> 6 {
+        0b00 => {
+            let cookie = bytes.get(4..).unwrap_or_default();
+            let known = cookie.len().min(MAGIC_COOKIE.len());
+            if cookie[..known] != MAGIC_COOKIE[..known]
+                || length.is_some_and(|length| !length.is_multiple_of(4))
+            {
+                return Err(NotOurs);
+            }
+            Ok(length.map(|length| STUN_HEADER_LEN + length))
+        }
+        0b01 => Ok(length.map(|length| CHANNEL_HEADER_LEN + length.next_multiple_of(4))),
+        _ => Err(NotOurs),
+    }
+}
+
 fn channel_data(bytes: &[u8]) -> Option<Inbound<'_>> {
     let number = ChannelNumber::new(u16_at(bytes, 0)?)?;
     let length = usize::from(u16_at(bytes, 2)?);
@@ -336,6 +366,35 @@ mod tests {
         );
         assert_eq!(Envelope::channel_data(channel, 5, true).padding().len(), 3);
         assert_eq!(Envelope::channel_data(channel, 8, true).padding().len(), 0);
+    }
+
+    #[test]
+    fn a_stream_says_how_long_its_first_message_is() {
+        let request = Message::builder_request(stun_types::message::BINDING, MessageWriteVec::new()).finish();
+        let channel_data = [0x40, 1, 0, 5, 1, 2, 3, 4, 5, 0, 0, 0];
+        for message in [&request[..], &channel_data] {
+            for so_far in 0..4 {
+                assert_eq!(length_in_stream(&message[..so_far]), Ok(None));
+            }
+            for so_far in 4..=message.len() {
+                assert_eq!(length_in_stream(&message[..so_far]), Ok(Some(message.len())));
+            }
+            let more = [message, message].concat();
+            assert_eq!(length_in_stream(&more), Ok(Some(message.len())));
+        }
+    }
+
+    #[test]
+    fn a_stream_of_something_else_is_told_at_once() {
+        assert_eq!(length_in_stream(&[0x80]), Err(NotOurs));
+        assert_eq!(length_in_stream(b"\x16\x03\x01\x02\x00\x01"), Err(NotOurs), "TLS");
+        assert_eq!(length_in_stream(&[0, 1, 0, 3]), Err(NotOurs), "a length of STUN");
+        assert_eq!(length_in_stream(b"GET / HTTP/1.1\r\n"), Ok(Some(4 + 0x5420)));
+        assert_eq!(
+            length_in_stream(&[0, 1, 0, 0, 0x21, 0x13]),
+            Err(NotOurs),
+            "no cookie"
+        );
     }
 
     fn indication(method: stun_types::message::Method, peer: SocketAddr, data: &[u8]) -> Vec<u8> {

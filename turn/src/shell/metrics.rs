@@ -1,7 +1,9 @@
 //! The core's counters as Prometheus metrics.
 
+use std::time::Duration;
+
 use penstock_core::metrics::{self, Metric};
-use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
 use crate::core::counters::{Count, Counters};
 
@@ -9,9 +11,12 @@ use crate::core::counters::{Count, Counters};
 #[derive(Debug, Clone)]
 pub(super) struct Meter {
     allocations: IntGauge,
+    connections: IntGauge,
+    handling: Histogram,
     counters: Vec<(Count, IntCounter)>,
     published: Counters,
     published_allocations: usize,
+    published_connections: usize,
 }
 
 impl Meter {
@@ -19,6 +24,13 @@ impl Meter {
     pub(super) fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
         let allocations = IntGauge::with_opts(opts(metrics::TURN_ALLOCATIONS))?;
         registry.register(Box::new(allocations.clone()))?;
+        let connections = IntGauge::with_opts(opts(metrics::TURN_CONNECTIONS))?;
+        registry.register(Box::new(connections.clone()))?;
+        let metric = metrics::TURN_HANDLING_SECONDS;
+        let handling = HistogramOpts::new(metric.name, metric.help);
+        let buckets = prometheus::exponential_buckets(SHORTEST_S, 2.0, BUCKETS)?;
+        let handling = Histogram::with_opts(handling.buckets(buckets))?;
+        registry.register(Box::new(handling.clone()))?;
         let family = |metric, labels: &[&str]| {
             let family = IntCounterVec::new(opts(metric), labels)?;
             registry.register(Box::new(family.clone()))?;
@@ -29,17 +41,21 @@ impl Meter {
             received_bytes: family(metrics::TURN_RECEIVED_BYTES, &["side"])?,
             relayed_packets: family(metrics::TURN_RELAYED_PACKETS, &["direction"])?,
             relayed_bytes: family(metrics::TURN_RELAYED_BYTES, &["direction"])?,
-            dropped: family(metrics::TURN_DROPPED_PACKETS, &["reason"])?,
+            dropped: family(metrics::TURN_DROPPED_PACKETS, &["direction", "reason"])?,
             requests: family(metrics::TURN_REQUESTS, &["method", "class"])?,
             auth_failures: family(metrics::TURN_AUTH_FAILURES, &["reason"])?,
+            connections_ended: family(metrics::TURN_CONNECTIONS_ENDED, &["reason"])?,
         };
         Ok(Self {
             allocations,
+            connections,
+            handling,
             counters: Count::all()
                 .map(|count| (count, families.counter(count)))
                 .collect(),
             published: Counters::default(),
             published_allocations: 0,
+            published_connections: 0,
         })
     }
 
@@ -52,11 +68,25 @@ impl Meter {
                 self.published.add(*count, new);
             }
         }
-        if allocations != self.published_allocations {
-            self.allocations
-                .add(allocations as i64 - self.published_allocations as i64);
-            self.published_allocations = allocations;
-        }
+        publish_change(&self.allocations, &mut self.published_allocations, allocations);
+    }
+
+    /// Notes how long a round took.
+    pub(super) fn took(&self, time: Duration) {
+        self.handling.observe(time.as_secs_f64());
+    }
+
+    /// Says how many stream connections there are.
+    pub(super) fn publish_connections(&mut self, connections: usize) {
+        publish_change(&self.connections, &mut self.published_connections, connections);
+    }
+}
+
+/// Adds what a gauge's number has changed by.
+fn publish_change(gauge: &IntGauge, published: &mut usize, number: usize) {
+    if number != *published {
+        gauge.add(number as i64 - *published as i64);
+        *published = number;
     }
 }
 
@@ -68,6 +98,7 @@ struct Families {
     dropped: IntCounterVec,
     requests: IntCounterVec,
     auth_failures: IntCounterVec,
+    connections_ended: IntCounterVec,
 }
 
 impl Families {
@@ -77,11 +108,14 @@ impl Families {
             Count::ReceivedBytes(side) => self.received_bytes.with_label_values(&[side.label()]),
             Count::RelayedPackets(direction) => self.relayed_packets.with_label_values(&[direction.label()]),
             Count::RelayedBytes(direction) => self.relayed_bytes.with_label_values(&[direction.label()]),
-            Count::Dropped(reason) => self.dropped.with_label_values(&[reason.label()]),
+            Count::Dropped(direction, reason) => self
+                .dropped
+                .with_label_values(&[direction.label(), reason.label()]),
             Count::Requests(method, class) => {
                 self.requests.with_label_values(&[method.label(), class.label()])
             }
             Count::AuthFailures(reason) => self.auth_failures.with_label_values(&[reason.label()]),
+            Count::ConnectionsEnded(why) => self.connections_ended.with_label_values(&[why.label()]),
         }
     }
 }
@@ -89,6 +123,10 @@ impl Families {
 fn opts(metric: Metric) -> Opts {
     Opts::new(metric.name, metric.help)
 }
+
+/// From 4 µs to 65 ms.
+const SHORTEST_S: f64 = 4e-6;
+const BUCKETS: usize = 15;
 
 #[cfg(test)]
 mod tests {

@@ -1,24 +1,30 @@
 //! The shell: sockets, a clock and signals around the core.
 //!
 //! ```text
-//!  main thread (tokio)                      shard: a thread of its own
-//!  ├─ SIGTERM ──► Control::drain ─ eventfd ─► epoll ─► recv ─► Server ─► send
+//!  main thread (tokio)                      shards: a thread for each core that this process may use
+//!  ├─ SIGTERM ──► Control::drain ─ eventfd ─► epoll ─► recvmmsg ─► Server ─► sendmmsg
 //!  └─ /metrics ◄── prometheus counters ◄───── after each wake-up
 //! ```
 //!
-//! A shard owns all it touches per packet: its sockets, its server, its numbers. There is one now; more of them, each
-//! with a `SO_REUSEPORT` listener, share nothing but the nonces' key.
+//! A shard owns all it touches per packet: its sockets, its server, its numbers. Each has listeners of its own at the
+//! same addresses (`SO_REUSEPORT`), and the kernel gives it its share of the clients; a client's relay is its shard's.
+//! They share the nonces' key, and what is asked for when an allocation is made: quotas and ports.
 
+mod addresses;
 mod clock;
+mod connection;
 pub mod datagrams;
 pub mod gathering;
 mod metrics;
 mod outbox;
 mod shard;
 pub mod sockets;
+mod streams;
+pub mod tls;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use penstock_shell::{ops, shutdown};
@@ -26,22 +32,31 @@ use prometheus::Registry;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 
+use crate::core::family::Family;
 use crate::core::nonce::Nonces;
 use crate::core::peers::PeerPolicy;
-use crate::core::server::{Config, Server};
+use crate::core::server::{Config, Rules, Server};
+use crate::core::shared::Shared;
 use crate::options::Settings;
 use metrics::Meter;
-use shard::{Control, Shard};
+use shard::{Control, News, Shard, StreamSetup};
 use sockets::Listener;
+use streams::StreamListener;
 
 /// Why the server could not start, or ended before it was told to.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The clients' address.
-    #[error("listening for clients on udp {address}: {}", hint(source, "--listen"))]
+    #[error("listening for clients on {transport} {address}: {}", hint(source, option))]
     Listen {
+        /// What is spoken there.
+        transport: &'static str,
+        /// The option that names it.
+        option: &'static str,
         /// The address.
         address: SocketAddr,
         /// Why not.
@@ -93,35 +108,39 @@ fn hint(error: &io::Error, option: &str) -> String {
     }
 }
 
-/// Serves until SIGTERM or SIGINT, then drains.
+/// Serves until SIGTERM or SIGINT, then drains. On SIGHUP `read_again` gives the settings anew, of which users,
+/// certificates and rules count.
 ///
 /// # Errors
 /// [`Error`] says what to do.
-pub async fn run(settings: Settings) -> Result<(), Error> {
+pub async fn run(settings: Settings, read_again: impl Fn() -> Result<Settings, String>) -> Result<(), Error> {
+    let settings = located(settings);
     let registry = Registry::new();
     let meter = Meter::new(&registry).map_err(|error| Error::System {
         doing: "registering the metrics",
         source: io::Error::other(error),
     })?;
-    let control = Arc::new(system("making an eventfd", Control::new())?);
-    let shard = shard(&settings, meter, control.clone())?;
+    let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let controls: Arc<[_]> = system("making an eventfd", Control::of_shards(cores))?.into();
+    let shards = shards(&settings, &meter, &controls)?;
     let metrics = TcpListener::bind(settings.metrics_listen)
         .await
         .map_err(|source| Error::Metrics {
             address: settings.metrics_listen,
             source,
         })?;
+    let mut hangup = system("installing signal handlers", signal(SignalKind::hangup()))?;
     let told_to_end = system("installing signal handlers", shutdown::token())?;
     announce(
         &settings,
-        &shard,
+        &shards[0],
         system("reading an address", metrics.local_addr())?,
     );
 
     let ready = {
-        let control = control.clone();
+        let controls = controls.clone();
         Arc::new(move || {
-            if control.is_draining() {
+            if is_draining(&controls) {
                 Err("draining".to_owned())
             } else {
                 Ok(())
@@ -132,58 +151,92 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
         let served = axum::serve(metrics, ops::router::<()>(registry, ready)).await;
         system("serving /metrics", served).and(Err(Error::Ended("the metrics endpoint")))
     };
-    let drained = relay(shard)?;
+    let drained = relay(shards, &controls)?;
     let draining = async {
         told_to_end.cancelled().await;
-        system("telling the shard to drain", control.drain())?;
+        for control in &*controls {
+            system("telling a shard to drain", control.drain())?;
+        }
         std::future::pending().await
     };
+    let reloading = async {
+        while hangup.recv().await.is_some() {
+            match read_again() {
+                Ok(settings) => {
+                    let news = news(&located(settings));
+                    for control in &*controls {
+                        system("telling a shard of new rules", control.reload(news.clone()))?;
+                    }
+                    tracing::info!("SIGHUP: users, certificates and rules were read again");
+                }
+                Err(error) => tracing::error!("SIGHUP: nothing has changed: {error}"),
+            }
+        }
+        Err(Error::Ended("the signal handler"))
+    };
     tokio::select! {
-        ended = drained => end(ended, control.is_draining()),
+        ended = drained => ended,
         failed = serving => failed,
         failed = draining => failed,
+        failed = reloading => failed,
     }
 }
 
-/// Runs a shard on a thread of its own. The receiver says how it ended, a panic included.
-fn relay(shard: Shard) -> Result<oneshot::Receiver<io::Result<()>>, Error> {
-    let (ended, receiver) = oneshot::channel();
-    let thread = std::thread::Builder::new().name("shard".to_owned());
-    let started = thread.spawn(move || {
-        // If nobody listens any more, the process is ending anyway.
-        let _ = ended.send(shard.run());
-    });
-    system("starting the shard's thread", started)?;
-    Ok(receiver)
-}
-
-fn end(ended: Result<io::Result<()>, oneshot::error::RecvError>, draining: bool) -> Result<(), Error> {
-    match ended {
-        Ok(Ok(())) if draining => Ok(()),
-        Ok(Err(source)) => Err(Error::System {
-            doing: "relaying",
-            source,
-        }),
-        Ok(Ok(())) | Err(_) => Err(Error::Ended("the shard")),
+/// With what was left to the node: where clients come in, and what relays are bound to.
+fn located(mut settings: Settings) -> Settings {
+    if settings.listen.is_empty() {
+        settings.listen = addresses::listen_default();
     }
+    settings.relay_ips = addresses::relay_ips(settings.relay_ips, &settings.listen);
+    settings
 }
 
-fn shard(settings: &Settings, meter: Meter, control: Arc<Control>) -> Result<Shard, Error> {
-    let listeners: Vec<_> = settings
-        .listen
-        .iter()
-        .map(|address| {
-            Listener::bind(*address).map_err(|source| Error::Listen {
-                address: *address,
-                source,
-            })
-        })
-        .collect::<Result<_, _>>()?;
-    sockets::udp((settings.relay_ip, 0).into()).map_err(|source| Error::RelayIp {
-        ip: settings.relay_ip,
-        source,
-    })?;
-    sockets::raise_open_files(settings.limits.total);
+fn is_draining(controls: &[Arc<Control>]) -> bool {
+    controls.iter().any(|control| control.is_draining())
+}
+
+/// Runs each shard on a thread of its own, until all have drained or one failed.
+fn relay(
+    shards: Vec<Shard>,
+    controls: &[Arc<Control>],
+) -> Result<impl Future<Output = Result<(), Error>>, Error> {
+    let mut running = JoinSet::new();
+    for (number, shard) in shards.into_iter().enumerate() {
+        let (ended, receiver) = oneshot::channel();
+        let thread = std::thread::Builder::new().name(format!("shard-{number}"));
+        let started = thread.spawn(move || {
+            // If nobody listens any more, the process is ending anyway.
+            let _ = ended.send(shard.run());
+        });
+        system("starting a shard's thread", started)?;
+        running.spawn(receiver);
+    }
+    Ok(async move {
+        while let Some(ended) = running.join_next().await {
+            // Without a word its thread has panicked.
+            let ended = ended.ok().and_then(Result::ok);
+            match ended {
+                Some(Ok(())) if is_draining(controls) => {}
+                Some(Err(source)) => {
+                    return Err(Error::System {
+                        doing: "relaying",
+                        source,
+                    });
+                }
+                Some(Ok(())) | None => return Err(Error::Ended("a shard")),
+            }
+        }
+        Ok(())
+    })
+}
+
+/// One for each control.
+fn shards(settings: &Settings, meter: &Meter, controls: &[Arc<Control>]) -> Result<Vec<Shard>, Error> {
+    for (_, ip) in settings.relay_ips.present() {
+        sockets::udp((*ip, 0).into()).map_err(|source| Error::RelayIp { ip: *ip, source })?;
+    }
+    let most_connections = settings.limits.connections;
+    sockets::raise_open_files(settings.limits.total.saturating_add(most_connections));
     #[allow(
         clippy::disallowed_methods,
         reason = "the shell seeds the core's generator, from the system's"
@@ -192,61 +245,191 @@ fn shard(settings: &Settings, meter: Meter, control: Arc<Control>) -> Result<Sha
     let mut key = [0; 32];
     rng.fill_bytes(&mut key);
     let nonces = Nonces::new(key, clock::read().instant);
-    let server = Server::new(config(settings), nonces, StdRng::from_rng(&mut rng));
-    let shard = Shard::new(
-        server,
-        listeners,
-        settings.external_ip,
-        settings.grace,
-        meter,
-        control,
-    );
-    system("making an epoll instance", shard)
+    let config = config(settings);
+    let doors = doors(settings, controls.len())?;
+    let shard = |(control, (listeners, stream_listeners)): (&Arc<Control>, Doors)| {
+        let streams = StreamSetup {
+            listeners: stream_listeners,
+            tls: settings.tls.clone(),
+            shared: config.shared.clone(),
+        };
+        let shard = Shard::new(
+            Server::new(config.clone(), nonces.clone(), StdRng::from_rng(&mut rng)),
+            listeners,
+            streams,
+            settings.external.clone(),
+            settings.grace,
+            meter.clone(),
+            control.clone(),
+        );
+        system("making an epoll instance", shard)
+    };
+    controls.iter().zip(doors).map(shard).collect()
+}
+
+/// Where one shard's clients come in.
+type Doors = (Vec<Listener>, Vec<StreamListener>);
+
+/// The same addresses for each shard.
+fn doors(settings: &Settings, shards: usize) -> Result<Vec<Doors>, Error> {
+    let udp = |address: &SocketAddr| {
+        let listener = Listener::bind(*address);
+        listener.map_err(|source| Error::Listen {
+            transport: "udp",
+            option: "--listen",
+            address: *address,
+            source,
+        })
+    };
+    let udp: Vec<_> = settings.listen.iter().map(udp).collect::<Result<_, _>>()?;
+    let streams = stream_listeners(settings, &udp)?;
+    let beside = |_| {
+        let udp = udp.iter().map(Listener::beside).collect::<io::Result<_>>()?;
+        let streams = streams
+            .iter()
+            .map(StreamListener::beside)
+            .collect::<io::Result<_>>()?;
+        Ok((udp, streams))
+    };
+    let others: io::Result<Vec<Doors>> = (1..shards).map(beside).collect();
+    let mut doors = system("listening with several shards", others)?;
+    doors.push((udp, streams));
+    Ok(doors)
+}
+
+/// TCP where it was said, else where UDP is; TLS where it was said, else on its own port beside.
+fn stream_listeners(settings: &Settings, udp: &[Listener]) -> Result<Vec<StreamListener>, Error> {
+    let beside = |port: Option<u16>| {
+        let address =
+            |listener: &Listener| SocketAddr::new(listener.local.ip(), port.unwrap_or(listener.local.port()));
+        udp.iter().map(address).collect::<Vec<_>>()
+    };
+    let tcp = match &settings.listen_tcp {
+        Some(said) => said.clone(),
+        None => beside(None),
+    };
+    let tls = match &settings.listen_tls {
+        Some(said) => said.clone(),
+        None if settings.tls.is_some() => beside(Some(TLS_PORT)),
+        None => Vec::new(),
+    };
+    let listen = |transport, option, address, tls| {
+        StreamListener::bind(address, tls).map_err(|source| Error::Listen {
+            transport,
+            option,
+            address,
+            source,
+        })
+    };
+    let tcp = tcp
+        .into_iter()
+        .map(|address| listen("tcp", "--listen-tcp", address, false));
+    let tls = tls
+        .into_iter()
+        .map(|address| listen("tls", "--listen-tls", address, true));
+    tcp.chain(tls).collect()
 }
 
 fn config(settings: &Settings) -> Config {
-    let named = settings.listen.iter().map(SocketAddr::ip);
-    let own = named
-        .chain(settings.external_ip)
-        .chain([settings.relay_ip])
-        .chain(sockets::own_addresses());
     Config {
         realm: settings.realm.clone(),
+        rules: rules(settings),
+        relay_ips: settings.relay_ips,
+        shared: Shared::new(settings.relay_ports, settings.limits),
+        alternates: settings.alternates,
+        unproven_answers: settings.unproven_answers,
+        auth_failures: settings.auth_failures,
+    }
+}
+
+fn news(settings: &Settings) -> News {
+    News {
+        rules: rules(settings),
+        tls: settings.tls.clone(),
+    }
+}
+
+fn rules(settings: &Settings) -> Rules {
+    let listen = settings.listen.iter().map(SocketAddr::ip);
+    let relay = settings.relay_ips.present().map(|(_, ip)| *ip);
+    let external = settings.external.iter().map(|known| known.external);
+    let own = listen
+        .chain(relay)
+        .chain(external)
+        .chain(sockets::own_addresses());
+    Rules {
         users: settings.users.clone(),
         peers: PeerPolicy::new(settings.allow_peers.clone(), own, settings.only_allowed_peers),
-        relay_ip: settings.relay_ip,
-        ports: settings.relay_ports,
-        limits: settings.limits,
     }
 }
 
 /// Says what clients will be told, and whom they may reach.
 fn announce(settings: &Settings, shard: &Shard, metrics: SocketAddr) {
-    let listen: Vec<_> = shard
-        .listen_addresses()
-        .map(|address| address.to_string())
-        .collect();
-    let told = match (settings.external_ip, settings.listen.as_slice()) {
-        (Some(ip), _) => ip.to_string(),
-        (None, [one]) if !one.ip().is_unspecified() => one.ip().to_string(),
-        _ => "the address that each reached".to_owned(),
-    };
-    let names: Vec<_> = settings.allow_peers.iter().map(ToString::to_string).collect();
-    let peers = match (settings.only_allowed_peers, names.is_empty()) {
-        (true, true) => "nobody: --only-allowed-peers without --allow-peer".to_owned(),
-        (true, false) => format!("{} only", names.join(", ")),
-        (false, true) => "public addresses only; open others with --allow-peer".to_owned(),
-        (false, false) => format!("public addresses and {}", names.join(", ")),
-    };
     tracing::info!(
-        "listening on udp {}; clients are told relays at {told}, ports {}; relays are bound to {}; peers allowed: \
-         {peers}; metrics on http://{metrics}/metrics",
-        listen.join(", "),
+        "listening on udp {}{}{}; clients are told relays at {}, ports {}; relays are bound to {}; peers allowed: {}; \
+         metrics on http://{metrics}/metrics",
+        list(shard.listen_addresses()),
+        streams(shard, false),
+        streams(shard, true),
+        told(settings),
         settings.relay_ports,
-        settings.relay_ip,
+        list(settings.relay_ips.present().map(|(_, ip)| ip)),
+        peers(settings),
     );
+}
+
+fn streams(shard: &Shard, tls: bool) -> String {
+    let addresses = list(shard.stream_addresses(tls));
+    let name = if tls { "tls" } else { "tcp" };
+    if addresses.is_empty() {
+        String::new()
+    } else {
+        format!("; {name} {addresses}")
+    }
+}
+
+fn told(settings: &Settings) -> String {
+    let bound = settings.relay_ips.present();
+    let told = bound.map(|(family, bind)| {
+        let external = settings
+            .external
+            .iter()
+            .filter(|known| Family::of(known.external) == family);
+        let external = list(external);
+        let listen = settings.listen.iter().map(SocketAddr::ip);
+        let mut listen = listen.filter(|ip| Family::of(*ip) == family);
+        if !external.is_empty() {
+            return external;
+        }
+        match listen.next() {
+            Some(ip) if ip.is_unspecified() => {
+                format!("the {family} address that each reached (this node's is {bind})")
+            }
+            Some(ip) => ip.to_string(),
+            None => bind.to_string(),
+        }
+    });
+    list(told)
+}
+
+fn peers(settings: &Settings) -> String {
+    let names = list(&settings.allow_peers);
+    match (settings.only_allowed_peers, names.is_empty()) {
+        (true, true) => "nobody: --only-allowed-peers without --allow-peer".to_owned(),
+        (true, false) => format!("{names} only"),
+        (false, true) => "public addresses only; open others with --allow-peer".to_owned(),
+        (false, false) => format!("public addresses and {names}"),
+    }
+}
+
+fn list(things: impl IntoIterator<Item = impl ToString>) -> String {
+    let things: Vec<_> = things.into_iter().map(|thing| thing.to_string()).collect();
+    things.join(", ")
 }
 
 fn system<T>(doing: &'static str, result: io::Result<T>) -> Result<T, Error> {
     result.map_err(|source| Error::System { doing, source })
 }
+
+/// The port of TURN over TLS (RFC 8656, section 4).
+const TLS_PORT: u16 = 5349;

@@ -119,7 +119,9 @@ impl<'a> Outbox<'a> {
             let (these, rest) = datagrams.split_at(now.iter().map(|run| run.count).sum());
             match sockets.by_way(first.way) {
                 Some(socket) => send_runs(socket, now, these, segmentation, counters),
-                None => these.iter().for_each(|_| counters.dropped(Drop::SendFailed)),
+                None => these
+                    .iter()
+                    .for_each(|_| counters.dropped(first.direction(), Drop::SendFailed)),
             }
             (datagrams, runs) = (rest, later);
         }
@@ -242,7 +244,9 @@ fn send_runs(
                 done += 1;
             }
             Err(error) => {
-                these.iter().for_each(|_| counters.dropped(reason(&error)));
+                these
+                    .iter()
+                    .for_each(|_| counters.dropped(run.direction(), reason(&error)));
                 done += 1;
             }
         }
@@ -272,7 +276,7 @@ fn send_singly(socket: BorrowedFd<'_>, run: &Run, datagrams: &[Datagram<'_>], co
                     done += sent.max(1);
                 }
                 Err(error) => {
-                    counters.dropped(reason(&error));
+                    counters.dropped(run.direction(), reason(&error));
                     done += 1;
                 }
             }
@@ -400,7 +404,10 @@ mod tests {
         outbox.push(to(0, "255.255.255.255:9"));
         outbox.push(to(0, "127.0.0.1:9"));
         outbox.flush(&world.sockets, &mut Segmentation::default(), &mut counters);
-        assert_eq!(counters.get(Count::Dropped(Drop::SendFailed)), 2);
+        assert_eq!(
+            counters.get(Count::Dropped(Direction::ToPeer, Drop::SendFailed)),
+            2
+        );
         assert_eq!(counters.get(Count::RelayedPackets(Direction::ToPeer)), 1);
     }
 

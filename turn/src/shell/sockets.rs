@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
-use rustix::net::sockopt;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with, sockopt};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::datagrams;
@@ -27,8 +27,22 @@ impl Listener {
     /// Where the address can't be bound.
     pub fn bind(address: SocketAddr) -> io::Result<Self> {
         let socket = udp(address)?;
+        // Only now, so that another server at this address would have been noticed.
+        sockopt::set_socket_reuseport(&socket, true)?;
         let local = socket.local_addr()?;
         Ok(Self { local, socket })
+    }
+
+    /// Another one at the same address. The kernel gives each client to one of them, always the same by its address
+    /// and port, as long as none is closed.
+    ///
+    /// # Errors
+    /// Where the address can't be bound.
+    pub fn beside(&self) -> io::Result<Self> {
+        Ok(Self {
+            local: self.local,
+            socket: bound(self.local, true)?,
+        })
     }
 }
 
@@ -82,14 +96,29 @@ impl Sockets {
 }
 
 /// A UDP socket that doesn't block, with large buffers since video comes in bursts, and that hands over merged datagrams:
-/// to be read with an [`Inbox`](datagrams::Inbox).
+/// to be read with an [`Inbox`](datagrams::Inbox). An IPv6 one takes no IPv4.
 ///
 /// # Errors
 /// Where the address can't be bound.
-#[allow(clippy::disallowed_methods, reason = "the one place that opens sockets")]
 pub fn udp(address: SocketAddr) -> io::Result<UdpSocket> {
-    let socket = UdpSocket::bind(address)?;
-    socket.set_nonblocking(true)?;
+    bound(address, false)
+}
+
+fn bound(address: SocketAddr, beside_others: bool) -> io::Result<UdpSocket> {
+    let family = match address {
+        SocketAddr::V4(_) => AddressFamily::INET,
+        SocketAddr::V6(_) => AddressFamily::INET6,
+    };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(family, SocketType::DGRAM, flags, None)?;
+    if address.is_ipv6() {
+        sockopt::set_ipv6_v6only(&socket, true)?;
+    }
+    if beside_others {
+        sockopt::set_socket_reuseport(&socket, true)?;
+    }
+    rustix::net::bind(&socket, &address)?;
+    let socket = UdpSocket::from(socket);
     // The kernel cuts these to net.core.rmem_max and wmem_max; there is nothing to do about less.
     let _ = sockopt::set_socket_recv_buffer_size(&socket, BUFFER_BYTES);
     let _ = sockopt::set_socket_send_buffer_size(&socket, BUFFER_BYTES);
@@ -107,9 +136,12 @@ pub(super) fn open_failure(error: &io::Error) -> OpenFailure {
 
 /// The address of ours that packets to `client` come from, and that it therefore reached. Nothing is sent.
 pub(super) fn route_to(client: SocketAddr) -> io::Result<IpAddr> {
-    let any = (Ipv4Addr::UNSPECIFIED, 0);
+    let any: IpAddr = match client {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
     #[allow(clippy::disallowed_methods, reason = "asks the system for a route")]
-    let socket = UdpSocket::bind(any)?;
+    let socket = UdpSocket::bind((any, 0))?;
     socket.connect(client)?;
     Ok(socket.local_addr()?.ip())
 }

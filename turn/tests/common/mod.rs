@@ -17,10 +17,12 @@ use std::time::{Duration, Instant};
 
 use penstock_core::turn_rest;
 use penstock_turn::core::auth::Users;
+use penstock_turn::core::family::ByFamily;
 use penstock_turn::core::nonce::Nonces;
 use penstock_turn::core::peers::PeerPolicy;
-use penstock_turn::core::server::{Command, Config, Forward, OpenFailure, Server};
-use penstock_turn::core::table::Limits;
+use penstock_turn::core::server::{Command, Config, Forward, OpenFailure, Rules, Server};
+use penstock_turn::core::shared::{Limits, Quota, Shared};
+use penstock_turn::core::throttle::Rate;
 use penstock_turn::core::{FiveTuple, Now, RelayId, Transport};
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
@@ -39,6 +41,54 @@ pub const REALM: &str = "penstock";
 /// When the held clock begins, in Unix time.
 pub const BEGAN_UNIX: Duration = Duration::from_secs(1_893_456_000);
 pub const EXTERNAL: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(9, 9, 9, 9));
+pub const EXTERNAL_V6: IpAddr = IpAddr::V6(std::net::Ipv6Addr::new(0x2a00, 9, 0, 0, 0, 0, 0, 9));
+pub const LIMITS: Limits = Limits {
+    total: 8,
+    user: Quota {
+        allocations: 4,
+        peers: usize::MAX,
+        bytes_per_second: None,
+    },
+    source: Quota {
+        allocations: usize::MAX,
+        peers: usize::MAX,
+        bytes_per_second: None,
+    },
+    connections: usize::MAX,
+    connections_per_source: usize::MAX,
+};
+
+/// What the worlds are made from: relays of both families on ten ports.
+pub fn config(limits: Limits) -> Config {
+    let no_limit = Rate {
+        per_second: 0,
+        burst: 0,
+    };
+    Config {
+        realm: REALM.to_owned(),
+        rules: rules(&[SECRET]),
+        relay_ips: ByFamily::first_of(["10.0.0.5".parse().unwrap(), "fd00::5".parse().unwrap()]),
+        shared: Shared::new("50000-50009".parse().unwrap(), limits),
+        alternates: ByFamily::default(),
+        unproven_answers: no_limit,
+        auth_failures: no_limit,
+    }
+}
+
+/// Two users and some secrets; peers in 10.42.0.0/16 and fd42::/16, and public ones.
+pub fn rules(secrets: &[&[u8]]) -> Rules {
+    let allowed = ["10.42.0.0/16", "fd42::/16"].map(|net| net.parse().unwrap());
+    Rules {
+        users: Users {
+            secrets: secrets.iter().map(|secret| secret.to_vec()).collect(),
+            fixed: HashMap::from([
+                ("ann".to_owned(), "pw".to_owned()),
+                ("bob".to_owned(), "pw".to_owned()),
+            ]),
+        },
+        peers: PeerPolicy::new(allowed.to_vec(), [EXTERNAL, EXTERNAL_V6], false),
+    }
+}
 
 /// The server, its clock, and the relays it has open.
 pub struct World {
@@ -46,8 +96,12 @@ pub struct World {
     pub began: Instant,
     pub elapsed: Duration,
     pub open: BTreeMap<RelayId, SocketAddr>,
+    /// What the server's clones share.
+    pub shared: Shared,
     /// Ports that another process has.
     pub busy: BTreeSet<u16>,
+    /// Whether all ports of IPv6 are another process's.
+    pub busy_v6: bool,
 }
 
 /// What became of a payload.
@@ -64,31 +118,17 @@ impl World {
     }
 
     pub fn with(change: impl FnOnce(&mut Config)) -> Self {
-        let mut config = Config {
-            realm: REALM.to_owned(),
-            users: Users {
-                secrets: vec![SECRET.to_vec()],
-                fixed: HashMap::from([
-                    ("ann".to_owned(), "pw".to_owned()),
-                    ("bob".to_owned(), "pw".to_owned()),
-                ]),
-            },
-            peers: PeerPolicy::new(vec!["10.42.0.0/16".parse().unwrap()], [EXTERNAL], false),
-            relay_ip: "10.0.0.5".parse().unwrap(),
-            ports: "50000-50009".parse().unwrap(),
-            limits: Limits {
-                total: 8,
-                per_user: 4,
-            },
-        };
+        let mut config = config(LIMITS);
         change(&mut config);
         let began = Instant::now();
         Self {
+            shared: config.shared.clone(),
             server: Server::new(config, Nonces::new([7; 32], began), StdRng::seed_from_u64(7)),
             began,
             elapsed: Duration::ZERO,
             open: BTreeMap::new(),
             busy: BTreeSet::new(),
+            busy_v6: false,
         }
     }
 
@@ -142,12 +182,15 @@ impl World {
         while let Some(command) = self.server.poll_command() {
             match command {
                 Command::ToClient { to, bytes } => answers.push((to, bytes)),
-                Command::OpenRelay { relay, bind, .. } if self.busy.contains(&bind.port()) => {
-                    self.server.relay_opened(relay, Err(OpenFailure::PortTaken));
+                Command::OpenRelay { relay, bind, .. } if self.is_busy(bind) => {
+                    let now = self.now();
+                    self.server.relay_opened(now, relay, Err(OpenFailure::PortTaken));
                 }
                 Command::OpenRelay { relay, bind, .. } => {
                     assert_eq!(self.open.insert(relay, bind), None, "a relay is opened once");
-                    self.server.relay_opened(relay, Ok(EXTERNAL));
+                    let told = if bind.is_ipv4() { EXTERNAL } else { EXTERNAL_V6 };
+                    let now = self.now();
+                    self.server.relay_opened(now, relay, Ok(told));
                 }
                 Command::CloseRelay { relay } => {
                     assert!(self.open.remove(&relay).is_some(), "only what is open is closed");
@@ -155,6 +198,15 @@ impl World {
             }
         }
         answers
+    }
+
+    fn is_busy(&self, bind: SocketAddr) -> bool {
+        self.busy.contains(&bind.port()) || (self.busy_v6 && bind.is_ipv6())
+    }
+
+    /// How many relay ports are taken or reserved.
+    pub fn ports_taken(&self) -> usize {
+        self.shared.ports_taken(self.now().instant)
     }
 
     pub fn only_relay(&self) -> RelayId {
@@ -273,6 +325,25 @@ impl Client {
         Answer::Error(438)
     }
 
+    /// As [`Self::ask`], with the answer's bytes.
+    pub fn ask_raw(
+        &mut self,
+        world: &mut World,
+        method: Method,
+        attributes: &[&dyn AttributeWrite],
+    ) -> (Answer, Vec<u8>) {
+        let mut last = (Answer::None, Vec::new());
+        for _ in 0..2 {
+            let request = self.signed(method, attributes);
+            let bytes = world.ask(self.at, &request).unwrap();
+            last = (self.read(&bytes), bytes);
+            if last.0 != Answer::Error(438) {
+                break;
+            }
+        }
+        last
+    }
+
     /// Takes an answer apart, checks its signature, and keeps the nonce of a challenge.
     pub fn read(&mut self, bytes: &[u8]) -> Answer {
         let message = Message::from_bytes(bytes).unwrap();
@@ -345,6 +416,11 @@ impl Client {
     }
 
     pub fn send(&self, world: &mut World, peer: SocketAddr, data: &[u8]) -> Passed {
+        world.client_sends(self.at, &self.indication(peer, data))
+    }
+
+    /// A Send indication.
+    pub fn indication(&self, peer: SocketAddr, data: &[u8]) -> Vec<u8> {
         let transaction = TransactionId::from(5_u128);
         let mut message = Message::builder_indication(SEND, MessageWriteVec::new());
         message.mut_data()[8..20].copy_from_slice(&u128::from(transaction).to_be_bytes()[4..]);
@@ -352,7 +428,7 @@ impl Client {
             .add_attribute(&XorPeerAddress::new(peer, transaction))
             .unwrap();
         message.add_attribute(&Data::new(data)).unwrap();
-        world.client_sends(self.at, &message.finish())
+        message.finish()
     }
 
     pub fn send_on(&self, world: &mut World, channel: u16, data: &[u8]) -> Passed {
@@ -372,6 +448,11 @@ fn begin(method: Method, transaction: TransactionId, attributes: &[&dyn Attribut
         message.add_attribute(*attribute).unwrap();
     }
     message
+}
+
+pub fn peer_v6(n: u8) -> SocketAddr {
+    let ip = std::net::Ipv6Addr::new(0xfd42, 0, 0, 0, 0, 0, 0, n.into());
+    (ip, 4000).into()
 }
 
 pub fn peer(n: u8) -> SocketAddr {
