@@ -12,9 +12,16 @@
 //! All three run throughout; in each turn one has the load, the others sleep. Bursts of [`BURST`] datagrams, as video
 //! frames come, at random moments (the same for all), half of them each way, at a rate that all sustain. Cost is the
 //! on-CPU time of the server's threads by the kernel's own count. On loopback that includes handing the packets to
-//! their receivers, which in a network is the work of others; it is the same for all.
+//! their receivers, which in a network is the work of others. The forwarder waits for packets as penstock-turn does
+//! ([`Gathering`](penstock_turn::shell::gathering::Gathering)), so it says what the protocol costs, and nothing of
+//! that choice. `none` is the same traffic with nothing between client and peer.
 //!
 //! The last line is `RESULT …`; what stands in it is said where it is printed.
+
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the benchmark is all shell: it measures real time, over sockets of its own"
+)]
 
 mod client;
 mod forwarder;
@@ -48,13 +55,34 @@ const CASES: [Case; 8] = [
     case("1 plain", 1, PLAIN),
     case("50 GSO", 50, MERGED),
     case("50 plain", 50, PLAIN),
-    case("50 plain, received plain", 50, Kind { receives_merged: false, ..PLAIN }),
-    case("50 plain, Send/Data", 50, Kind { indications: true, ..PLAIN }),
+    case(
+        "50 plain, received plain",
+        50,
+        Kind {
+            receives_merged: false,
+            ..PLAIN
+        },
+    ),
+    case(
+        "50 plain, Send/Data",
+        50,
+        Kind {
+            indications: true,
+            ..PLAIN
+        },
+    ),
     case("1000 GSO", 1000, MERGED),
     case("1000 plain", 1000, PLAIN),
 ];
-const MERGED: Kind = Kind { sends_merged: true, ..PLAIN };
-const PLAIN: Kind = Kind { sends_merged: false, receives_merged: true, indications: false };
+const MERGED: Kind = Kind {
+    sends_merged: true,
+    ..PLAIN
+};
+const PLAIN: Kind = Kind {
+    sends_merged: false,
+    receives_merged: true,
+    indications: false,
+};
 
 const fn case(name: &'static str, flows: usize, kind: Kind) -> Case {
     Case { name, flows, kind }
@@ -79,8 +107,10 @@ fn main() -> anyhow::Result<()> {
             measured.insert(case.name, measure(&servers, case)?);
         }
     }
-    if only.is_none() {
+    if only.as_deref().is_none_or(|only| only == "idle") {
         idle(&servers)?;
+    }
+    if only.is_none() {
         result(&measured);
     }
     Ok(())
@@ -108,7 +138,10 @@ fn measure(servers: &Servers, case: Case) -> anyhow::Result<Medians> {
         let closed = server.close(flows);
         closed.with_context(|| format!("closing {} on {}", case.name, server.name))?;
     }
-    let medians: Medians = outcomes.iter().map(|outcomes| Outcome::median(outcomes)).collect();
+    let medians: Medians = outcomes
+        .iter()
+        .map(|outcomes| Outcome::median(outcomes))
+        .collect();
     for (server, outcome) in servers.all().iter().zip(&medians) {
         let (per_cpu_s, percent) = match server.name {
             NONE => ("-".to_owned(), "-".to_owned()),
@@ -134,10 +167,16 @@ fn measure(servers: &Servers, case: Case) -> anyhow::Result<Medians> {
 fn idle(servers: &Servers) -> anyhow::Result<()> {
     for server in servers.all().iter().filter(|server| server.is_turn()) {
         let before = server.memory_bytes()?;
-        let flows = server.flows(IDLE, PLAIN).with_context(|| format!("{IDLE} on {}", server.name))?;
+        let clients = server
+            .idle(IDLE)
+            .with_context(|| format!("{IDLE} on {}", server.name))?;
         let grown = server.memory_bytes()?.saturating_sub(before);
-        println!("{IDLE} idle allocations: {} grew by {} bytes each", server.name, grown / IDLE as u64);
-        server.close(flows)?;
+        println!(
+            "{IDLE} idle allocations: {} grew by {} bytes each",
+            server.name,
+            grown / IDLE as u64
+        );
+        drop(clients);
     }
     Ok(())
 }

@@ -18,6 +18,8 @@ pub(crate) const SERVER_CORE: usize = 0;
 /// Where the load runs.
 pub(crate) const LOAD_CORE: usize = 1;
 
+/// How many clients may be refused, in all.
+const MAX_REFUSED: usize = 1000;
 /// The places in [`Servers::all`].
 pub(crate) const OURS: usize = 0;
 pub(crate) const COTURN: usize = 1;
@@ -70,7 +72,20 @@ impl Servers {
 impl Server {
     /// Opens so many flows through it.
     pub(crate) fn flows(&self, count: usize, kind: Kind) -> anyhow::Result<Vec<Flow>> {
-        (0..count).map(|_| self.flow(kind)).collect()
+        let any = "127.0.0.1:0".parse()?;
+        let mut flows = Vec::with_capacity(count);
+        // coturn remembers an allocation for some seconds after its end, so a client that comes by an old port is refused.
+        // Its socket is kept until the end, so that nobody gets that port again.
+        let mut refused = Vec::new();
+        while flows.len() < count {
+            let (client, peer) = (sockets::udp(any)?, sockets::udp(any)?);
+            match self.connect(&client, &peer, kind) {
+                Ok(head) => flows.push(Flow { client, peer, head }),
+                Err(error) if refused.len() >= MAX_REFUSED => return Err(error),
+                Err(_) => refused.push(client),
+            }
+        }
+        Ok(flows)
     }
 
     pub(crate) fn is_turn(&self) -> bool {
@@ -86,50 +101,58 @@ impl Server {
         Ok(())
     }
 
-    fn flow(&self, kind: Kind) -> anyhow::Result<Flow> {
-        let any = "127.0.0.1:0".parse()?;
-        let (client, peer) = (sockets::udp(any)?, sockets::udp(any)?);
-        datagrams::receive_merged(&client, kind.receives_merged);
-        datagrams::receive_merged(&peer, kind.receives_merged);
+    /// Opens so many allocations, each with a channel that nothing will go over.
+    pub(crate) fn idle(&self, count: usize) -> anyhow::Result<Vec<UdpSocket>> {
+        let nobody = "127.0.0.1:9".parse()?;
+        let mut clients = Vec::with_capacity(count);
+        let mut refused = Vec::new();
+        while clients.len() < count {
+            let client = UdpSocket::bind("127.0.0.1:0")?;
+            client.connect(self.address)?;
+            let mut asking = Client::new(&client)?;
+            match asking.allocate().and_then(|_| asking.bind_channel(nobody)) {
+                Ok(()) => clients.push(client),
+                Err(error) if refused.len() >= MAX_REFUSED => return Err(error),
+                Err(_) => refused.push(client),
+            }
+        }
+        Ok(clients)
+    }
+
+    /// Gives what comes before a payload that the client sends.
+    fn connect(&self, client: &UdpSocket, peer: &UdpSocket, kind: Kind) -> anyhow::Result<Vec<u8>> {
+        datagrams::receive_merged(client, kind.receives_merged);
+        datagrams::receive_merged(peer, kind.receives_merged);
         let peer_address = peer.local_addr()?;
         client.set_nonblocking(false)?;
-        let (mut head, relay) = (
-            Vec::new(),
-            match self.speaks {
-                Speaks::Direct => {
-                    client.connect(peer_address)?;
-                    client.local_addr()?
+        let (head, relay) = match self.speaks {
+            Speaks::Direct => {
+                client.connect(peer_address)?;
+                (Vec::new(), client.local_addr()?)
+            }
+            Speaks::Open => {
+                client.connect(self.address)?;
+                client.send(format!("open {peer_address}").as_bytes())?;
+                let mut buffer = [0; 64];
+                let length = client.recv(&mut buffer)?;
+                (Vec::new(), std::str::from_utf8(&buffer[..length])?.parse()?)
+            }
+            Speaks::Turn => {
+                client.connect(self.address)?;
+                let mut asking = Client::new(client)?;
+                let relay = asking.allocate()?;
+                if kind.indications {
+                    asking.permit(peer_address)?;
+                    (send_head(peer_address), relay)
+                } else {
+                    asking.bind_channel(peer_address)?;
+                    (channel_head(), relay)
                 }
-                Speaks::Open => {
-                    client.connect(self.address)?;
-                    client.send(format!("open {peer_address}").as_bytes())?;
-                    let mut buffer = [0; 64];
-                    let length = client.recv(&mut buffer)?;
-                    std::str::from_utf8(&buffer[..length])?.parse()?
-                }
-                Speaks::Turn => {
-                    client.connect(self.address)?;
-                    let mut asking = Client::new(&client)?;
-                    let relay = asking.allocate()?;
-                    if kind.indications {
-                        asking.permit(peer_address)?;
-                    } else {
-                        asking.bind_channel(peer_address)?;
-                    }
-                    relay
-                }
-            },
-        );
-        if self.speaks == Speaks::Turn {
-            head = if kind.indications {
-                send_head(peer_address)
-            } else {
-                channel_head()
-            };
-        }
+            }
+        };
         peer.connect(relay)?;
         client.set_nonblocking(true)?;
-        Ok(Flow { client, peer, head })
+        Ok(head)
     }
 
     /// The time that its threads have been on a CPU, in seconds.
@@ -178,12 +201,18 @@ pub(crate) fn pin(process: u32, core: usize) -> anyhow::Result<()> {
         .with_context(|| format!("pinning to core {core}"))
 }
 
-/// Starts a program on the servers' core.
+/// Starts a program on the servers' core. It ends when this one does, however that ends.
 fn pinned(program: &str) -> Command {
-    let mut command = Command::new("taskset");
-    command
-        .args(["-c", &SERVER_CORE.to_string(), program])
-        .stdin(Stdio::null());
+    let mut command = Command::new("setpriv");
+    command.args([
+        "--pdeathsig",
+        "KILL",
+        "taskset",
+        "-c",
+        &SERVER_CORE.to_string(),
+        program,
+    ]);
+    command.stdin(Stdio::null());
     command
 }
 

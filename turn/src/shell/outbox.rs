@@ -155,7 +155,17 @@ impl Datagram<'_> {
         self.payload.len() + around.map_or(0, |around| around.head().len() + around.padding().len())
     }
 
-    /// Its parts, those that are not empty.
+    fn part_count(&self) -> usize {
+        let around = self.envelope.as_ref();
+        let has_head = around.is_some();
+        let has_padding = around.is_some_and(|around| !around.padding().is_empty());
+        [has_head, !self.payload.is_empty(), has_padding]
+            .into_iter()
+            .map(usize::from)
+            .sum()
+    }
+
+    /// Its parts, those that are not empty. A head never is.
     fn parts(&self) -> impl Iterator<Item = IoSlice<'_>> {
         let around = self.envelope.as_ref();
         let head = around.map_or(&[][..], Envelope::head);
@@ -213,7 +223,7 @@ fn send_runs(
     let mut of_runs: ArrayVec<(&Run, &[Datagram<'_>]), MAX_MESSAGES> = ArrayVec::new();
     for run in runs {
         let (these, others) = rest.split_at(run.count);
-        let count = these.iter().map(|datagram| datagram.parts().count()).sum();
+        let count = these.iter().map(Datagram::part_count).sum();
         let (own, others_parts) = parts.split_at(count);
         (rest, parts) = (others, others_parts);
         of_runs.push((run, these));
