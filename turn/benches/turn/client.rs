@@ -26,7 +26,7 @@ pub(crate) struct Client<'a> {
 impl<'a> Client<'a> {
     /// Over a socket that is connected to the server, and blocks.
     pub(crate) fn new(socket: &'a UdpSocket) -> anyhow::Result<Self> {
-        socket.set_read_timeout(Some(Duration::from_secs(1)))?;
+        socket.set_read_timeout(Some(Duration::from_millis(200)))?;
         Ok(Self {
             socket,
             realm: REALM.to_owned(),
