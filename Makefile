@@ -29,6 +29,9 @@ check: player ## format, lints, types
 bench-streamer: ## what a streamer costs beside the bare encoder
 	@scripts/bench-streamer
 
+bench-turn: ## what a relayed packet costs beside coturn (COTURN=/path takes another)
+	@scripts/bench-turn
+
 bench-packing: ## what the scheduler extender packs (TRACE_DIR=folder of the public trace)
 	@scripts/bench-packing
 

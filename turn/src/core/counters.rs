@@ -203,7 +203,13 @@ impl Counters {
     /// Adds a relayed packet.
     #[inline]
     pub fn relayed(&mut self, direction: Direction, bytes: usize) {
-        self.add(Count::RelayedPackets(direction), 1);
+        self.relayed_many(direction, 1, bytes);
+    }
+
+    /// Adds so many relayed packets, with so many bytes together.
+    #[inline]
+    pub fn relayed_many(&mut self, direction: Direction, packets: usize, bytes: usize) {
+        self.add(Count::RelayedPackets(direction), packets as u64);
         self.add(Count::RelayedBytes(direction), bytes as u64);
     }
 

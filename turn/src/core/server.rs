@@ -132,7 +132,7 @@ impl<R: CryptoRng> Server<R> {
             policy: config.rules.peers,
             relay_ips: config.relay_ips,
             shared: config.shared,
-            table: Table::default(),
+            table: Table::new(&mut rng),
             commands: VecDeque::new(),
             counters: Counters::default(),
             alternates: config.alternates,
@@ -212,6 +212,12 @@ impl<R: CryptoRng> Server<R> {
     #[inline]
     pub fn poll_command(&mut self) -> Option<Command> {
         self.commands.pop_front()
+    }
+
+    /// Whether there is something to do.
+    #[inline]
+    pub fn has_commands(&self) -> bool {
+        !self.commands.is_empty()
     }
 
     /// From now on, no new allocations. Those that live go on.

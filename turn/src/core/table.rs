@@ -3,19 +3,37 @@
 use std::collections::{BTreeSet, HashMap};
 use std::time::Instant;
 
+use ahash::RandomState;
+use rand::{Rng, RngExt as _};
+
 use super::allocation::{Allocation, Relay};
 use super::{AllocationId, FiveTuple, RelayId};
 
 /// The table.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Table {
     slots: Vec<Option<Allocation>>,
     free: Vec<AllocationId>,
-    by_client: HashMap<FiveTuple, AllocationId>,
+    /// Looked up for every packet: a quick hash, keyed so that nobody can make clients collide.
+    by_client: HashMap<FiveTuple, AllocationId, RandomState>,
     ends: BTreeSet<(Instant, RelayId)>,
+    /// The first of `ends`, at hand since every packet asks for it.
+    next_end: Option<Instant>,
 }
 
 impl Table {
+    /// An empty one.
+    pub fn new(rng: &mut impl Rng) -> Self {
+        let [a, b, c, d] = rng.random();
+        Self {
+            slots: Vec::new(),
+            free: Vec::new(),
+            by_client: HashMap::with_hasher(RandomState::with_seeds(a, b, c, d)),
+            ends: BTreeSet::new(),
+            next_end: None,
+        }
+    }
+
     /// How many allocations there are.
     pub fn len(&self) -> usize {
         self.by_client.len()
@@ -33,6 +51,7 @@ impl Table {
         for (family, relay) in allocation.relays.present() {
             self.ends.insert((relay.ends, RelayId::new(id, family)));
         }
+        self.find_next_end();
         self.slots[id.0 as usize] = Some(allocation);
         id
     }
@@ -45,6 +64,7 @@ impl Table {
         for (family, relay) in allocation.relays.present() {
             self.ends.remove(&(relay.ends, RelayId::new(id, family)));
         }
+        self.find_next_end();
         Some(allocation)
     }
 
@@ -52,6 +72,7 @@ impl Table {
     pub fn remove_relay(&mut self, id: RelayId) -> Option<Relay> {
         let relay = self.get_mut(id.allocation())?.relays[id.family()].take()?;
         self.ends.remove(&(relay.ends, id));
+        self.find_next_end();
         Some(relay)
     }
 
@@ -90,18 +111,25 @@ impl Table {
             self.ends.remove(&(old, id));
             self.ends.insert((ends, id));
         }
+        self.find_next_end();
     }
 
     /// When the next relay ends.
     pub fn next_end(&self) -> Option<Instant> {
-        self.ends.first().map(|(ends, _)| *ends)
+        self.next_end
     }
 
     /// A relay that is over at `now`.
     #[inline]
     pub fn over(&self, now: Instant) -> Option<RelayId> {
-        let (ends, relay) = *self.ends.first()?;
-        (ends <= now).then_some(relay)
+        if self.next_end? > now {
+            return None;
+        }
+        self.ends.first().map(|(_, relay)| *relay)
+    }
+
+    fn find_next_end(&mut self) {
+        self.next_end = self.ends.first().map(|(ends, _)| *ends);
     }
 
     fn new_slot(&mut self) -> AllocationId {

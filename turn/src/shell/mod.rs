@@ -1,18 +1,22 @@
 //! The shell: sockets, a clock and signals around the core.
 //!
 //! ```text
-//!  main thread (tokio)                      shard: a thread of its own
-//!  ├─ SIGTERM ──► Control::drain ─ eventfd ─► epoll ─► recv ─► Server ─► send
+//!  main thread (tokio)                      shards: a thread for each core that this process may use
+//!  ├─ SIGTERM ──► Control::drain ─ eventfd ─► epoll ─► recvmmsg ─► Server ─► sendmmsg
 //!  └─ /metrics ◄── prometheus counters ◄───── after each wake-up
 //! ```
 //!
-//! A shard owns all it touches per packet: its sockets, its server, its numbers. There is one now; more of them, each
-//! with a `SO_REUSEPORT` listener, share nothing but the nonces' key.
+//! A shard owns all it touches per packet: its sockets, its server, its numbers. Each has listeners of its own at the
+//! same addresses (`SO_REUSEPORT`), and the kernel gives it its share of the clients; a client's relay is its shard's.
+//! They share the nonces' key, and what is asked for when an allocation is made: quotas and ports.
 
 mod addresses;
 mod clock;
 mod connection;
+pub mod datagrams;
+pub mod gathering;
 mod metrics;
+mod outbox;
 mod shard;
 pub mod sockets;
 mod streams;
@@ -20,6 +24,7 @@ pub mod tls;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use penstock_shell::{ops, shutdown};
@@ -29,6 +34,7 @@ use rand::{Rng as _, SeedableRng as _};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 
 use crate::core::family::Family;
 use crate::core::nonce::Nonces;
@@ -114,8 +120,9 @@ pub async fn run(settings: Settings, read_again: impl Fn() -> Result<Settings, S
         doing: "registering the metrics",
         source: io::Error::other(error),
     })?;
-    let control = Arc::new(system("making an eventfd", Control::new())?);
-    let shard = shard(&settings, meter, control.clone())?;
+    let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let controls: Arc<[_]> = system("making an eventfd", Control::of_shards(cores))?.into();
+    let shards = shards(&settings, &meter, &controls)?;
     let metrics = TcpListener::bind(settings.metrics_listen)
         .await
         .map_err(|source| Error::Metrics {
@@ -126,14 +133,14 @@ pub async fn run(settings: Settings, read_again: impl Fn() -> Result<Settings, S
     let told_to_end = system("installing signal handlers", shutdown::token())?;
     announce(
         &settings,
-        &shard,
+        &shards[0],
         system("reading an address", metrics.local_addr())?,
     );
 
     let ready = {
-        let control = control.clone();
+        let controls = controls.clone();
         Arc::new(move || {
-            if control.is_draining() {
+            if is_draining(&controls) {
                 Err("draining".to_owned())
             } else {
                 Ok(())
@@ -144,10 +151,12 @@ pub async fn run(settings: Settings, read_again: impl Fn() -> Result<Settings, S
         let served = axum::serve(metrics, ops::router::<()>(registry, ready)).await;
         system("serving /metrics", served).and(Err(Error::Ended("the metrics endpoint")))
     };
-    let drained = relay(shard)?;
+    let drained = relay(shards, &controls)?;
     let draining = async {
         told_to_end.cancelled().await;
-        system("telling the shard to drain", control.drain())?;
+        for control in &*controls {
+            system("telling a shard to drain", control.drain())?;
+        }
         std::future::pending().await
     };
     let reloading = async {
@@ -155,7 +164,9 @@ pub async fn run(settings: Settings, read_again: impl Fn() -> Result<Settings, S
             match read_again() {
                 Ok(settings) => {
                     let news = news(&located(settings));
-                    system("telling the shard of new rules", control.reload(news))?;
+                    for control in &*controls {
+                        system("telling a shard of new rules", control.reload(news.clone()))?;
+                    }
                     tracing::info!("SIGHUP: users, certificates and rules were read again");
                 }
                 Err(error) => tracing::error!("SIGHUP: nothing has changed: {error}"),
@@ -164,7 +175,7 @@ pub async fn run(settings: Settings, read_again: impl Fn() -> Result<Settings, S
         Err(Error::Ended("the signal handler"))
     };
     tokio::select! {
-        ended = drained => end(ended, control.is_draining()),
+        ended = drained => ended,
         failed = serving => failed,
         failed = draining => failed,
         failed = reloading => failed,
@@ -180,42 +191,47 @@ fn located(mut settings: Settings) -> Settings {
     settings
 }
 
-/// Runs a shard on a thread of its own. The receiver says how it ended, a panic included.
-fn relay(shard: Shard) -> Result<oneshot::Receiver<io::Result<()>>, Error> {
-    let (ended, receiver) = oneshot::channel();
-    let thread = std::thread::Builder::new().name("shard".to_owned());
-    let started = thread.spawn(move || {
-        // If nobody listens any more, the process is ending anyway.
-        let _ = ended.send(shard.run());
-    });
-    system("starting the shard's thread", started)?;
-    Ok(receiver)
+fn is_draining(controls: &[Arc<Control>]) -> bool {
+    controls.iter().any(|control| control.is_draining())
 }
 
-fn end(ended: Result<io::Result<()>, oneshot::error::RecvError>, draining: bool) -> Result<(), Error> {
-    match ended {
-        Ok(Ok(())) if draining => Ok(()),
-        Ok(Err(source)) => Err(Error::System {
-            doing: "relaying",
-            source,
-        }),
-        Ok(Ok(())) | Err(_) => Err(Error::Ended("the shard")),
+/// Runs each shard on a thread of its own, until all have drained or one failed.
+fn relay(
+    shards: Vec<Shard>,
+    controls: &[Arc<Control>],
+) -> Result<impl Future<Output = Result<(), Error>>, Error> {
+    let mut running = JoinSet::new();
+    for (number, shard) in shards.into_iter().enumerate() {
+        let (ended, receiver) = oneshot::channel();
+        let thread = std::thread::Builder::new().name(format!("shard-{number}"));
+        let started = thread.spawn(move || {
+            // If nobody listens any more, the process is ending anyway.
+            let _ = ended.send(shard.run());
+        });
+        system("starting a shard's thread", started)?;
+        running.spawn(receiver);
     }
+    Ok(async move {
+        while let Some(ended) = running.join_next().await {
+            // Without a word its thread has panicked.
+            let ended = ended.ok().and_then(Result::ok);
+            match ended {
+                Some(Ok(())) if is_draining(controls) => {}
+                Some(Err(source)) => {
+                    return Err(Error::System {
+                        doing: "relaying",
+                        source,
+                    });
+                }
+                Some(Ok(())) | None => return Err(Error::Ended("a shard")),
+            }
+        }
+        Ok(())
+    })
 }
 
-fn shard(settings: &Settings, meter: Meter, control: Arc<Control>) -> Result<Shard, Error> {
-    let listeners: Vec<_> = settings
-        .listen
-        .iter()
-        .map(|address| {
-            Listener::bind(*address).map_err(|source| Error::Listen {
-                transport: "udp",
-                option: "--listen",
-                address: *address,
-                source,
-            })
-        })
-        .collect::<Result<_, _>>()?;
+/// One for each control.
+fn shards(settings: &Settings, meter: &Meter, controls: &[Arc<Control>]) -> Result<Vec<Shard>, Error> {
     for (_, ip) in settings.relay_ips.present() {
         sockets::udp((*ip, 0).into()).map_err(|source| Error::RelayIp { ip: *ip, source })?;
     }
@@ -230,22 +246,55 @@ fn shard(settings: &Settings, meter: Meter, control: Arc<Control>) -> Result<Sha
     rng.fill_bytes(&mut key);
     let nonces = Nonces::new(key, clock::read().instant);
     let config = config(settings);
-    let streams = StreamSetup {
-        listeners: stream_listeners(settings, &listeners)?,
-        tls: settings.tls.clone(),
-        shared: config.shared.clone(),
+    let doors = doors(settings, controls.len())?;
+    let shard = |(control, (listeners, stream_listeners)): (&Arc<Control>, Doors)| {
+        let streams = StreamSetup {
+            listeners: stream_listeners,
+            tls: settings.tls.clone(),
+            shared: config.shared.clone(),
+        };
+        let shard = Shard::new(
+            Server::new(config.clone(), nonces.clone(), StdRng::from_rng(&mut rng)),
+            listeners,
+            streams,
+            settings.external.clone(),
+            settings.grace,
+            meter.clone(),
+            control.clone(),
+        );
+        system("making an epoll instance", shard)
     };
-    let server = Server::new(config, nonces, StdRng::from_rng(&mut rng));
-    let shard = Shard::new(
-        server,
-        listeners,
-        streams,
-        settings.external.clone(),
-        settings.grace,
-        meter,
-        control,
-    );
-    system("making an epoll instance", shard)
+    controls.iter().zip(doors).map(shard).collect()
+}
+
+/// Where one shard's clients come in.
+type Doors = (Vec<Listener>, Vec<StreamListener>);
+
+/// The same addresses for each shard.
+fn doors(settings: &Settings, shards: usize) -> Result<Vec<Doors>, Error> {
+    let udp = |address: &SocketAddr| {
+        let listener = Listener::bind(*address);
+        listener.map_err(|source| Error::Listen {
+            transport: "udp",
+            option: "--listen",
+            address: *address,
+            source,
+        })
+    };
+    let udp: Vec<_> = settings.listen.iter().map(udp).collect::<Result<_, _>>()?;
+    let streams = stream_listeners(settings, &udp)?;
+    let beside = |_| {
+        let udp = udp.iter().map(Listener::beside).collect::<io::Result<_>>()?;
+        let streams = streams
+            .iter()
+            .map(StreamListener::beside)
+            .collect::<io::Result<_>>()?;
+        Ok((udp, streams))
+    };
+    let others: io::Result<Vec<Doors>> = (1..shards).map(beside).collect();
+    let mut doors = system("listening with several shards", others)?;
+    doors.push((udp, streams));
+    Ok(doors)
 }
 
 /// TCP where it was said, else where UDP is; TLS where it was said, else on its own port beside.

@@ -10,7 +10,8 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::num::NonZeroU64;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -21,7 +22,10 @@ use rustix::fd::{AsFd, OwnedFd};
 use rustls::ServerConfig;
 
 use super::clock;
+use super::datagrams::Inbox;
+use super::gathering::Gathering;
 use super::metrics::Meter;
+use super::outbox::{Outbox, Segmentation};
 use super::sockets::{Listener, Sockets, open_failure, route_to, udp};
 use super::streams::{StreamListener, Streams, first_message};
 use crate::addresses::{ExternalIp, told};
@@ -30,9 +34,13 @@ use crate::core::shared::Shared;
 use crate::core::wire::NotOurs;
 use crate::core::{FiveTuple, Now, RelayId, Transport};
 
-/// How another thread tells a shard to drain, or to go by other rules.
+/// How another thread tells a shard to drain, or to go by other rules; and how shards know of each other.
 #[derive(Debug)]
 pub(super) struct Control {
+    /// How many shards have allocations, of all.
+    busy_shards: Arc<AtomicUsize>,
+    /// Whether this one is among them.
+    is_busy: AtomicBool,
     draining: AtomicBool,
     news: Mutex<Option<News>>,
     wake: OwnedFd,
@@ -48,8 +56,18 @@ pub(super) struct News {
 }
 
 impl Control {
-    pub(super) fn new() -> io::Result<Self> {
+    /// One for each of `shards`.
+    pub(super) fn of_shards(shards: usize) -> io::Result<Vec<Arc<Self>>> {
+        let busy_shards = Arc::new(AtomicUsize::new(0));
+        (0..shards)
+            .map(|_| Self::new(busy_shards.clone()).map(Arc::new))
+            .collect()
+    }
+
+    fn new(busy_shards: Arc<AtomicUsize>) -> io::Result<Self> {
         Ok(Self {
+            busy_shards,
+            is_busy: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             news: Mutex::new(None),
             wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
@@ -72,6 +90,18 @@ impl Control {
 
     fn take_news(&self) -> Option<News> {
         self.news.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Says whether this shard has allocations. Only the shard itself says so.
+    fn set_busy(&self, busy: bool) {
+        if self.is_busy.load(Ordering::Relaxed) != busy {
+            self.is_busy.store(busy, Ordering::Relaxed);
+            if busy {
+                self.busy_shards.fetch_add(1, Ordering::Relaxed);
+            } else {
+                self.busy_shards.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
     }
 
     /// Whether it was told.
@@ -135,6 +165,8 @@ pub(super) struct Shard {
     meter: Meter,
     control: Arc<Control>,
     epoll: OwnedFd,
+    segmentation: Segmentation,
+    /// What is read from a stream.
     buffer: Vec<u8>,
     /// What a stream's client said.
     plain: Vec<u8>,
@@ -167,7 +199,8 @@ impl Shard {
             meter,
             control,
             epoll,
-            buffer: vec![0; MAX_DATAGRAM],
+            segmentation: Segmentation::default(),
+            buffer: vec![0; STREAM_BYTES],
             plain: Vec::new(),
             rounds: 0,
             deadline: None,
@@ -186,24 +219,32 @@ impl Shard {
     /// Serves until it has drained.
     pub(super) fn run(mut self) -> io::Result<()> {
         let mut events = Vec::with_capacity(EVENTS_PER_WAIT);
+        let mut inbox = Inbox::new(MESSAGES_PER_READ);
+        let mut gathering = Gathering::new(clock::read().instant);
+        // The kernel may round a sleep up by so much; by default it is a tenth of our pause.
+        rustix::thread::set_current_timer_slack(NonZeroU64::new(TIMER_SLACK_NS))?;
         while !self.is_done(clock::read().instant) {
-            self.turn(&mut events)?;
+            let (began, arrivals) = self.turn(&mut events, &mut inbox)?;
+            if let Some(pause) = gathering.pause(began, clock::read().instant, arrivals) {
+                std::thread::sleep(pause);
+            }
         }
         tracing::info!(allocations = self.server.allocation_count(), "drained");
         Ok(())
     }
 
-    /// One round: waits, and does all that has come up.
-    fn turn(&mut self, events: &mut Vec<epoll::Event>) -> io::Result<()> {
+    /// One round: waits, and does all that has come up. Gives when something had, and at how many sockets.
+    fn turn(&mut self, events: &mut Vec<epoll::Event>, inbox: &mut Inbox) -> io::Result<(Instant, usize)> {
         self.wait(events)?;
+        let arrivals = events.len();
         let now = clock::read();
         self.rounds = self.rounds.wrapping_add(u64::from(!events.is_empty()));
         let is_sample = !events.is_empty() && self.rounds.is_multiple_of(ROUNDS_PER_SAMPLE);
         for event in events.drain(..) {
             match Token::unpack(event.data.u64()) {
                 Token::Wake => self.wake(now.instant),
-                Token::Listener(listener) => self.read_listener(listener, now),
-                Token::Relay(relay) => self.read_relay(relay, now),
+                Token::Listener(listener) => self.read_listener(listener, now, inbox),
+                Token::Relay(relay) => self.read_relay(relay, now, inbox),
                 Token::StreamListener(listener) => {
                     self.streams
                         .accept(listener, now.instant, self.server.counters_mut());
@@ -216,6 +257,7 @@ impl Shard {
             .sweep(now.instant, |client| self.server.has_allocation(client));
         self.do_commands(now);
         self.end_streams(now);
+        self.control.set_busy(self.server.allocation_count() > 0);
         self.meter.publish_connections(self.streams.len());
         if is_sample {
             self.meter
@@ -223,7 +265,7 @@ impl Shard {
         }
         self.meter
             .publish(self.server.counters(), self.server.allocation_count());
-        Ok(())
+        Ok((now.instant, arrivals))
     }
 
     fn wait(&self, events: &mut Vec<epoll::Event>) -> io::Result<()> {
@@ -232,17 +274,23 @@ impl Shard {
             self.deadline,
             self.streams.next_sweep(),
         ];
-        let next = timeouts.into_iter().flatten().min();
-        let timeout = next.map(|next| until(next, clock::read().instant));
+        let now = clock::read().instant;
+        // While draining, another shard may become the last one.
+        let look = self.deadline.map(|_| now + DRAINED_LOOK);
+        let next = timeouts.into_iter().flatten().chain(look).min();
+        let timeout = next.map(|next| until(next, now));
         match epoll::wait(&self.epoll, spare_capacity(events), timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
             Err(error) => Err(error.into()),
         }
     }
 
+    /// All shards end together: if one closed its listeners earlier, the kernel would give its part of the clients, and
+    /// some of the others', to shards that don't know them.
     fn is_done(&self, now: Instant) -> bool {
+        let nobody_busy = || self.control.busy_shards.load(Ordering::Relaxed) == 0;
         self.deadline
-            .is_some_and(|deadline| now >= deadline || self.server.allocation_count() == 0)
+            .is_some_and(|deadline| now >= deadline || nobody_busy())
     }
 
     fn wake(&mut self, now: Instant) {
@@ -260,39 +308,64 @@ impl Shard {
         }
     }
 
-    /// Reads at most [`PACKETS_PER_SOCKET`], so that one busy client doesn't starve the others.
-    fn read_listener(&mut self, index: u32, now: Now) {
-        for _ in 0..PACKETS_PER_SOCKET {
-            let listener = &self.sockets.listeners[index as usize];
-            let Some((length, remote)) = received(listener.socket.recv_from(&mut self.buffer)) else {
-                return;
-            };
+    /// Reads once: what is left is there in the next round, so that one busy client doesn't starve the others.
+    fn read_listener(&mut self, index: u32, now: Now, inbox: &mut Inbox) {
+        let listener = &self.sockets.listeners[index as usize];
+        let local = listener.local;
+        if !received(inbox.receive(&listener.socket)) {
+            return;
+        }
+        let mut outbox = Outbox::default();
+        for message in inbox.messages() {
             let from = FiveTuple {
                 transport: Transport::Udp,
-                local: listener.local,
-                remote,
+                local,
+                remote: message.from,
             };
-            let forward = self.server.client_input(now, from, &self.buffer[..length]);
-            self.sockets.pass_on(&forward, self.server.counters_mut());
+            for datagram in message.datagrams() {
+                outbox.push(self.server.client_input(now, from, datagram));
+                self.after_input(&mut outbox, now);
+            }
+        }
+        self.flush(&mut outbox);
+    }
+
+    fn read_relay(&mut self, relay: RelayId, now: Now, inbox: &mut Inbox) {
+        // It may have been closed by an event before this one.
+        let Some(socket) = self.sockets.relay(relay) else {
+            return;
+        };
+        if !received(inbox.receive(socket)) {
+            return;
+        }
+        let mut outbox = Outbox::default();
+        for message in inbox.messages() {
+            for datagram in message.datagrams() {
+                let forward = self.server.peer_input(now, relay, message.from, datagram);
+                let counters = self.server.counters_mut();
+                if !self.streams.pass_on(now.instant, &forward, counters) {
+                    outbox.push(forward);
+                }
+                if outbox.is_full() {
+                    self.flush(&mut outbox);
+                }
+            }
+        }
+        self.flush(&mut outbox);
+    }
+
+    /// Makes room, and does what is to be done: what is on its way goes first, before a relay is closed or its number
+    /// another's.
+    #[inline]
+    fn after_input(&mut self, outbox: &mut Outbox<'_>, now: Now) {
+        if outbox.is_full() || self.server.has_commands() {
+            self.flush(outbox);
             self.do_commands(now);
         }
     }
 
-    fn read_relay(&mut self, relay: RelayId, now: Now) {
-        for _ in 0..PACKETS_PER_SOCKET {
-            // It may have been closed by an event before this one.
-            let Some(socket) = self.sockets.relay(relay) else {
-                return;
-            };
-            let Some((length, peer)) = received(socket.recv_from(&mut self.buffer)) else {
-                return;
-            };
-            let forward = self.server.peer_input(now, relay, peer, &self.buffer[..length]);
-            let counters = self.server.counters_mut();
-            if !self.streams.pass_on(now.instant, &forward, counters) {
-                self.sockets.pass_on(&forward, counters);
-            }
-        }
+    fn flush(&mut self, outbox: &mut Outbox<'_>) {
+        outbox.flush(&self.sockets, &mut self.segmentation, self.server.counters_mut());
     }
 
     /// Sends on what waited for room, reads once, and does what the client says.
@@ -308,19 +381,23 @@ impl Shard {
     }
 
     fn hear(&mut self, slot: u32, from: FiveTuple, mut bytes: &[u8], now: Now) {
+        let mut outbox = Outbox::default();
         loop {
             match first_message(bytes) {
                 Ok(Some((message, rest))) => {
-                    let forward = self.server.client_input(now, from, message);
-                    self.sockets.pass_on(&forward, self.server.counters_mut());
-                    self.do_commands(now);
+                    outbox.push(self.server.client_input(now, from, message));
+                    self.after_input(&mut outbox, now);
                     bytes = rest;
                 }
                 Ok(None) => {
+                    self.flush(&mut outbox);
                     let has_allocation = self.server.has_allocation(&from);
                     return self.streams.keep(slot, bytes, has_allocation);
                 }
-                Err(NotOurs) => return self.streams.malformed(slot),
+                Err(NotOurs) => {
+                    self.flush(&mut outbox);
+                    return self.streams.malformed(slot);
+                }
             }
         }
     }
@@ -387,10 +464,10 @@ impl Shard {
     }
 }
 
-/// A datagram and its sender; `None` where there is none now. An error of an earlier datagram (ICMP) ends this
-/// socket's round, no more: epoll says so if there is something left to read.
-fn received(result: io::Result<(usize, SocketAddr)>) -> Option<(usize, SocketAddr)> {
-    result.ok()
+/// Whether there is something. An error of an earlier datagram (ICMP) ends this socket's round, no more: epoll says so
+/// if there is something left to read.
+fn received(result: io::Result<usize>) -> bool {
+    result.is_ok()
 }
 
 fn watch(epoll: &OwnedFd, socket: impl AsFd, token: Token) -> io::Result<()> {
@@ -413,10 +490,14 @@ fn until(next: Instant, now: Instant) -> Timespec {
 }
 
 const EVENTS_PER_WAIT: usize = 256;
+/// How soon a draining shard sees that all others are done.
+const DRAINED_LOOK: Duration = Duration::from_millis(50);
+/// How many messages are read from a socket at once, each one datagram or several merged ones.
+const MESSAGES_PER_READ: usize = 64;
+const TIMER_SLACK_NS: u64 = 5_000;
 const ROUNDS_PER_SAMPLE: u64 = 64;
-const PACKETS_PER_SOCKET: usize = 64;
-/// More than UDP can carry, so that nothing is cut off.
-const MAX_DATAGRAM: usize = 65_536;
+/// What is read from a stream at once.
+const STREAM_BYTES: usize = 65_536;
 
 #[cfg(test)]
 #[allow(clippy::disallowed_methods, reason = "the test has sockets of its own")]
@@ -447,20 +528,57 @@ mod tests {
     fn a_packet_through_the_sockets_allocates_nothing() {
         let (mut shard, client, peer) = with_channel();
         let mut events = Vec::with_capacity(EVENTS_PER_WAIT);
+        let mut inbox = Inbox::new(MESSAGES_PER_READ);
         let mut buffer = [0; 2048];
         let channel_data = [&[0x40, 0x00, 0x04, 0x00][..], &[1; 1024]].concat();
         let counted = allocation_counter::measure(|| {
             for _ in 0..100 {
                 client.send(&channel_data).unwrap();
-                shard.turn(&mut events).unwrap();
+                shard.turn(&mut events, &mut inbox).unwrap();
                 let (length, relay) = peer.recv_from(&mut buffer).unwrap();
                 peer.send_to(&buffer[..length], relay).unwrap();
-                shard.turn(&mut events).unwrap();
+                shard.turn(&mut events, &mut inbox).unwrap();
                 let length = client.recv(&mut buffer).unwrap();
                 assert_eq!(buffer[..length], channel_data);
             }
         });
         assert_eq!(counted.count_total, 0);
+    }
+
+    #[test]
+    fn each_client_is_served_by_one_of_several_shards_and_all_shards_serve() {
+        let shards = shards(3);
+        let server = shards[0].listen_addresses().next().unwrap();
+        let controls: Vec<_> = shards.iter().map(|shard| shard.control.clone()).collect();
+        let run = |shard: Shard| std::thread::spawn(|| shard.run().unwrap());
+        let threads: Vec<_> = shards.into_iter().map(run).collect();
+        let ask = |client: &UdpSocket, request: &[u8]| {
+            client.send(request).unwrap();
+            received_by(client)
+        };
+        let pairs: Vec<_> = (0..40).map(|_| bind_channel(server, ask)).collect();
+        for (number, (client, peer)) in (0_u8..).zip(&pairs) {
+            let payload = [number; 1000];
+            let channel_data = [&[0x40, 0x00, 0x03, 0xE8][..], &payload].concat();
+            client.send(&channel_data).unwrap();
+            let mut buffer = [0; 2048];
+            let (length, relay) = peer.recv_from(&mut buffer).unwrap();
+            assert_eq!(buffer[..length], payload);
+            peer.send_to(&payload, relay).unwrap();
+            assert_eq!(received_by(client), channel_data);
+        }
+        // That one of three stays without any of 40 clients happens once in millions of runs.
+        assert_eq!(controls[0].busy_shards.load(Ordering::Relaxed), 3);
+        controls.iter().for_each(|control| control.drain().unwrap());
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+    }
+
+    #[test]
+    fn an_address_that_another_server_has_is_not_shared_with_it() {
+        let one = Listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        one.beside().unwrap();
+        let error = Listener::bind(one.local).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
     }
 
     #[test]
@@ -472,11 +590,23 @@ mod tests {
 
     /// A shard, a client with channel 0x4000 on it, and the peer behind that channel.
     fn with_channel() -> (Shard, UdpSocket, UdpSocket) {
-        let mut shard = shard();
-        let client = UdpSocket::bind("127.0.0.1:0").unwrap();
-        client.connect(shard.listen_addresses().next().unwrap()).unwrap();
-        let peer = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let challenge = ask(&mut shard, &client, &request(ALLOCATE, "none", &[]));
+        let mut shard = shards(1).remove(0);
+        let address = shard.listen_addresses().next().unwrap();
+        let (client, peer) = bind_channel(address, |client, request| ask(&mut shard, client, request));
+        (shard, client, peer)
+    }
+
+    /// A client with channel 0x4000 on it, and the peer behind that channel.
+    fn bind_channel(
+        server: SocketAddr,
+        mut ask: impl FnMut(&UdpSocket, &[u8]) -> Vec<u8>,
+    ) -> (UdpSocket, UdpSocket) {
+        let [client, peer] = [(); 2].map(|()| UdpSocket::bind("127.0.0.1:0").unwrap());
+        for socket in [&client, &peer] {
+            socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        }
+        client.connect(server).unwrap();
+        let challenge = ask(&client, &request(ALLOCATE, "none", &[]));
         let nonce = Message::from_bytes(&challenge)
             .unwrap()
             .attribute::<Nonce>()
@@ -484,23 +614,20 @@ mod tests {
             .nonce()
             .to_owned();
         let udp = RequestedTransport::new(17);
-        ask(&mut shard, &client, &request(ALLOCATE, &nonce, &[&udp]));
+        ask(&client, &request(ALLOCATE, &nonce, &[&udp]));
         let number = ChannelNumber::new(0x4000);
         let address = XorPeerAddress::new(peer.local_addr().unwrap(), 1_u128.into());
-        let bound = ask(
-            &mut shard,
-            &client,
-            &request(CHANNEL_BIND, &nonce, &[&number, &address]),
-        );
+        let bound = ask(&client, &request(CHANNEL_BIND, &nonce, &[&number, &address]));
         assert!(
             Message::from_bytes(&bound)
                 .unwrap()
                 .has_class(stun_types::message::MessageClass::Success)
         );
-        (shard, client, peer)
+        (client, peer)
     }
 
-    fn shard() -> Shard {
+    /// Shards at one address.
+    fn shards(count: usize) -> Vec<Shard> {
         let config = Config {
             realm: "r".to_owned(),
             rules: Rules {
@@ -516,26 +643,23 @@ mod tests {
             unproven_answers: NO_LIMIT,
             auth_failures: NO_LIMIT,
         };
-        let streams = StreamSetup {
-            listeners: vec![],
-            tls: None,
-            shared: config.shared.clone(),
-        };
         let nonces = Nonces::new([7; 32], clock::read().instant);
-        let server = Server::new(config, nonces, StdRng::seed_from_u64(7));
-        let listener = Listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let first = Listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let mut listeners: Vec<_> = (1..count).map(|_| first.beside().unwrap()).collect();
+        listeners.push(first);
         let meter = Meter::new(&Registry::new()).unwrap();
-        let control = Arc::new(Control::new().unwrap());
-        Shard::new(
-            server,
-            vec![listener],
-            streams,
-            vec![],
-            Duration::ZERO,
-            meter,
-            control,
-        )
-        .unwrap()
+        let controls = Control::of_shards(count).unwrap();
+        let shard = |(listener, control)| {
+            let streams = StreamSetup {
+                listeners: vec![],
+                tls: None,
+                shared: config.shared.clone(),
+            };
+            let server = Server::new(config.clone(), nonces.clone(), StdRng::seed_from_u64(7));
+            let (grace, meter) = (Duration::ZERO, meter.clone());
+            Shard::new(server, vec![listener], streams, vec![], grace, meter, control).unwrap()
+        };
+        listeners.into_iter().zip(controls).map(shard).collect()
     }
 
     fn request(method: Method, nonce: &str, attributes: &[&dyn AttributeWrite]) -> Vec<u8> {
@@ -560,9 +684,15 @@ mod tests {
 
     fn ask(shard: &mut Shard, client: &UdpSocket, request: &[u8]) -> Vec<u8> {
         client.send(request).unwrap();
-        shard.turn(&mut Vec::with_capacity(1)).unwrap();
+        shard
+            .turn(&mut Vec::with_capacity(1), &mut Inbox::new(1))
+            .unwrap();
+        received_by(client)
+    }
+
+    fn received_by(socket: &UdpSocket) -> Vec<u8> {
         let mut buffer = [0; 2048];
-        let length = client.recv(&mut buffer).unwrap();
+        let length = socket.recv(&mut buffer).unwrap();
         buffer[..length].to_vec()
     }
 

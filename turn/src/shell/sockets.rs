@@ -1,18 +1,14 @@
 //! Sockets, and what the system says about addresses.
 
 use std::collections::BTreeSet;
-use std::io::{self, IoSlice};
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
-use rustix::net::{
-    AddressFamily, SendAncillaryBuffer, SendFlags, SocketFlags, SocketType, sendmsg_addr, socket_with,
-    sockopt,
-};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with, sockopt};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::core::counters::{Counters, Direction, Drop};
-use crate::core::server::{Forward, OpenFailure};
-use crate::core::wire::Envelope;
+use super::datagrams;
+use crate::core::server::OpenFailure;
 use crate::core::{FiveTuple, RelayId};
 
 /// Where clients come in.
@@ -31,8 +27,22 @@ impl Listener {
     /// Where the address can't be bound.
     pub fn bind(address: SocketAddr) -> io::Result<Self> {
         let socket = udp(address)?;
+        // Only now, so that another server at this address would have been noticed.
+        sockopt::set_socket_reuseport(&socket, true)?;
         let local = socket.local_addr()?;
         Ok(Self { local, socket })
+    }
+
+    /// Another one at the same address. The kernel gives each client to one of them, always the same by its address
+    /// and port, as long as none is closed.
+    ///
+    /// # Errors
+    /// Where the address can't be bound.
+    pub fn beside(&self) -> io::Result<Self> {
+        Ok(Self {
+            local: self.local,
+            socket: bound(self.local, true)?,
+        })
     }
 }
 
@@ -71,80 +81,30 @@ impl Sockets {
         self.relays.get(relay.0 as usize)?.as_ref()
     }
 
-    /// Sends what the core wants passed on, and counts what became of it.
-    #[inline]
-    pub(super) fn pass_on(&self, forward: &Forward<'_>, counters: &mut Counters) {
-        let (sent, direction, length) = match forward {
-            Forward::Nothing => return,
-            Forward::ToPeer { relay, peer, payload } => (
-                self.to_peer(*relay, *peer, payload),
-                Direction::ToPeer,
-                payload.len(),
-            ),
-            Forward::ToClient {
-                to,
-                envelope,
-                payload,
-            } => (
-                self.to_client(to, envelope, payload),
-                Direction::ToClient,
-                payload.len(),
-            ),
-        };
-        match sent {
-            Ok(()) => counters.relayed(direction, length),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                counters.dropped(direction, Drop::SendBufferFull);
-            }
-            Err(_) => counters.dropped(direction, Drop::SendFailed),
-        }
-    }
-
     /// Sends an answer. Whether it arrives is the client's to find out, by asking again.
     pub(super) fn answer(&self, to: &FiveTuple, bytes: &[u8]) -> io::Result<()> {
-        self.listener(to)?.socket.send_to(bytes, to.remote)?;
-        Ok(())
-    }
-
-    fn to_peer(&self, relay: RelayId, peer: SocketAddr, payload: &[u8]) -> io::Result<()> {
-        let socket = self.relay(relay).ok_or(io::ErrorKind::NotFound)?;
-        socket.send_to(payload, peer)?;
-        Ok(())
-    }
-
-    /// Head, payload and padding go out as one datagram without being copied together first.
-    fn to_client(&self, to: &FiveTuple, envelope: &Envelope, payload: &[u8]) -> io::Result<()> {
-        let parts = [
-            IoSlice::new(envelope.head()),
-            IoSlice::new(payload),
-            IoSlice::new(envelope.padding()),
-        ];
-        let socket = &self.listener(to)?.socket;
-        sendmsg_addr(
-            socket,
-            &to.remote,
-            &parts,
-            &mut SendAncillaryBuffer::default(),
-            SendFlags::empty(),
-        )?;
+        let listener = self.listener(to.local).ok_or(io::ErrorKind::NotFound)?;
+        listener.send_to(bytes, to.remote)?;
         Ok(())
     }
 
     /// There are few, so looking at each is the quickest.
-    fn listener(&self, client: &FiveTuple) -> io::Result<&Listener> {
-        let found = self
-            .listeners
-            .iter()
-            .find(|listener| listener.local == client.local);
-        found.ok_or_else(|| io::ErrorKind::NotFound.into())
+    pub(super) fn listener(&self, local: SocketAddr) -> Option<&UdpSocket> {
+        let found = self.listeners.iter().find(|listener| listener.local == local);
+        found.map(|listener| &listener.socket)
     }
 }
 
-/// A UDP socket that doesn't block, with large buffers: video comes in bursts. An IPv6 one takes no IPv4.
+/// A UDP socket that doesn't block, with large buffers since video comes in bursts, and that hands over merged datagrams:
+/// to be read with an [`Inbox`](datagrams::Inbox). An IPv6 one takes no IPv4.
 ///
 /// # Errors
 /// Where the address can't be bound.
 pub fn udp(address: SocketAddr) -> io::Result<UdpSocket> {
+    bound(address, false)
+}
+
+fn bound(address: SocketAddr, beside_others: bool) -> io::Result<UdpSocket> {
     let family = match address {
         SocketAddr::V4(_) => AddressFamily::INET,
         SocketAddr::V6(_) => AddressFamily::INET6,
@@ -154,11 +114,15 @@ pub fn udp(address: SocketAddr) -> io::Result<UdpSocket> {
     if address.is_ipv6() {
         sockopt::set_ipv6_v6only(&socket, true)?;
     }
+    if beside_others {
+        sockopt::set_socket_reuseport(&socket, true)?;
+    }
     rustix::net::bind(&socket, &address)?;
     let socket = UdpSocket::from(socket);
     // The kernel cuts these to net.core.rmem_max and wmem_max; there is nothing to do about less.
     let _ = sockopt::set_socket_recv_buffer_size(&socket, BUFFER_BYTES);
     let _ = sockopt::set_socket_send_buffer_size(&socket, BUFFER_BYTES);
+    datagrams::receive_merged(&socket, true);
     Ok(socket)
 }
 
@@ -183,7 +147,7 @@ pub(super) fn route_to(client: SocketAddr) -> io::Result<IpAddr> {
 }
 
 /// Lets this process have a socket for each allocation, as far as the system does.
-pub(super) fn raise_open_files(allocations: usize) {
+pub fn raise_open_files(allocations: usize) {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
         current: limit.maximum,

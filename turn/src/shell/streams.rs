@@ -35,6 +35,18 @@ impl StreamListener {
     /// # Errors
     /// Where the address can't be bound.
     pub(super) fn bind(address: SocketAddr, tls: bool) -> io::Result<Self> {
+        Self::bound(address, tls, false)
+    }
+
+    /// Another one at the same address; the kernel gives each new connection to one of them.
+    ///
+    /// # Errors
+    /// Where the address can't be bound.
+    pub(super) fn beside(&self) -> io::Result<Self> {
+        Self::bound(self.local, self.tls, true)
+    }
+
+    fn bound(address: SocketAddr, tls: bool, beside_others: bool) -> io::Result<Self> {
         let family = match address {
             SocketAddr::V4(_) => AddressFamily::INET,
             SocketAddr::V6(_) => AddressFamily::INET6,
@@ -46,7 +58,12 @@ impl StreamListener {
         if address.is_ipv6() {
             sockopt::set_ipv6_v6only(&socket, true)?;
         }
+        if beside_others {
+            sockopt::set_socket_reuseport(&socket, true)?;
+        }
         rustix::net::bind(&socket, &address)?;
+        // For the first one only now, so that another server at this address would have been noticed.
+        sockopt::set_socket_reuseport(&socket, true)?;
         rustix::net::listen(&socket, BACKLOG)?;
         let socket = TcpListener::from(socket);
         let local = socket.local_addr()?;

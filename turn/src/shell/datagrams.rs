@@ -1,0 +1,379 @@
+//! Datagrams in batches: many in and out with one system call, and runs of them in one piece of work for the kernel.
+//!
+//! ```text
+//!  recvmmsg, UDP_GRO        one message: ┌──────────┬──────────┬──────────┬─────┐ cut every `segment` bytes
+//!                                        └──────────┴──────────┴──────────┴─────┘ (the last may be shorter)
+//!  sendmmsg, UDP_SEGMENT    one message: head body head body head body            gathered, then cut likewise
+//! ```
+//!
+//! These system calls, and the options behind them, have no safe wrapper that takes a segment size for each message of
+//! a batch without allocating, so the calls stand here, and nowhere else.
+
+#![expect(unsafe_code, reason = "recvmmsg, sendmmsg and their control messages")]
+
+use std::io::{self, IoSlice};
+use std::mem::{self, MaybeUninit};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::os::fd::{AsFd, AsRawFd as _};
+use std::ptr;
+
+/// What was received, until the next [`Inbox::receive`].
+pub struct Inbox {
+    bytes: Box<[u8]>,
+    addresses: Box<[libc::sockaddr_storage]>,
+    controls: Box<[Control]>,
+    vectors: Box<[libc::iovec]>,
+    headers: Box<[libc::mmsghdr]>,
+    received: usize,
+}
+
+/// One message of an [`Inbox`]: one datagram, or several of one sender that the kernel merged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Received<'a> {
+    /// The sender.
+    pub from: SocketAddr,
+    /// The datagrams, one after another.
+    pub bytes: &'a [u8],
+    /// The length of each but the last, which may be shorter.
+    pub segment: usize,
+}
+
+impl<'a> Received<'a> {
+    /// Each datagram. An empty message is one empty datagram.
+    pub fn datagrams(self) -> impl Iterator<Item = &'a [u8]> {
+        let empty = self.bytes.is_empty().then_some(self.bytes);
+        self.bytes.chunks(self.segment.max(1)).chain(empty)
+    }
+}
+
+// SAFETY: the pointers among the fields lead into the boxes beside them, which move with it.
+unsafe impl Send for Inbox {}
+
+impl std::fmt::Debug for Inbox {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inbox")
+            .field("received", &self.received)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Inbox {
+    /// Room for so many messages at once. Of the memory, only what is used becomes real.
+    pub fn new(messages: usize) -> Self {
+        // SAFETY: all of these are plain C data, for which zeros are valid.
+        let zeroed = || unsafe { mem::zeroed() };
+        let mut inbox = Self {
+            bytes: vec![0; messages * STRIDE].into(),
+            addresses: vec![zeroed(); messages].into(),
+            controls: vec![Control([0; CONTROL_LEN]); messages].into(),
+            // SAFETY: as above.
+            vectors: vec![unsafe { mem::zeroed() }; messages].into(),
+            // SAFETY: as above.
+            headers: vec![unsafe { mem::zeroed() }; messages].into(),
+            received: messages,
+        };
+        for index in 0..messages {
+            inbox.vectors[index] = libc::iovec {
+                iov_base: inbox.bytes[index * STRIDE..][..MAX_MESSAGE].as_mut_ptr().cast(),
+                iov_len: MAX_MESSAGE,
+            };
+            let header = &mut inbox.headers[index].msg_hdr;
+            header.msg_name = (&raw mut inbox.addresses[index]).cast();
+            header.msg_control = (&raw mut inbox.controls[index]).cast();
+            header.msg_iov = &raw mut inbox.vectors[index];
+            header.msg_iovlen = 1;
+        }
+        inbox
+    }
+
+    /// How many messages there is room for.
+    pub fn capacity(&self) -> usize {
+        self.headers.len()
+    }
+
+    /// Receives what there is, without waiting, and gives the number of messages. Fewer than [`Self::capacity`] means
+    /// that there was no more.
+    ///
+    /// # Errors
+    /// `WouldBlock` where there is nothing; others as recvmmsg(2).
+    pub fn receive(&mut self, socket: impl AsFd) -> io::Result<usize> {
+        for header in &mut self.headers[..self.received] {
+            header.msg_hdr.msg_namelen = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
+            header.msg_hdr.msg_controllen = CONTROL_LEN as _;
+        }
+        self.received = 0;
+        // SAFETY: each header leads to memory of this inbox, of the length that it says.
+        let received = unsafe {
+            libc::recvmmsg(
+                socket.as_fd().as_raw_fd(),
+                self.headers.as_mut_ptr(),
+                self.headers.len() as libc::c_uint,
+                libc::MSG_DONTWAIT,
+                ptr::null_mut(),
+            )
+        };
+        self.received = usize::try_from(received).map_err(|_| io::Error::last_os_error())?;
+        Ok(self.received)
+    }
+
+    /// What the last [`Self::receive`] brought.
+    pub fn messages(&self) -> impl Iterator<Item = Received<'_>> {
+        (0..self.received).filter_map(|index| self.message(index))
+    }
+
+    fn message(&self, index: usize) -> Option<Received<'_>> {
+        let header = &self.headers[index];
+        let bytes = &self.bytes[index * STRIDE..][..header.msg_len as usize];
+        Some(Received {
+            from: address_of(&self.addresses[index])?,
+            bytes,
+            segment: merged_segment(&header.msg_hdr).unwrap_or(bytes.len()),
+        })
+    }
+}
+
+/// One message to send: one datagram, or several to one receiver for the kernel to cut.
+#[derive(Debug, Clone, Copy)]
+pub struct Message<'a> {
+    /// The receiver.
+    pub to: SocketAddr,
+    /// The bytes, gathered in this order.
+    pub parts: &'a [IoSlice<'a>],
+    /// Where set, a datagram is cut off after every so many bytes.
+    pub segment: Option<u16>,
+}
+
+/// Sends the first of `messages`, without waiting, and gives their number: all, but where one was refused or there are
+/// more than [`MAX_MESSAGES`].
+///
+/// # Errors
+/// Why the first was refused, as sendmmsg(2).
+pub fn send(socket: impl AsFd, messages: &[Message<'_>]) -> io::Result<usize> {
+    let mut addresses = [const { MaybeUninit::<Address>::uninit() }; MAX_MESSAGES];
+    let mut controls = [const { MaybeUninit::<Control>::uninit() }; MAX_MESSAGES];
+    let mut headers = [const { MaybeUninit::<libc::mmsghdr>::uninit() }; MAX_MESSAGES];
+    let places = addresses.iter_mut().zip(&mut controls).zip(&mut headers);
+    for (message, ((address, control), header)) in messages.iter().zip(places) {
+        header.write(header_of(message, address, control));
+    }
+    let count = messages.len().min(MAX_MESSAGES);
+    // SAFETY: the first `count` headers were written just now. What they lead to outlives the call, and the kernel
+    // only reads it.
+    let sent = unsafe {
+        libc::sendmmsg(
+            socket.as_fd().as_raw_fd(),
+            headers.as_mut_ptr().cast(),
+            count as libc::c_uint,
+            libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL,
+        )
+    };
+    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+}
+
+/// Whether the kernel may hand over datagrams of one sender merged. Where it can't, they come one by one.
+pub fn receive_merged(socket: impl AsFd, on: bool) {
+    set(socket, libc::SOL_UDP, libc::UDP_GRO, on);
+}
+
+/// Sends without checksums; then the kernel refuses to cut runs.
+#[cfg(test)]
+pub(super) fn without_checksums(socket: impl AsFd) {
+    set(socket, libc::SOL_SOCKET, libc::SO_NO_CHECK, true);
+}
+
+/// What is not known to this kernel stays as it is.
+fn set(socket: impl AsFd, level: libc::c_int, option: libc::c_int, on: bool) {
+    let on = libc::c_int::from(on);
+    // SAFETY: the option's value is an int, and that is its length.
+    unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            level,
+            option,
+            (&raw const on).cast(),
+            size_of_val(&on) as libc::socklen_t,
+        )
+    };
+}
+
+fn header_of(
+    message: &Message<'_>,
+    address: &mut MaybeUninit<Address>,
+    control: &mut MaybeUninit<Control>,
+) -> libc::mmsghdr {
+    let (address, address_len) = Address::of(message.to, address);
+    // SAFETY: plain C data, for which zeros are valid.
+    let mut header: libc::mmsghdr = unsafe { mem::zeroed() };
+    header.msg_hdr.msg_name = ptr::from_mut(address).cast();
+    header.msg_hdr.msg_namelen = address_len;
+    // IoSlice is an iovec by its own promise.
+    header.msg_hdr.msg_iov = message.parts.as_ptr().cast_mut().cast();
+    header.msg_hdr.msg_iovlen = message.parts.len() as _;
+    if let Some(segment) = message.segment {
+        let control = control.write(Control([0; CONTROL_LEN]));
+        header.msg_hdr.msg_control = ptr::from_mut(control).cast();
+        // SAFETY: these only calculate.
+        let (space, len) = unsafe { (libc::CMSG_SPACE(2), libc::CMSG_LEN(2)) };
+        header.msg_hdr.msg_controllen = space as _;
+        // SAFETY: `control` is aligned for a cmsghdr and has room for one with two bytes behind it.
+        unsafe {
+            let first = libc::CMSG_FIRSTHDR(&raw const header.msg_hdr);
+            (*first).cmsg_level = libc::SOL_UDP;
+            (*first).cmsg_type = libc::UDP_SEGMENT;
+            (*first).cmsg_len = len as _;
+            libc::CMSG_DATA(first).cast::<u16>().write_unaligned(segment);
+        }
+    }
+    header
+}
+
+/// An address as the kernel takes it.
+#[repr(C)]
+union Address {
+    v4: libc::sockaddr_in,
+    v6: libc::sockaddr_in6,
+}
+
+impl Address {
+    fn of(address: SocketAddr, place: &mut MaybeUninit<Self>) -> (&mut Self, libc::socklen_t) {
+        match address {
+            SocketAddr::V4(address) => {
+                let v4 = libc::sockaddr_in {
+                    sin_family: libc::AF_INET as libc::sa_family_t,
+                    sin_port: address.port().to_be(),
+                    sin_addr: libc::in_addr {
+                        s_addr: u32::from_ne_bytes(address.ip().octets()),
+                    },
+                    sin_zero: [0; 8],
+                };
+                (place.write(Self { v4 }), size_of_val(&v4) as libc::socklen_t)
+            }
+            SocketAddr::V6(address) => {
+                let v6 = libc::sockaddr_in6 {
+                    sin6_family: libc::AF_INET6 as libc::sa_family_t,
+                    sin6_port: address.port().to_be(),
+                    sin6_flowinfo: address.flowinfo(),
+                    sin6_addr: libc::in6_addr {
+                        s6_addr: address.ip().octets(),
+                    },
+                    sin6_scope_id: address.scope_id(),
+                };
+                (place.write(Self { v6 }), size_of_val(&v6) as libc::socklen_t)
+            }
+        }
+    }
+}
+
+fn address_of(storage: &libc::sockaddr_storage) -> Option<SocketAddr> {
+    match libc::c_int::from(storage.ss_family) {
+        libc::AF_INET => {
+            // SAFETY: the family says so, and the storage is large and aligned enough for every kind of address.
+            let v4 = unsafe { &*ptr::from_ref(storage).cast::<libc::sockaddr_in>() };
+            let ip = Ipv4Addr::from(v4.sin_addr.s_addr.to_ne_bytes());
+            Some(SocketAddrV4::new(ip, u16::from_be(v4.sin_port)).into())
+        }
+        libc::AF_INET6 => {
+            // SAFETY: as above.
+            let v6 = unsafe { &*ptr::from_ref(storage).cast::<libc::sockaddr_in6>() };
+            let ip = Ipv6Addr::from(v6.sin6_addr.s6_addr);
+            let port = u16::from_be(v6.sin6_port);
+            Some(SocketAddrV6::new(ip, port, v6.sin6_flowinfo, v6.sin6_scope_id).into())
+        }
+        _ => None,
+    }
+}
+
+/// The segment size, where the kernel merged several datagrams into this message.
+fn merged_segment(header: &libc::msghdr) -> Option<usize> {
+    // SAFETY: the kernel has filled in the control message and its length.
+    let first = unsafe { libc::CMSG_FIRSTHDR(header).as_ref() }?;
+    if (first.cmsg_level, first.cmsg_type) != (libc::SOL_UDP, libc::UDP_GRO) {
+        return None;
+    }
+    // SAFETY: such a control message holds an int.
+    let segment = unsafe { libc::CMSG_DATA(first).cast::<libc::c_int>().read_unaligned() };
+    usize::try_from(segment).ok().filter(|segment| *segment > 0)
+}
+
+/// Room for one control message with an int in it, aligned as the kernel wants it.
+#[derive(Clone, Copy)]
+#[repr(C, align(8))]
+struct Control([u8; CONTROL_LEN]);
+
+/// How many messages one [`send`] sends at most.
+pub const MAX_MESSAGES: usize = 32;
+/// More than UDP can carry, so that nothing is cut off.
+const MAX_MESSAGE: usize = 65_536;
+/// Some cache lines more than that: buffers a power of two apart would all compete for the same places of the cache.
+const STRIDE: usize = MAX_MESSAGE + 19 * 64;
+const CONTROL_LEN: usize = 32;
+
+#[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "the tests have sockets of their own")]
+mod tests {
+    use std::net::UdpSocket;
+
+    use super::*;
+
+    #[test]
+    fn what_was_sent_in_one_piece_is_received_in_one_and_cut_again() {
+        let (from, to) = pair("127.0.0.1:0");
+        let bytes: Vec<u8> = (0..2500_u32).map(|at| (at / 3) as u8).collect();
+        let parts = [IoSlice::new(&bytes[..7]), IoSlice::new(&bytes[7..])];
+        let message = Message {
+            to: to.local_addr().unwrap(),
+            parts: &parts,
+            segment: Some(1000),
+        };
+        assert_eq!(send(&from, &[message]).unwrap(), 1);
+        let mut inbox = Inbox::new(4);
+        assert_eq!(inbox.receive(&to).unwrap(), 1);
+        let message = inbox.messages().next().unwrap();
+        assert_eq!(
+            (message.from, message.segment),
+            (from.local_addr().unwrap(), 1000)
+        );
+        let cut: Vec<_> = message.datagrams().collect();
+        assert_eq!(cut, [&bytes[..1000], &bytes[1000..2000], &bytes[2000..]]);
+    }
+
+    #[test]
+    fn datagrams_come_one_by_one_with_their_senders_and_in_several_rounds() {
+        for any in ["127.0.0.1:0", "[::1]:0"] {
+            let (from, to) = pair(any);
+            let (other, _) = pair(any);
+            let to_address = to.local_addr().unwrap();
+            for (socket, text) in [(&from, "one"), (&other, ""), (&from, "three")] {
+                socket.send_to(text.as_bytes(), to_address).unwrap();
+            }
+            let mut inbox = Inbox::new(2);
+            let mut came = Vec::new();
+            while let Ok(1..) = inbox.receive(&to) {
+                for message in inbox.messages() {
+                    came.extend(message.datagrams().map(|bytes| (message.from, bytes.to_vec())));
+                }
+            }
+            let (from, other) = (from.local_addr().unwrap(), other.local_addr().unwrap());
+            let sent = [
+                (from, b"one".to_vec()),
+                (other, vec![]),
+                (from, b"three".to_vec()),
+            ];
+            assert_eq!(came, sent);
+        }
+    }
+
+    #[test]
+    fn an_empty_socket_would_block() {
+        let (_, to) = pair("127.0.0.1:0");
+        let error = Inbox::new(2).receive(&to).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+    }
+
+    fn pair(any: &str) -> (UdpSocket, UdpSocket) {
+        let bind = || UdpSocket::bind(any).unwrap();
+        let (from, to) = (bind(), bind());
+        receive_merged(&to, true);
+        (from, to)
+    }
+}

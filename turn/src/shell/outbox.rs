@@ -1,0 +1,538 @@
+//! What waits to be sent: payloads to pass on, kept in runs that the kernel can send as one.
+//!
+//! ```text
+//!  Forward ─► push ─┬─ same way, same receiver, same length ──► longer run ─┐
+//!                   └─ else ──────────────────────────────────► new run ────┴─► flush: one sendmmsg per socket,
+//!                                                                               UDP_SEGMENT for each run
+//! ```
+//!
+//! Nothing is copied: heads, payloads and padding are gathered from where they lie. The order of the datagrams to one
+//! receiver is kept. A run is what UDP_SEGMENT can cut: equal lengths, the last may be shorter.
+
+use std::io::{self, IoSlice};
+use std::net::SocketAddr;
+use std::os::fd::BorrowedFd;
+
+use arrayvec::ArrayVec;
+
+use super::datagrams::{MAX_MESSAGES, Message, send};
+use super::sockets::Sockets;
+use crate::core::RelayId;
+use crate::core::counters::{Counters, Direction, Drop};
+use crate::core::server::Forward;
+use crate::core::wire::Envelope;
+
+/// Payloads of one inbox on their way. To be emptied with [`Outbox::flush`].
+#[derive(Debug, Default)]
+pub(super) struct Outbox<'a> {
+    datagrams: ArrayVec<Datagram<'a>, MAX_DATAGRAMS>,
+    runs: ArrayVec<Run, MAX_MESSAGES>,
+}
+
+/// Whether the kernel may be asked to cut runs.
+#[derive(Debug, Default)]
+pub(super) struct Segmentation {
+    /// How many runs are sent datagram by datagram before it is asked again.
+    rest: u32,
+}
+
+#[derive(Debug)]
+struct Datagram<'a> {
+    envelope: Option<Envelope>,
+    payload: &'a [u8],
+}
+
+/// The socket that something leaves by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Relay(RelayId),
+    /// The listener of this address.
+    Listener(SocketAddr),
+}
+
+#[derive(Debug)]
+struct Run {
+    way: Way,
+    to: SocketAddr,
+    /// How many datagrams.
+    count: usize,
+    /// The length of the first.
+    length: usize,
+    /// All their bytes.
+    total: usize,
+    /// Whether the last is as long as the first, so that another may follow.
+    is_open: bool,
+}
+
+impl<'a> Outbox<'a> {
+    /// Whether it must be flushed before more goes in.
+    pub(super) fn is_full(&self) -> bool {
+        self.datagrams.is_full() || self.runs.is_full()
+    }
+
+    /// Takes a payload in. There must be room.
+    #[inline]
+    pub(super) fn push(&mut self, forward: Forward<'a>) {
+        match forward {
+            Forward::Nothing => {}
+            Forward::ToPeer { relay, peer, payload } => self.add(Way::Relay(relay), peer, None, payload),
+            Forward::ToClient {
+                to,
+                envelope,
+                payload,
+            } => self.add(Way::Listener(to.local), to.remote, Some(envelope), payload),
+        }
+    }
+
+    fn add(&mut self, way: Way, to: SocketAddr, envelope: Option<Envelope>, payload: &'a [u8]) {
+        let datagram = Datagram { envelope, payload };
+        let length = datagram.length();
+        match self.runs.last_mut() {
+            Some(run) if run.takes(way, to, length) => {
+                run.count += 1;
+                run.total += length;
+                run.is_open = length == run.length;
+            }
+            _ => self.runs.push(Run {
+                way,
+                to,
+                count: 1,
+                length,
+                total: length,
+                is_open: (1..=MAX_SEGMENT).contains(&length),
+            }),
+        }
+        self.datagrams.push(datagram);
+    }
+
+    /// Sends all there is, and counts what became of it.
+    pub(super) fn flush(
+        &mut self,
+        sockets: &Sockets,
+        segmentation: &mut Segmentation,
+        counters: &mut Counters,
+    ) {
+        let (mut datagrams, mut runs) = (&self.datagrams[..], &self.runs[..]);
+        while let Some(first) = runs.first() {
+            let alike = runs.iter().take_while(|run| run.way == first.way).count();
+            let (now, later) = runs.split_at(alike);
+            let (these, rest) = datagrams.split_at(now.iter().map(|run| run.count).sum());
+            match sockets.by_way(first.way) {
+                Some(socket) => send_runs(socket, now, these, segmentation, counters),
+                None => these
+                    .iter()
+                    .for_each(|_| counters.dropped(first.direction(), Drop::SendFailed)),
+            }
+            (datagrams, runs) = (rest, later);
+        }
+        self.datagrams.clear();
+        self.runs.clear();
+    }
+}
+
+impl Run {
+    #[inline]
+    fn takes(&self, way: Way, to: SocketAddr, length: usize) -> bool {
+        self.is_open
+            && (1..=self.length).contains(&length)
+            && self.count < MAX_SEGMENTS
+            && self.total + length <= MAX_RUN_BYTES
+            && self.way == way
+            && self.to == to
+    }
+
+    fn direction(&self) -> Direction {
+        match self.way {
+            Way::Relay(_) => Direction::ToPeer,
+            Way::Listener(_) => Direction::ToClient,
+        }
+    }
+}
+
+impl Datagram<'_> {
+    fn length(&self) -> usize {
+        let around = self.envelope.as_ref();
+        self.payload.len() + around.map_or(0, |around| around.head().len() + around.padding().len())
+    }
+
+    fn part_count(&self) -> usize {
+        let around = self.envelope.as_ref();
+        let has_head = around.is_some();
+        let has_padding = around.is_some_and(|around| !around.padding().is_empty());
+        [has_head, !self.payload.is_empty(), has_padding]
+            .into_iter()
+            .map(usize::from)
+            .sum()
+    }
+
+    /// Its parts, those that are not empty. A head never is.
+    fn parts(&self) -> impl Iterator<Item = IoSlice<'_>> {
+        let around = self.envelope.as_ref();
+        let head = around.map_or(&[][..], Envelope::head);
+        let padding = around.map_or(&[][..], Envelope::padding);
+        [head, self.payload, padding]
+            .into_iter()
+            .filter(|part| !part.is_empty())
+            .map(IoSlice::new)
+    }
+}
+
+impl Sockets {
+    fn by_way(&self, way: Way) -> Option<BorrowedFd<'_>> {
+        match way {
+            Way::Relay(relay) => self.relay(relay).map(std::os::fd::AsFd::as_fd),
+            Way::Listener(local) => self.listener(local).map(std::os::fd::AsFd::as_fd),
+        }
+    }
+}
+
+impl Segmentation {
+    fn is_on(&mut self) -> bool {
+        let on = self.rest == 0;
+        self.rest = self.rest.saturating_sub(1);
+        on
+    }
+
+    /// Whether an error means that a run has to go datagram by datagram.
+    fn is_refusal(&mut self, error: &io::Error) -> bool {
+        match error.raw_os_error() {
+            // The way there can't do it at all, such as through IPsec: the next runs will likely go the same way.
+            Some(libc::EIO) => {
+                self.rest = RUNS_UNTIL_NEXT_TRY;
+                true
+            }
+            // This run can't be cut: its segments are too long for the path, or the socket sends no checksums.
+            Some(libc::EINVAL | libc::EMSGSIZE) => true,
+            _ => false,
+        }
+    }
+}
+
+/// Sends runs by one socket.
+fn send_runs(
+    socket: BorrowedFd<'_>,
+    runs: &[Run],
+    datagrams: &[Datagram<'_>],
+    segmentation: &mut Segmentation,
+    counters: &mut Counters,
+) {
+    let parts: ArrayVec<IoSlice<'_>, MAX_PARTS> = datagrams.iter().flat_map(Datagram::parts).collect();
+    let mut parts = &parts[..];
+    let mut rest = datagrams;
+    let mut messages: ArrayVec<Message<'_>, MAX_MESSAGES> = ArrayVec::new();
+    let mut of_runs: ArrayVec<(&Run, &[Datagram<'_>]), MAX_MESSAGES> = ArrayVec::new();
+    for run in runs {
+        let (these, others) = rest.split_at(run.count);
+        let count = these.iter().map(Datagram::part_count).sum();
+        let (own, others_parts) = parts.split_at(count);
+        (rest, parts) = (others, others_parts);
+        of_runs.push((run, these));
+        messages.push(Message {
+            to: run.to,
+            parts: own,
+            segment: (run.count > 1).then_some(run.length as u16),
+        });
+    }
+    let mut done = 0;
+    while done < messages.len() {
+        let (run, these) = of_runs[done];
+        if run.count > 1 && !segmentation.is_on() {
+            send_singly(socket, run, these, counters);
+            done += 1;
+            continue;
+        }
+        match send(socket, &messages[done..]) {
+            Ok(sent) => {
+                for (run, these) in &of_runs[done..done + sent] {
+                    let payload = these.iter().map(|datagram| datagram.payload.len()).sum();
+                    counters.relayed_many(run.direction(), run.count, payload);
+                }
+                done += sent.max(1);
+            }
+            Err(error) if run.count > 1 && segmentation.is_refusal(&error) => {
+                send_singly(socket, run, these, counters);
+                done += 1;
+            }
+            Err(error) => {
+                these
+                    .iter()
+                    .for_each(|_| counters.dropped(run.direction(), reason(&error)));
+                done += 1;
+            }
+        }
+    }
+}
+
+/// Sends the datagrams of a run one by one, though with few system calls.
+fn send_singly(socket: BorrowedFd<'_>, run: &Run, datagrams: &[Datagram<'_>], counters: &mut Counters) {
+    for some in datagrams.chunks(MAX_MESSAGES) {
+        let parts: ArrayVec<ArrayVec<IoSlice<'_>, 3>, MAX_MESSAGES> =
+            some.iter().map(|datagram| datagram.parts().collect()).collect();
+        let messages: ArrayVec<Message<'_>, MAX_MESSAGES> = parts
+            .iter()
+            .map(|parts| Message {
+                to: run.to,
+                parts,
+                segment: None,
+            })
+            .collect();
+        let mut done = 0;
+        while done < messages.len() {
+            match send(socket, &messages[done..]) {
+                Ok(sent) => {
+                    for datagram in &some[done..done + sent] {
+                        counters.relayed(run.direction(), datagram.payload.len());
+                    }
+                    done += sent.max(1);
+                }
+                Err(error) => {
+                    counters.dropped(run.direction(), reason(&error));
+                    done += 1;
+                }
+            }
+        }
+    }
+}
+
+fn reason(error: &io::Error) -> Drop {
+    match error.kind() {
+        io::ErrorKind::WouldBlock => Drop::SendBufferFull,
+        _ => Drop::SendFailed,
+    }
+}
+
+/// How many datagrams wait at most.
+const MAX_DATAGRAMS: usize = 128;
+/// A head, a payload and padding for each.
+const MAX_PARTS: usize = 3 * MAX_DATAGRAMS;
+/// What every kernel with UDP_SEGMENT takes at once (UDP_MAX_SEGMENTS).
+const MAX_SEGMENTS: usize = 64;
+/// A little less than an IP packet holds.
+const MAX_RUN_BYTES: usize = 65_000;
+/// What fits an Ethernet frame. Segments that are longer than the path takes would be refused.
+const MAX_SEGMENT: usize = 1472;
+/// Some seconds, on a server worth the name.
+const RUNS_UNTIL_NEXT_TRY: u32 = 10_000;
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+    use std::time::Duration;
+
+    use super::super::sockets::{Listener, udp};
+    use super::*;
+    use crate::core::counters::Count;
+    use crate::core::wire::ChannelNumber;
+    use crate::core::{FiveTuple, Transport};
+
+    #[test]
+    fn a_run_is_of_equal_lengths_and_a_shorter_one_ends_it() {
+        let world = World::new();
+        let mut outbox = Outbox::default();
+        for length in [1200, 1200, 700, 1200, 1200, 0, 0, 1300, 1300] {
+            outbox.push(world.to_peer(&PAYLOAD[..length]));
+        }
+        assert_eq!(counts(&outbox), [3, 2, 1, 1, 2]);
+    }
+
+    #[test]
+    fn a_run_goes_one_way_to_one_receiver() {
+        let world = World::new();
+        let mut outbox = Outbox::default();
+        let other = Forward::ToPeer {
+            relay: RelayId(0),
+            peer: ([127, 0, 0, 1], 9).into(),
+            payload: &PAYLOAD[..100],
+        };
+        outbox.push(world.to_peer(&PAYLOAD[..100]));
+        outbox.push(other);
+        outbox.push(world.to_client(&PAYLOAD[..100]));
+        outbox.push(world.to_client(&PAYLOAD[..100]));
+        outbox.push(Forward::Nothing);
+        assert_eq!(counts(&outbox), [1, 1, 2]);
+    }
+
+    #[test]
+    fn a_run_is_no_longer_than_the_kernel_takes() {
+        let world = World::new();
+        let mut outbox = Outbox::default();
+        for length in [[10; 65], [1472; 65]].concat() {
+            if outbox.is_full() {
+                break;
+            }
+            outbox.push(world.to_peer(&PAYLOAD[..length]));
+        }
+        assert_eq!(counts(&outbox), [64, 1, 44, 19]);
+    }
+
+    #[test]
+    fn what_is_sent_in_runs_arrives_as_it_was() {
+        let mut world = World::new();
+        world.send_and_compare(&mut Segmentation::default());
+    }
+
+    #[test]
+    fn what_the_kernel_may_not_cut_arrives_as_it_was() {
+        let mut world = World::new();
+        world.send_and_compare(&mut Segmentation { rest: u32::MAX });
+    }
+
+    #[test]
+    fn what_the_kernel_will_not_cut_arrives_as_it_was() {
+        let mut world = World::new();
+        // UDP_SEGMENT needs checksums, so on such sockets the kernel refuses it.
+        world.refuse_segmentation();
+        world.send_and_compare(&mut Segmentation::default());
+    }
+
+    #[test]
+    fn after_a_path_refused_runs_others_go_singly_for_a_while() {
+        let mut segmentation = Segmentation::default();
+        assert!(segmentation.is_on());
+        assert!(segmentation.is_refusal(&io::Error::from_raw_os_error(libc::EMSGSIZE)));
+        assert!(segmentation.is_on());
+        assert!(segmentation.is_refusal(&io::Error::from_raw_os_error(libc::EIO)));
+        for _ in 0..RUNS_UNTIL_NEXT_TRY {
+            assert!(!segmentation.is_on());
+        }
+        assert!(segmentation.is_on());
+        assert!(!segmentation.is_refusal(&io::Error::from_raw_os_error(libc::EPERM)));
+    }
+
+    #[test]
+    fn what_can_not_be_sent_is_counted() {
+        let world = World::new();
+        let mut counters = Counters::default();
+        let mut outbox = Outbox::default();
+        let to = |relay, peer: &str| Forward::ToPeer {
+            relay: RelayId(relay),
+            peer: peer.parse().unwrap(),
+            payload: &PAYLOAD[..10],
+        };
+        outbox.push(to(7, "127.0.0.1:9"));
+        // Broadcast, which no socket of ours may send to.
+        outbox.push(to(0, "255.255.255.255:9"));
+        outbox.push(to(0, "127.0.0.1:9"));
+        outbox.flush(&world.sockets, &mut Segmentation::default(), &mut counters);
+        assert_eq!(
+            counters.get(Count::Dropped(Direction::ToPeer, Drop::SendFailed)),
+            2
+        );
+        assert_eq!(counters.get(Count::RelayedPackets(Direction::ToPeer)), 1);
+    }
+
+    /// A relay, a listener, and who receives from them.
+    struct World {
+        sockets: Sockets,
+        local: SocketAddr,
+        peer: UdpSocket,
+        client: UdpSocket,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let any = "127.0.0.1:0".parse().unwrap();
+            let listener = Listener::bind(any).unwrap();
+            let local = listener.local;
+            let mut sockets = Sockets::new(vec![listener]);
+            sockets.insert(RelayId(0), udp(any).unwrap());
+            Self {
+                sockets,
+                local,
+                peer: receiver(),
+                client: receiver(),
+            }
+        }
+
+        fn refuse_segmentation(&mut self) {
+            for way in [Way::Relay(RelayId(0)), Way::Listener(self.local)] {
+                crate::shell::datagrams::without_checksums(self.sockets.by_way(way).unwrap());
+            }
+        }
+
+        fn to_peer<'a>(&self, payload: &'a [u8]) -> Forward<'a> {
+            Forward::ToPeer {
+                relay: RelayId(0),
+                peer: self.peer.local_addr().unwrap(),
+                payload,
+            }
+        }
+
+        fn to_client<'a>(&self, payload: &'a [u8]) -> Forward<'a> {
+            Forward::ToClient {
+                to: FiveTuple {
+                    transport: Transport::Udp,
+                    local: self.local,
+                    remote: self.client.local_addr().unwrap(),
+                },
+                envelope: Envelope::channel_data(
+                    ChannelNumber::new(0x4000).unwrap(),
+                    payload.len() as u16,
+                    false,
+                ),
+                payload,
+            }
+        }
+
+        /// Sends datagrams of many lengths both ways, and receives them in the same order with the same bytes.
+        fn send_and_compare(&mut self, segmentation: &mut Segmentation) {
+            let lengths = [
+                1200, 1200, 1200, 333, 0, 5, 5, 5, 1472, 1472, 1473, 9000, 1, 1, 2, 2,
+            ];
+            let payloads: Vec<&[u8]> = lengths
+                .iter()
+                .enumerate()
+                .map(|(at, length)| &PAYLOAD[at..at + length])
+                .collect();
+            let mut outbox = Outbox::default();
+            payloads
+                .iter()
+                .for_each(|payload| outbox.push(self.to_peer(payload)));
+            payloads
+                .iter()
+                .for_each(|payload| outbox.push(self.to_client(payload)));
+            let mut counters = Counters::default();
+            outbox.flush(&self.sockets, segmentation, &mut counters);
+            let mut buffer = [0; 10_000];
+            for payload in &payloads {
+                let length = self.peer.recv(&mut buffer).unwrap();
+                assert_eq!(buffer[..length], **payload);
+            }
+            for payload in &payloads {
+                let length = self.client.recv(&mut buffer).unwrap();
+                assert_eq!(buffer[4..length], **payload);
+                assert_eq!(buffer[2..4], (payload.len() as u16).to_be_bytes());
+            }
+            for direction in [Direction::ToPeer, Direction::ToClient] {
+                let bytes: usize = lengths.iter().sum();
+                assert_eq!(
+                    counters.get(Count::RelayedPackets(direction)),
+                    lengths.len() as u64
+                );
+                assert_eq!(counters.get(Count::RelayedBytes(direction)), bytes as u64);
+            }
+        }
+    }
+
+    fn counts(outbox: &Outbox<'_>) -> Vec<usize> {
+        outbox.runs.iter().map(|run| run.count).collect()
+    }
+
+    #[allow(clippy::disallowed_methods, reason = "the test has sockets of its own")]
+    fn receiver() -> UdpSocket {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        socket
+    }
+
+    /// Bytes of which no two neighbouring stretches are alike.
+    const PAYLOAD: [u8; 10_000] = {
+        let mut bytes = [0; 10_000];
+        let mut at = 0;
+        while at < bytes.len() {
+            bytes[at] = (at * at / 7 + at) as u8;
+            at += 1;
+        }
+        bytes
+    };
+}
