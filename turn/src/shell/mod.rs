@@ -240,7 +240,7 @@ fn shard(settings: &Settings, meter: Meter, control: Arc<Control>) -> Result<Sha
         server,
         listeners,
         streams,
-        settings.external.clone(),
+        settings.addresses.clone(),
         settings.grace,
         meter,
         control,
@@ -303,7 +303,7 @@ fn news(settings: &Settings) -> News {
 fn rules(settings: &Settings) -> Rules {
     let listen = settings.listen.iter().map(SocketAddr::ip);
     let relay = settings.relay_ips.present().map(|(_, ip)| *ip);
-    let external = settings.external.iter().map(|known| known.external);
+    let external = settings.addresses.external.iter().map(|known| known.external);
     let own = listen
         .chain(relay)
         .chain(external)
@@ -343,6 +343,7 @@ fn told(settings: &Settings) -> String {
     let bound = settings.relay_ips.present();
     let told = bound.map(|(family, bind)| {
         let external = settings
+            .addresses
             .external
             .iter()
             .filter(|known| Family::of(known.external) == family);
