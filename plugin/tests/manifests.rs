@@ -134,7 +134,10 @@ async fn the_device_plugin_starts_as_the_manifests_have_it() {
             .env("PENSTOCK_KUBELET_DIR", place.path())
             .env("PENSTOCK_NVML_LIBRARY", stage.library())
             // It would be measured, with a streamer that this test has not.
-            .envs(name.ends_with("software").then_some(("PENSTOCK_AGENT_UNITS", "6")))
+            .envs(
+                name.ends_with("software")
+                    .then_some(("PENSTOCK_AGENT_UNITS", "6")),
+            )
             .env("KUBECONFIG", place.path().join("config"));
         let _running = Running(command.spawn().unwrap());
         for (probe, expected) in [("livenessProbe", 200), ("readinessProbe", 503)] {

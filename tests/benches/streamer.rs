@@ -21,7 +21,7 @@ use penstock_core::wire::status::StreamerState;
 use penstock_tests::browser::{Browser, Page};
 use penstock_tests::eventually;
 use penstock_tests::programs::{Program, binary, free_tcp, free_udp, ready};
-use penstock_tests::stage::{TEST_SOURCE, plays, start_matchmaker, start_turn, status};
+use penstock_tests::stage::{RelayOver, TEST_SOURCE, plays, start_matchmaker, start_turn, status};
 use rustix::process::Signal;
 use tokio::process::Command;
 
@@ -92,11 +92,13 @@ struct Line {
 impl Line {
     async fn start(source: &[&str]) -> anyhow::Result<Self> {
         let (streamer_at, web, turn_metrics, relay) = (free_tcp()?, free_tcp()?, free_tcp()?, free_udp()?);
-        let turn = start_turn(relay, turn_metrics)?;
+        let over = RelayOver::Udp;
+        // Over UDP it reads nothing there.
+        let turn = start_turn(relay, over, Path::new("/"), turn_metrics)?;
         let listen = streamer_at.to_string();
         let streamer = Program::start("penstock-streamer", &[source, &["--listen", &listen]].concat())?;
         ready(&format!("http://{streamer_at}/readyz")).await?;
-        let matchmaker = start_matchmaker(web, ["--streamer", &listen], relay)?;
+        let matchmaker = start_matchmaker(web, ["--streamer", &listen], &over.url(relay))?;
         ready(&format!("http://{web}/readyz")).await?;
         Ok(Self {
             streamer,

@@ -240,7 +240,7 @@ async fn devtools_address(
     bail!("chromium ended at once")
 }
 
-const FLAGS: [&str; 15] = [
+const FLAGS: [&str; 16] = [
     "--headless",
     "--no-sandbox",
     "--disable-gpu",
@@ -255,5 +255,7 @@ const FLAGS: [&str; 15] = [
     "--disable-background-timer-throttling",
     "--disable-backgrounding-occluded-windows",
     "--disable-renderer-backgrounding",
+    // Certificates are of the tests' own making.
+    "--ignore-certificate-errors",
     "--remote-debugging-port=0",
 ];

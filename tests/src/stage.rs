@@ -15,6 +15,28 @@ use crate::{browser, eventually};
 /// Secret that the stage's matchmaker and TURN server share.
 pub const SECRET: &str = "only for tests";
 
+/// How a page reaches the TURN server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RelayOver {
+    /// UDP.
+    Udp,
+    /// TCP.
+    Tcp,
+    /// TLS, with a certificate of the stage's own making.
+    Tls,
+}
+
+impl RelayOver {
+    /// As pages are told it.
+    pub fn url(self, relay: SocketAddr) -> String {
+        match self {
+            Self::Udp => format!("turn:{relay}?transport=udp"),
+            Self::Tcp => format!("turn:{relay}?transport=tcp"),
+            Self::Tls => format!("turns:{relay}?transport=tcp"),
+        }
+    }
+}
+
 /// A running path; all of it ends when it is dropped, in the order of the fields.
 pub struct Stage {
     matchmaker: Program,
@@ -31,12 +53,25 @@ impl Stage {
     /// # Errors
     /// Where a program can't be started, or is not ready in time.
     pub async fn start(slices: u32, streamer_args: &[&str]) -> anyhow::Result<Self> {
+        Self::start_relaying(RelayOver::Udp, slices, streamer_args).await
+    }
+
+    /// As [`Self::start`], with a TURN server that pages reach over `over`.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn start_relaying(
+        over: RelayOver,
+        slices: u32,
+        streamer_args: &[&str],
+    ) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
         let socket = folder.path().join("agent.sock");
         let (web, turn_metrics, relay) = (free_tcp()?, free_tcp()?, free_udp()?);
-        let turn = start_turn(relay, turn_metrics)?;
+        let turn = start_turn(relay, over, folder.path(), turn_metrics)?;
         let agent = start_agent(&socket, slices, streamer_args)?;
-        let matchmaker = start_matchmaker(web, ["--agent", &socket.to_string_lossy()], relay)?;
+        let streamers = ["--agent", &*socket.to_string_lossy()];
+        let matchmaker = start_matchmaker(web, streamers, &over.url(relay))?;
         let stage = Self {
             matchmaker,
             agent,
@@ -167,25 +202,38 @@ pub async fn plays(page: &mut browser::Page) -> anyhow::Result<()> {
     .await
 }
 
-/// Starts a TURN server for clients and peers of this machine.
+/// Starts a TURN server for clients and peers of this machine, which clients reach in the way `over`. What it reads lies
+/// in `folder`.
 ///
 /// # Errors
 /// Where it can't be started.
-pub fn start_turn(relay: SocketAddr, metrics: SocketAddr) -> anyhow::Result<Program> {
+pub fn start_turn(
+    relay: SocketAddr,
+    over: RelayOver,
+    folder: &Path,
+    metrics: SocketAddr,
+) -> anyhow::Result<Program> {
     let (relay, metrics) = (relay.to_string(), metrics.to_string());
-    Program::start(
-        "penstock-turn",
-        &[
-            "--listen",
-            &relay,
-            "--metrics-listen",
-            &metrics,
-            "--auth-secret",
-            SECRET,
-            "--allow-peer",
-            "127.0.0.1/32",
-        ],
-    )
+    let [certificate, key] =
+        ["cert.pem", "key.pem"].map(|name| folder.join(name).to_string_lossy().into_owned());
+    let mut args = vec![
+        "--listen",
+        &relay,
+        "--metrics-listen",
+        &metrics,
+        "--auth-secret",
+        SECRET,
+        "--allow-peer",
+        "127.0.0.1/32",
+    ];
+    if over == RelayOver::Tls {
+        let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()])?;
+        std::fs::write(&certificate, made.cert.pem())?;
+        std::fs::write(&key, made.signing_key.serialize_pem())?;
+        args.extend(["--no-tcp", "--listen-tls", &relay]);
+        args.extend(["--tls-cert", &certificate, "--tls-key", &key]);
+    }
+    Program::start("penstock-turn", &args)
 }
 
 fn start_agent(socket: &Path, slices: u32, streamer_args: &[&str]) -> anyhow::Result<Program> {
@@ -207,14 +255,14 @@ fn start_agent(socket: &Path, slices: u32, streamer_args: &[&str]) -> anyhow::Re
     Program::start("penstock-plugin", &args)
 }
 
-/// Starts a matchmaker at `web`, told by the option `streamers` where its streamers are, with the TURN server at
-/// `relay`.
+/// Starts a matchmaker at `web`, told by the option `streamers` where its streamers are, with the TURN server at the
+/// URL `relay`.
 ///
 /// # Errors
 /// Where it can't be started.
-pub fn start_matchmaker(web: SocketAddr, streamers: [&str; 2], relay: SocketAddr) -> anyhow::Result<Program> {
+pub fn start_matchmaker(web: SocketAddr, streamers: [&str; 2], relay: &str) -> anyhow::Result<Program> {
     let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../player/dist");
-    let (web, relay) = (web.to_string(), format!("turn:{relay}?transport=udp"));
+    let web = web.to_string();
     Program::start(
         "penstock-matchmaker",
         &[
@@ -225,7 +273,7 @@ pub fn start_matchmaker(web: SocketAddr, streamers: [&str; 2], relay: SocketAddr
             "--page",
             &page.to_string_lossy(),
             "--turn-url",
-            &relay,
+            relay,
             "--turn-secret",
             SECRET,
         ],

@@ -1,6 +1,9 @@
-//! Which address a client is told for its relay, behind whatever translates addresses on the way.
+//! Which address a relay is bound to, and which one its client is told, behind whatever translates addresses on the way.
 //!
 //! ```text
+//!  bound to   --relay-ip, else what the client reached, if an --external-ip E/I names it as I, else the node's address
+//!
+//!  told
 //!  1. --external-ip E/I, I is what the relay is bound to      ► E
 //!  2. --external-ip E/I, I is what the client reached         ► E
 //!  3. --external-ip E of the relay's family                   ► E
@@ -12,7 +15,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
-use crate::core::family::Family;
+use crate::core::family::{ByFamily, Family};
 
 /// One `--external-ip`: an address that others send to, alone or with the one of this machine that it leads to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,22 +60,51 @@ impl fmt::Display for ExternalIp {
     }
 }
 
-/// What a client that reached us at `reached` is told for a relay that is bound to `bind`.
-pub fn told(external: &[ExternalIp], reached: IpAddr, bind: IpAddr) -> IpAddr {
-    let family = Family::of(bind);
-    let leading_to = |ip: IpAddr| external.iter().find(|known| known.internal == Some(ip));
-    let plain = || {
-        external
-            .iter()
-            .find(|known| known.internal.is_none() && Family::of(known.external) == family)
-    };
-    let known = leading_to(bind)
-        .or_else(|| leading_to(reached).filter(|known| Family::of(known.external) == family))
-        .or_else(plain);
-    match known {
-        Some(known) => known.external,
-        None if Family::of(reached) == family => reached,
-        None => bind,
+/// What the options say about addresses.
+#[derive(Debug, Clone, Default)]
+pub struct Addresses {
+    /// `--external-ip`.
+    pub external: Vec<ExternalIp>,
+    /// Whether relays are bound to `--relay-ip` of their family, whatever the client reached.
+    pub relay_ip_said: ByFamily<bool>,
+}
+
+impl Addresses {
+    /// What a relay is bound to, for a client that reached us at `reached`; `otherwise` if nothing else is to be said.
+    pub fn bind(&self, reached: IpAddr, otherwise: IpAddr) -> IpAddr {
+        let family = Family::of(otherwise);
+        let has_its_own = Family::of(reached) == family && self.leading_to(reached).is_some();
+        if has_its_own && !self.relay_ip_said[family] {
+            reached
+        } else {
+            otherwise
+        }
+    }
+
+    /// What a client that reached us at `reached` is told for a relay that is bound to `bind`.
+    pub fn told(&self, reached: IpAddr, bind: IpAddr) -> IpAddr {
+        let family = Family::of(bind);
+        let plain = || {
+            self.external
+                .iter()
+                .find(|known| known.internal.is_none() && Family::of(known.external) == family)
+        };
+        let known = self
+            .leading_to(bind)
+            .or_else(|| {
+                self.leading_to(reached)
+                    .filter(|known| Family::of(known.external) == family)
+            })
+            .or_else(plain);
+        match known {
+            Some(known) => known.external,
+            None if Family::of(reached) == family => reached,
+            None => bind,
+        }
+    }
+
+    fn leading_to(&self, ip: IpAddr) -> Option<&ExternalIp> {
+        self.external.iter().find(|known| known.internal == Some(ip))
     }
 }
 
@@ -82,9 +114,9 @@ mod tests {
 
     #[test]
     fn without_external_addresses_clients_are_told_what_they_reached() {
-        assert_eq!(told(&[], ip("10.0.0.5"), ip("0.0.0.0")), ip("10.0.0.5"));
+        assert_eq!(all(&[]).told(ip("10.0.0.5"), ip("0.0.0.0")), ip("10.0.0.5"));
         assert_eq!(
-            told(&[], ip("10.0.0.5"), ip("2001:db8::5")),
+            all(&[]).told(ip("10.0.0.5"), ip("2001:db8::5")),
             ip("2001:db8::5"),
             "an IPv6 relay for an IPv4 client"
         );
@@ -94,11 +126,17 @@ mod tests {
     fn one_external_address_is_for_all_relays_of_its_family() {
         let external = [external("198.51.100.7"), external("2001:db8::7")];
         assert_eq!(
-            told(&external, ip("10.0.0.5"), ip("10.0.0.5")),
+            all(&external).told(ip("10.0.0.5"), ip("10.0.0.5")),
             ip("198.51.100.7")
         );
-        assert_eq!(told(&external, ip("10.0.0.5"), ip("fd00::5")), ip("2001:db8::7"));
-        assert_eq!(told(&external, ip("fd00::5"), ip("0.0.0.0")), ip("198.51.100.7"));
+        assert_eq!(
+            all(&external).told(ip("10.0.0.5"), ip("fd00::5")),
+            ip("2001:db8::7")
+        );
+        assert_eq!(
+            all(&external).told(ip("fd00::5"), ip("0.0.0.0")),
+            ip("198.51.100.7")
+        );
     }
 
     #[test]
@@ -107,18 +145,38 @@ mod tests {
             external("198.51.100.7/10.0.0.5"),
             external("198.51.100.8/10.1.0.5"),
         ];
-        assert_eq!(told(&external, ip("10.0.0.5"), ip("0.0.0.0")), ip("198.51.100.7"));
-        assert_eq!(told(&external, ip("10.1.0.5"), ip("0.0.0.0")), ip("198.51.100.8"));
         assert_eq!(
-            told(&external, ip("10.0.0.5"), ip("10.1.0.5")),
+            all(&external).told(ip("10.0.0.5"), ip("0.0.0.0")),
+            ip("198.51.100.7")
+        );
+        assert_eq!(
+            all(&external).told(ip("10.1.0.5"), ip("0.0.0.0")),
+            ip("198.51.100.8")
+        );
+        assert_eq!(
+            all(&external).told(ip("10.0.0.5"), ip("10.1.0.5")),
             ip("198.51.100.8"),
             "what peers send arrives where the relay is bound"
         );
         assert_eq!(
-            told(&external, ip("192.168.7.5"), ip("0.0.0.0")),
+            all(&external).told(ip("192.168.7.5"), ip("0.0.0.0")),
             ip("192.168.7.5"),
             "an interface that nothing is said about"
         );
+    }
+
+    #[test]
+    fn a_relay_is_where_its_client_came_in_unless_told_otherwise() {
+        let mut addresses = all(&[
+            external("198.51.100.7/10.0.0.5"),
+            external("198.51.100.8/10.1.0.5"),
+        ]);
+        let node = ip("10.0.0.5");
+        assert_eq!(addresses.bind(ip("10.1.0.5"), node), ip("10.1.0.5"));
+        assert_eq!(addresses.bind(ip("10.2.0.5"), node), node);
+        assert_eq!(addresses.bind(ip("10.1.0.5"), ip("fd00::5")), ip("fd00::5"));
+        addresses.relay_ip_said.v4 = true;
+        assert_eq!(addresses.bind(ip("10.1.0.5"), node), node);
     }
 
     #[test]
@@ -132,6 +190,13 @@ mod tests {
             "1.1.1.1/24",
         ] {
             assert_eq!(bad.parse::<ExternalIp>(), Err(BadExternalIp), "{bad}");
+        }
+    }
+
+    fn all(external: &[ExternalIp]) -> Addresses {
+        Addresses {
+            external: external.to_vec(),
+            ..Addresses::default()
         }
     }
 

@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use penstock_shell::logging::LogArgs;
 use rustls::ServerConfig;
 
-use crate::addresses::ExternalIp;
+use crate::addresses::{Addresses, ExternalIp};
 use crate::core::auth::Users;
 use crate::core::family::{ByFamily, Family};
 use crate::core::ports::PortRange;
@@ -82,8 +82,8 @@ pub struct Options {
     pub tls_key: Option<PathBuf>,
 
     /// The address clients are told to send to, where a NAT or a cloud's one-to-one mapping stands before this machine.
-    /// May be given several times: one for each address family, or EXTERNAL/INTERNAL for each interface
-    /// [default: the one they reached]
+    /// May be given several times: one for each address family, or EXTERNAL/INTERNAL for each interface, whose INTERNAL
+    /// address is also named by --listen [default: the one they reached]
     #[arg(
         long,
         env = "PENSTOCK_TURN_EXTERNAL_IP",
@@ -333,8 +333,8 @@ pub struct Settings {
     pub listen_tls: Option<Vec<SocketAddr>>,
     /// What clients over TLS see.
     pub tls: Option<Arc<ServerConfig>>,
-    /// What they are told; else what they reached.
-    pub external: Vec<ExternalIp>,
+    /// What they are told.
+    pub addresses: Addresses,
     /// What relays are bound to, as far as it was said.
     pub relay_ips: ByFamily<Option<IpAddr>>,
     /// Their ports.
@@ -447,7 +447,13 @@ impl Options {
                 burst: self.auth_failure_rate.saturating_mul(30),
             },
             listen: self.listen,
-            external: self.external_ip,
+            addresses: Addresses {
+                external: self.external_ip,
+                relay_ip_said: ByFamily {
+                    v4: relay_ips.v4.is_some(),
+                    v6: relay_ips.v6.is_some(),
+                },
+            },
             relay_ports: self.relay_ports,
             realm: self.realm,
             allow_peers: self.allow_peers,

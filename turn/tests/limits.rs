@@ -69,7 +69,7 @@ fn a_source_has_quotas_whoever_asks_from_there() {
     elsewhere.at.remote.set_ip("198.51.100.8".parse().unwrap());
     assert_eq!(elsewhere.allocate(&mut world), Answer::Success);
     assert_eq!(ann.bind(&mut world, 0x4000, peer(1)), Answer::Success);
-    assert_eq!(bob.permit(&mut world, peer(2)), Answer::Error(486));
+    assert_eq!(bob.permit(&mut world, peer(2)), Answer::Error(508));
     assert_eq!(bob.bind(&mut world, 0x4000, peer(1)), Answer::Success);
     assert_ne!(ann.send_on(&mut world, 0x4000, &[7; 1000]), Passed::Nothing);
     assert_eq!(bob.send_on(&mut world, 0x4000, &[7; 1000]), Passed::Nothing);
@@ -86,11 +86,11 @@ fn a_user_reaches_so_many_peers_at_once() {
     assert_eq!(two.allocate(&mut world), Answer::Success);
     assert_eq!(one.permit(&mut world, peer(1)), Answer::Success);
     assert_eq!(two.bind(&mut world, 0x4000, peer(2)), Answer::Success);
-    assert_eq!(two.permit(&mut world, peer(3)), Answer::Error(486));
-    assert_eq!(one.bind(&mut world, 0x4000, peer(3)), Answer::Error(486));
+    assert_eq!(two.permit(&mut world, peer(3)), Answer::Error(508));
+    assert_eq!(one.bind(&mut world, 0x4000, peer(3)), Answer::Error(508));
     assert_eq!(two.permit(&mut world, peer(1)), Answer::Success, "known already");
     world.wait(299);
-    assert_eq!(one.permit(&mut world, peer(3)), Answer::Error(486));
+    assert_eq!(one.permit(&mut world, peer(3)), Answer::Error(508));
     world.wait(1);
     assert_eq!(one.permit(&mut world, peer(3)), Answer::Success);
 }

@@ -13,6 +13,7 @@ use penstock_turn::core::family::ByFamily;
 use penstock_turn::core::server::{Config, Rules, Server};
 use penstock_turn::core::shared::{Limits, Shared};
 use penstock_turn::core::throttle::Rate;
+use penstock_turn::core::wire::length_in_stream;
 use penstock_turn::core::{FiveTuple, Now, RelayId, Transport};
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
@@ -53,6 +54,7 @@ fuzz_target!(|bytes: &[u8]| {
         remote: address,
     };
     let _ = server.client_input(now, from, bytes);
+    assert!(!matches!(length_in_stream(bytes), Ok(Some(0..4))));
     let _ = server.peer_input(now, RelayId(0), address, bytes);
     while server.poll_command().is_some() {}
 });

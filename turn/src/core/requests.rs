@@ -208,7 +208,8 @@ impl<R: CryptoRng> Server<R> {
         let ips: Vec<_> = peers.iter().map(SocketAddr::ip).collect();
         let allocation = self.table.get_mut(id).ok_or(Refusal::AllocationMismatch)?;
         self.shared
-            .permit(request.now.instant, &allocation.holder(), &ips)?;
+            .permit(request.now.instant, &allocation.holder(), &ips)
+            .map_err(|_| Refusal::InsufficientCapacity)?;
         allocation.permit(request.now.instant, &ips)?;
         Ok(answer::success(request.asked, Some(&request.user.key), &[]))
     }
@@ -224,8 +225,10 @@ impl<R: CryptoRng> Server<R> {
         let peer = *peers_of(request.message)?.first().ok_or(Refusal::BadRequest)?;
         self.check_peer(id, &request.user, peer.ip())?;
         let allocation = self.table.get_mut(id).ok_or(Refusal::AllocationMismatch)?;
+        // 486 is about allocations only (RFC 8656, section 19).
         self.shared
-            .permit(request.now.instant, &allocation.holder(), &[peer.ip()])?;
+            .permit(request.now.instant, &allocation.holder(), &[peer.ip()])
+            .map_err(|_| Refusal::InsufficientCapacity)?;
         allocation.bind_channel(request.now.instant, number, peer)?;
         Ok(answer::success(request.asked, Some(&request.user.key), &[]))
     }

@@ -257,7 +257,7 @@ fn shards(settings: &Settings, meter: &Meter, controls: &[Arc<Control>]) -> Resu
             Server::new(config.clone(), nonces.clone(), StdRng::from_rng(&mut rng)),
             listeners,
             streams,
-            settings.external.clone(),
+            settings.addresses.clone(),
             settings.grace,
             meter.clone(),
             control.clone(),
@@ -352,7 +352,7 @@ fn news(settings: &Settings) -> News {
 fn rules(settings: &Settings) -> Rules {
     let listen = settings.listen.iter().map(SocketAddr::ip);
     let relay = settings.relay_ips.present().map(|(_, ip)| *ip);
-    let external = settings.external.iter().map(|known| known.external);
+    let external = settings.addresses.external.iter().map(|known| known.external);
     let own = listen
         .chain(relay)
         .chain(external)
@@ -392,6 +392,7 @@ fn told(settings: &Settings) -> String {
     let bound = settings.relay_ips.present();
     let told = bound.map(|(family, bind)| {
         let external = settings
+            .addresses
             .external
             .iter()
             .filter(|known| Family::of(known.external) == family);

@@ -28,7 +28,7 @@ use super::metrics::Meter;
 use super::outbox::{Outbox, Segmentation};
 use super::sockets::{Listener, Sockets, open_failure, route_to, udp};
 use super::streams::{StreamListener, Streams, first_message};
-use crate::addresses::{ExternalIp, told};
+use crate::addresses::Addresses;
 use crate::core::server::{Command, OpenFailure, Rules, Server};
 use crate::core::shared::Shared;
 use crate::core::wire::NotOurs;
@@ -160,7 +160,7 @@ pub(super) struct Shard {
     server: Server<StdRng>,
     sockets: Sockets,
     streams: Streams,
-    external: Vec<ExternalIp>,
+    addresses: Addresses,
     grace: Duration,
     meter: Meter,
     control: Arc<Control>,
@@ -180,7 +180,7 @@ impl Shard {
         server: Server<StdRng>,
         listeners: Vec<Listener>,
         streams: StreamSetup,
-        external: Vec<ExternalIp>,
+        addresses: Addresses,
         grace: Duration,
         meter: Meter,
         control: Arc<Control>,
@@ -194,7 +194,7 @@ impl Shard {
             server,
             sockets: Sockets::new(listeners),
             streams: Streams::new(streams.listeners, streams.tls, streams.shared, epoll.try_clone()?)?,
-            external,
+            addresses,
             grace,
             meter,
             control,
@@ -440,10 +440,11 @@ impl Shard {
 
     fn open(&mut self, relay: RelayId, bind: SocketAddr, client: &FiveTuple) -> Result<IpAddr, OpenFailure> {
         let open = || {
-            let advertised = self.advertised(client, bind.ip())?;
+            let reached = reached_by(client)?;
+            let bind = SocketAddr::new(self.addresses.bind(reached, bind.ip()), bind.port());
             let socket = udp(bind)?;
             watch(&self.epoll, &socket, Token::Relay(relay))?;
-            Ok((advertised, socket))
+            Ok((self.addresses.told(reached, bind.ip()), socket))
         };
         let (advertised, socket) = open().map_err(|error: io::Error| {
             tracing::debug!(%bind, %error, "a relay was not opened");
@@ -453,14 +454,13 @@ impl Shard {
         tracing::debug!(relay = relay.0, client = %client.remote, %bind, %advertised, "allocation made");
         Ok(advertised)
     }
+}
 
-    /// What a client is told as its relay's address.
-    fn advertised(&self, client: &FiveTuple, bind: IpAddr) -> io::Result<IpAddr> {
-        let reached = match client.local.ip() {
-            ip if ip.is_unspecified() => route_to(client.remote)?,
-            ip => ip,
-        };
-        Ok(told(&self.external, reached, bind))
+/// The address of ours that a client sends to.
+fn reached_by(client: &FiveTuple) -> io::Result<IpAddr> {
+    match client.local.ip() {
+        ip if ip.is_unspecified() => route_to(client.remote),
+        ip => Ok(ip),
     }
 }
 
@@ -657,7 +657,16 @@ mod tests {
             };
             let server = Server::new(config.clone(), nonces.clone(), StdRng::seed_from_u64(7));
             let (grace, meter) = (Duration::ZERO, meter.clone());
-            Shard::new(server, vec![listener], streams, vec![], grace, meter, control).unwrap()
+            Shard::new(
+                server,
+                vec![listener],
+                streams,
+                Addresses::default(),
+                grace,
+                meter,
+                control,
+            )
+            .unwrap()
         };
         listeners.into_iter().zip(controls).map(shard).collect()
     }

@@ -84,6 +84,8 @@ pub(super) struct Streams {
     /// What is to be ended as soon as nobody is at work with it.
     ending: Vec<(u32, End)>,
     next_sweep: Option<Instant>,
+    /// Whether no connections are accepted until then.
+    paused: bool,
 }
 
 impl Streams {
@@ -111,6 +113,7 @@ impl Streams {
             by_client: HashMap::new(),
             ending: Vec::new(),
             next_sweep: None,
+            paused: false,
         })
     }
 
@@ -136,9 +139,10 @@ impl Streams {
     pub(super) fn accept(&mut self, listener: u32, now: Instant, counters: &mut Counters) {
         for _ in 0..ACCEPTED_AT_ONCE {
             let listener = &self.listeners[listener as usize];
-            // Where there are no more files, or the client is gone again, the others wait for the next round.
-            let Ok((socket, remote)) = listener.socket.accept() else {
-                return;
+            let (socket, remote) = match listener.socket.accept() {
+                Ok(accepted) => accepted,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) => return self.pause(now, &error),
             };
             let client = FiveTuple {
                 transport: Transport::Stream,
@@ -155,6 +159,22 @@ impl Streams {
                 tracing::debug!(client = %remote, %error, "a connection was not taken in");
                 self.shared.disconnect(source);
             }
+        }
+    }
+
+    /// There are no more files, most likely: the next sweep tries again, rather than epoll at once and for ever.
+    fn pause(&mut self, now: Instant, error: &io::Error) {
+        tracing::debug!(%error, "no connections are accepted for a second");
+        self.watch_listeners(epoll::EventFlags::empty());
+        self.paused = true;
+        self.next_sweep.get_or_insert(now + SWEEP_EVERY);
+    }
+
+    fn watch_listeners(&self, flags: epoll::EventFlags) {
+        for (index, listener) in (0..).zip(&self.listeners) {
+            let data = epoll::EventData::new_u64(Token::StreamListener(index).pack());
+            // What is watched already can always be watched for less or more.
+            let _ = epoll::modify(&self.epoll, &listener.socket, data, flags);
         }
     }
 
@@ -270,6 +290,9 @@ impl Streams {
     pub(super) fn sweep(&mut self, now: Instant, has_allocation: impl Fn(&FiveTuple) -> bool) {
         if self.next_sweep.is_none_or(|due| now < due) {
             return;
+        }
+        if std::mem::take(&mut self.paused) {
+            self.watch_listeners(epoll::EventFlags::IN);
         }
         for (slot, connection) in (0..).zip(&mut self.connections) {
             let Some(connection) = connection else { continue };
@@ -458,6 +481,27 @@ mod tests {
         assert_eq!(end_all(&mut streams), []);
         streams.keep(0, &[0; MAX_BEGUN_BY_STRANGERS + 1], false);
         assert_eq!(end_all(&mut streams), [End::Malformed]);
+    }
+
+    #[test]
+    fn a_listener_that_can_not_accept_rests_for_a_second() {
+        let (mut streams, now, _client) = connected(Limits::default());
+        let _waiting = TcpStream::connect(streams.listeners[0].local).unwrap();
+        assert!(has_event(&streams));
+        streams.pause(now, &io::Error::other("no more files"));
+        assert!(!has_event(&streams));
+        streams.sweep(now + SWEEP_EVERY, |_| true);
+        assert!(has_event(&streams));
+    }
+
+    fn has_event(streams: &Streams) -> bool {
+        let mut events = Vec::with_capacity(8);
+        let no_time = rustix::event::Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        let buffer = rustix::buffer::spare_capacity(&mut events);
+        epoll::wait(&streams.epoll, buffer, Some(&no_time)).unwrap() > 0
     }
 
     #[test]
