@@ -7,6 +7,7 @@
 //!  gpu_models      what the encoders of GPUs can do
 //!  packing         which GPU a demand goes to: a ledger and best fit
 //!  pod_demand      what all containers of a pod take together
+//!  quantity        Kubernetes' quantities
 //!  gpu_node        what a node says about its GPUs in the cluster
 //!  turn_rest       short-lived TURN credentials, made and checked
 //!  wire            what crosses between our programs, and to the browser
@@ -24,6 +25,7 @@ pub mod metrics;
 pub mod names;
 pub mod packing;
 pub mod pod_demand;
+pub mod quantity;
 pub mod turn_rest;
 pub mod units;
 pub mod wire;

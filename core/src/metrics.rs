@@ -67,6 +67,14 @@ metrics! {
     MPS_RESTARTS = "penstock_mps_daemon_restarts_total", "MPS daemons that were started again, by GPU.";
     MPS_CLIENTS = "penstock_mps_clients", "Processes that use a GPU through MPS, where the driver can tell.";
 
+    EXTENDER_REQUEST_SECONDS = "penstock_extender_request_seconds", "Time that a question of the scheduler took, by verb.";
+    EXTENDER_DECISIONS = "penstock_extender_decisions_total", "Decisions by verb and reason: for filter and preempt one for each node, for bind one for each pod.";
+    EXTENDER_BAD_REQUESTS = "penstock_extender_bad_requests_total", "Requests that could not be understood, by verb.";
+    EXTENDER_PACKED = "penstock_extender_packed", "What pods hold or were promised of all GPUs, by resource: encoder units, percent of the SMs, blocks of 256 MiB, and MPS clients.";
+    EXTENDER_FREE = "penstock_extender_free", "What is free of all GPUs, by resource, as in penstock_extender_packed.";
+    EXTENDER_FRAGMENTATION = "penstock_extender_fragmentation_ratio", "Share of all GPUs that is free but of no use to the pods that come, 0 to 1, every resource weighed with its scarcity.";
+    EXTENDER_KNOWLEDGE_AGE = "penstock_extender_knowledge_age_seconds", "Seconds since a watch of the API server last worked, by what is watched; 0 while it works.";
+
     MATCHMAKER_PLAYERS = "penstock_matchmaker_players", "Players connected to this matchmaker, playing or waiting.";
     MATCHMAKER_QUEUE = "penstock_matchmaker_queue_length", "Players that wait for a streamer.";
     MATCHMAKER_STREAMERS = "penstock_matchmaker_streamers", "Streamers known, by state.";

@@ -20,6 +20,7 @@ use penstock_core::ids::{GpuUuid, NodeName, PodUid};
 use penstock_core::names::{ANNOTATION_GPU, RESOURCE_MPS, RESOURCE_NVENC, RESOURCE_VRAM};
 use penstock_core::packing::Resources;
 use penstock_core::pod_demand::{ContainerKind, PodDemand, pod_demand};
+use penstock_core::quantity::whole_number;
 use penstock_core::units::{EncoderUnits, SmPercent, VramBlocks};
 use tokio::sync::mpsc;
 
@@ -338,22 +339,6 @@ fn asked<'a>(resources: &'a ResourceRequirements, name: &str) -> Option<&'a str>
         .flatten()
         .find_map(|amounts| amounts.get(name))?;
     Some(&quantity.0)
-}
-
-/// A quantity that is a whole number: digits, and perhaps a suffix or an exponent, since API servers write 2000
-/// as `2k`. See <https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity/>.
-fn whole_number(text: &str) -> Option<u32> {
-    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-    let (number, suffix) = text.split_at(digits);
-    let factor = match suffix {
-        "" => 1,
-        "k" => 1_000,
-        "M" => 1_000_000,
-        "Ki" => 1 << 10,
-        "Mi" => 1 << 20,
-        exponent => 10u32.checked_pow(exponent.strip_prefix(['e', 'E'])?.parse().ok()?)?,
-    };
-    number.parse::<u32>().ok()?.checked_mul(factor)
 }
 
 #[cfg(test)]

@@ -106,38 +106,6 @@ fn an_end_is_seen() {
     assert!(read(&parse(&pod)).pod.unwrap().deleting);
 }
 
-#[test]
-fn quantities_are_whole_numbers() {
-    let good = [
-        ("0", 0),
-        ("13", 13),
-        ("1k", 1000),
-        ("2Ki", 2048),
-        ("1e3", 1000),
-        ("4294967295", u32::MAX),
-    ];
-    for (text, number) in good {
-        assert_eq!(whole_number(text), Some(number), "{text}");
-    }
-    for text in [
-        "",
-        "k",
-        "-1",
-        "+1",
-        "1.5",
-        "500m",
-        "13 ",
-        "1e",
-        "1e-3",
-        "4294967296",
-        "5000M",
-        "1x",
-        "1e99",
-    ] {
-        assert_eq!(whole_number(text), None, "{text}");
-    }
-}
-
 #[tokio::test]
 async fn all_pods_come_first_and_then_each_change() {
     let kube = cluster();

@@ -20,6 +20,7 @@ mod pod;
 mod preempt;
 mod prioritize;
 mod room;
+mod usage;
 
 #[cfg(test)]
 mod golden;
@@ -33,12 +34,15 @@ use std::collections::{BTreeSet, HashMap};
 use penstock_core::gpu_node::GpuNodeSpec;
 use penstock_core::ids::{GpuUuid, NodeName, PodUid};
 
-pub(crate) use amounts::Amounts;
+pub(crate) use amounts::{Amounts, Dimension};
 use appetite::{Appetite, Taste, Totals};
-pub(crate) use filter::Verdict;
-pub(crate) use pod::{Budget, Pod};
+pub(crate) use bind::BindRefusal;
+pub(crate) use filter::{Obstacle, Refusal, Verdict};
+pub(crate) use pod::{Budget, Pod, Requirement, Selector};
+pub(crate) use preempt::Victims;
 pub(crate) use room::Room;
 use room::{Claim, Node};
+pub(crate) use usage::Usage;
 
 /// What an administrator may set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
