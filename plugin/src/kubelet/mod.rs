@@ -318,6 +318,7 @@ impl Plugin {
             pods: seams.pods,
             gpus: seams.gpus,
             holdings: seen_holdings.clone(),
+            registered: seen_registered.clone(),
         };
         let plugin = Self {
             lifecycle: Lifecycle {
