@@ -35,8 +35,8 @@ use crate::objects::{GpuNode, PodObject, Unreadable};
 use crate::owner::{self, Ending, Owner};
 use crate::watches::{self, News};
 use crate::wire::{
-    self, BadBody, ExtenderArgs, ExtenderBindingArgs, ExtenderBindingResult, ExtenderFilterResult, ExtenderPreemptionArgs,
-    ExtenderPreemptionResult, HostPriority,
+    self, BadBody, ExtenderArgs, ExtenderBindingArgs, ExtenderBindingResult, ExtenderFilterResult,
+    ExtenderPreemptionArgs, ExtenderPreemptionResult, HostPriority,
 };
 
 /// Serves until `stop` is cancelled.
@@ -47,8 +47,12 @@ pub(crate) async fn serve(args: &ServeArgs, stop: CancellationToken) -> anyhow::
     let client = Client::try_default().await.context(
         "finding the API server: neither KUBECONFIG (or ~/.kube/config) nor a pod's service account names one",
     )?;
-    let scheduler = listen(args.listen).await.context("listening for the scheduler (--listen)")?;
-    let operators = listen(args.metrics_listen).await.context("listening for operators (--metrics-listen)")?;
+    let scheduler = listen(args.listen)
+        .await
+        .context("listening for the scheduler (--listen)")?;
+    let operators = listen(args.metrics_listen)
+        .await
+        .context("listening for operators (--metrics-listen)")?;
     let metrics = Arc::new(Metrics::new().context("registering the metrics")?);
     let news = Arc::new(News::new(Instant::now()));
     let (owner, owning) = owner::own(Index::new(args.settings()));
@@ -59,22 +63,45 @@ pub(crate) async fn serve(args: &ServeArgs, stop: CancellationToken) -> anyhow::
         metrics: metrics.clone(),
         under_way: under_way.clone(),
     };
-    let extender = Extender { owner: owner.clone(), news: news.clone(), metrics: metrics.clone(), binder };
+    let extender = Extender {
+        owner: owner.clone(),
+        news: news.clone(),
+        metrics: metrics.clone(),
+        binder,
+    };
 
     // Any of them ending ends the program: a part that is gone must not go unnoticed.
     let mut parts = JoinSet::new();
     parts.spawn(async move { Ok(owning.await) });
-    parts.spawn(ending(watches::watch::<PodObject>(client.clone(), owner.clone(), news.clone())));
-    parts.spawn(ending(watches::watch::<GpuNode>(client.clone(), owner.clone(), news.clone())));
-    parts.spawn(ending(watches::watch::<PodDisruptionBudget>(client, owner.clone(), news.clone())));
+    parts.spawn(ending(watches::watch::<PodObject>(
+        client.clone(),
+        owner.clone(),
+        news.clone(),
+    )));
+    parts.spawn(ending(watches::watch::<GpuNode>(
+        client.clone(),
+        owner.clone(),
+        news.clone(),
+    )));
+    parts.spawn(ending(watches::watch::<PodDisruptionBudget>(
+        client,
+        owner.clone(),
+        news.clone(),
+    )));
     parts.spawn(ending(show(owner, metrics.clone(), news.clone())));
     parts.spawn(http(scheduler, router(extender), stop.clone()));
-    parts.spawn(http(operators, ops::router(metrics.registry.clone(), ready(news)), stop.clone()));
+    parts.spawn(http(
+        operators,
+        ops::router(metrics.registry.clone(), ready(news)),
+        stop.clone(),
+    ));
     tracing::info!(scheduler = %args.listen, operators = %args.metrics_listen, "serving");
 
     let ended = stop.run_until_cancelled(parts.join_next()).await;
     if let Some(ended) = ended {
-        let outcome = ended.context("running the extender")?.context("running the extender")?;
+        let outcome = ended
+            .context("running the extender")?
+            .context("running the extender")?;
         return outcome.and(Err(anyhow!("a part of the extender ended")));
     }
     under_way.close();
@@ -84,7 +111,9 @@ pub(crate) async fn serve(args: &ServeArgs, stop: CancellationToken) -> anyhow::
 }
 
 async fn listen(address: std::net::SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("binding {address}"))
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("binding {address}"))
 }
 
 async fn ending(part: impl Future<Output = Ending>) -> anyhow::Result<()> {
@@ -103,7 +132,10 @@ async fn http(listener: TcpListener, router: Router, stop: CancellationToken) ->
 fn ready(news: Arc<News>) -> ops::Ready {
     Arc::new(move || match &*news.missing() {
         [] => Ok(()),
-        missing => Err(format!("the API server has not told of {} yet", missing.join(", "))),
+        missing => Err(format!(
+            "the API server has not told of {} yet",
+            missing.join(", ")
+        )),
     })
 }
 
@@ -147,7 +179,9 @@ async fn filter(State(extender): State<Extender>, body: Body) -> Answer<Extender
     let Some(pod) = extender.check(Verb::Filter, args.pod.read())? else {
         return Ok(Json(ExtenderFilterResult::all(names)));
     };
-    let (verdicts, names) = extender.ask(move |index| (index.filter(&pod, &names), names)).await?;
+    let (verdicts, names) = extender
+        .ask(move |index| (index.filter(&pod, &names), names))
+        .await?;
     extender.metrics.filter(&verdicts);
     Ok(Json(ExtenderFilterResult::of(names, &verdicts)))
 }
@@ -160,7 +194,9 @@ async fn prioritize(State(extender): State<Extender>, body: Body) -> Answer<Vec<
         let scores = vec![0; names.len()];
         return Ok(Json(wire::priorities(names, scores)));
     };
-    let (scores, names) = extender.ask(move |index| (index.prioritize(&pod, &names), names)).await?;
+    let (scores, names) = extender
+        .ask(move |index| (index.prioritize(&pod, &names), names))
+        .await?;
     Ok(Json(wire::priorities(names, scores)))
 }
 
@@ -200,7 +236,10 @@ impl Extender {
         })
     }
 
-    async fn ask<T: Send + 'static>(&self, question: impl FnOnce(&mut Index) -> T + Send + 'static) -> Result<T, Problem> {
+    async fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&mut Index) -> T + Send + 'static,
+    ) -> Result<T, Problem> {
         self.must_be_ready()?;
         Ok(self.owner.ask(question).await?)
     }
@@ -211,8 +250,14 @@ impl Extender {
         if missing.is_empty() {
             return Ok(());
         }
-        let why = format!("the API server has not told of {} yet: ask again", missing.join(", "));
-        Err(Problem { status: StatusCode::SERVICE_UNAVAILABLE, why })
+        let why = format!(
+            "the API server has not told of {} yet: ask again",
+            missing.join(", ")
+        );
+        Err(Problem {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            why,
+        })
     }
 }
 
@@ -246,19 +291,28 @@ impl From<BadBody> for Problem {
             BadBody::NoJson(_) => StatusCode::BAD_REQUEST,
             BadBody::WrongShape(_) | BadBody::NoNames(_) => StatusCode::UNPROCESSABLE_ENTITY,
         };
-        Self { status, why: bad.to_string() }
+        Self {
+            status,
+            why: bad.to_string(),
+        }
     }
 }
 
 impl From<Unreadable> for Problem {
     fn from(unreadable: Unreadable) -> Self {
-        Self { status: StatusCode::UNPROCESSABLE_ENTITY, why: unreadable.to_string() }
+        Self {
+            status: StatusCode::UNPROCESSABLE_ENTITY,
+            why: unreadable.to_string(),
+        }
     }
 }
 
 impl From<Ending> for Problem {
     fn from(ending: Ending) -> Self {
-        Self { status: StatusCode::SERVICE_UNAVAILABLE, why: ending.to_string() }
+        Self {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            why: ending.to_string(),
+        }
     }
 }
 

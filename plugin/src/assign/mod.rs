@@ -26,6 +26,8 @@ mod usage;
 #[cfg(test)]
 mod kubelet_model;
 #[cfg(test)]
+mod simple_model;
+#[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -111,6 +113,8 @@ pub(crate) struct Assigner {
     waiting: Option<(Resource, u32, Instant)>,
     /// Whether podresources was wanted for the call that is to be answered now, and was asked.
     list: List,
+    /// Whether the kubelet was restarted since its last call.
+    restarted: bool,
     /// Whether pods are watched, so that a call for one that is not known has something to wait for.
     watching: bool,
     /// Where a pod that is not known was put last.
@@ -182,6 +186,12 @@ impl Assigner {
         }
     }
 
+    /// The kubelet was restarted. It may ask again for what it had not stored, and is asked first what it knows.
+    pub(crate) fn kubelet_restarted(&mut self) {
+        self.restarted = true;
+        self.list = List::NotAsked;
+    }
+
     /// podresources was asked and gave no answer: earlier calls are then read as well as it goes without.
     pub(crate) fn unlisted(&mut self) {
         self.list = List::Told;
@@ -208,8 +218,11 @@ impl Assigner {
             must_include,
             size,
         };
-        if self.tracker.is_ambiguous() && self.list != List::Told {
+        if (self.restarted || self.tracker.is_ambiguous()) && self.list != List::Told {
             return self.ask_for_list();
+        }
+        if std::mem::take(&mut self.restarted) {
+            self.forget_undone(&seen);
         }
         loop {
             let readings = self.tracker.read(now, &self.pods, &self.usage, &seen);
@@ -259,8 +272,11 @@ impl Assigner {
             size: u32::try_from(ids.len()).unwrap_or(u32::MAX),
             ids,
         };
-        if self.tracker.is_ambiguous() && self.list != List::Told {
+        if (self.restarted || self.tracker.is_ambiguous()) && self.list != List::Told {
             return self.ask_for_list();
+        }
+        if std::mem::take(&mut self.restarted) {
+            self.forget_undone(&seen);
         }
         let possible = loop {
             let readings = self.tracker.read(now, &self.pods, &self.usage, &seen);
@@ -302,6 +318,9 @@ impl Assigner {
         self.waiting = None;
         self.list = List::NotAsked;
         self.tracker.grant(now, possible, resource, ids);
+        if let Some(uid) = self.tracker.completed(&self.pods, &self.usage) {
+            self.pods.complete(uid);
+        }
         let settled = self.tracker.settled(&self.pods, &self.usage);
         self.usage.give(now, settled);
         Outcome::Done(grant)

@@ -72,9 +72,19 @@ impl Pods {
         }
     }
 
+    /// Whether a pod has all it asks for.
+    pub(super) fn is_complete(&self, pod: &PodOnNode) -> bool {
+        self.complete.contains(&pod.uid)
+    }
+
+    /// Whether a pod has ended, as far as can be told: what it held is free again.
+    pub(super) fn has_ended(&self, pod: &PodOnNode) -> bool {
+        pod.terminal || self.refused.contains(&pod.uid)
+    }
+
     /// Whether no call is expected for a pod.
     pub(super) fn is_over(&self, pod: &PodOnNode) -> bool {
-        pod.terminal || self.complete.contains(&pod.uid) || self.refused.contains(&pod.uid)
+        self.has_ended(pod) || self.complete.contains(&pod.uid)
     }
 
     pub(super) fn get(&self, uid: &PodUid) -> Option<&PodOnNode> {
@@ -109,6 +119,11 @@ impl Pods {
 }
 
 impl PodOnNode {
+    /// Whether it has that name.
+    pub(super) fn is(&self, namespace: &str, name: &str) -> bool {
+        self.namespace == namespace && self.name == name
+    }
+
     /// As people name it.
     pub(super) fn full_name(&self) -> String {
         format!("{}/{}", self.namespace, self.name)

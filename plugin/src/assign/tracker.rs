@@ -103,6 +103,15 @@ impl Tracker {
         self.readings.len() > 1
     }
 
+    /// The pod of the last call, where there is no doubt about it and it has all it asks for.
+    pub(super) fn completed(&self, pods: &Pods, usage: &Usage) -> Option<PodUid> {
+        let [only] = self.readings.as_slice() else {
+            return None;
+        };
+        let uid = only.last()?.0;
+        self.half_done(only, pods, usage).is_none().then(|| uid.clone())
+    }
+
     /// What need not be kept open any more: all, where there is one reading and its pod is complete.
     pub(super) fn settled(&mut self, pods: &Pods, usage: &Usage) -> Vec<Held> {
         let sure = match self.readings.as_slice() {
@@ -223,7 +232,15 @@ impl Tracker {
         }
         self.shown = last;
         let is_listed = |i: usize| self.readings.iter().all(|reading| !is_init(pods, &reading.0[i]));
-        let undone = |(i, held): (usize, &Option<&Held>)| certain && held.is_none() && is_listed(i);
+        // One that had all it asked for and is not listed at all has ended.
+        let has_ended = |(uid, _): &(PodUid, Step)| {
+            pods.get(uid).is_some_and(|pod| {
+                pods.is_complete(pod) && !listed.iter().any(|held| pod.is(&held.namespace, &held.pod))
+            })
+        };
+        let ended = |i: usize| self.readings.iter().all(|reading| has_ended(&reading.0[i]));
+        let undone =
+            |(i, held): (usize, &Option<&Held>)| certain && held.is_none() && (is_listed(i) || ended(i));
         self.undone = calls.iter().enumerate().map(undone).collect();
         let agrees = |reading: &Reading| {
             reading
@@ -243,7 +260,7 @@ impl Tracker {
             return Vec::new();
         };
         let held = |((uid, (at, resource)), (_, ids)): (&(PodUid, Step), &(Resource, Vec<DeviceId>))| {
-            let pod = pods.get(uid)?;
+            let pod = pods.get(uid).filter(|pod| !pods.has_ended(pod))?;
             Some(Held {
                 namespace: pod.namespace.clone(),
                 pod: pod.name.clone(),

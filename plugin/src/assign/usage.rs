@@ -33,9 +33,13 @@ impl Usage {
             .iter()
             .flat_map(|held| held.ids.iter().map(|id| (held.resource, id)))
             .collect();
+        let on_list: BTreeSet<_> = held.iter().map(|held| (&*held.namespace, &*held.pod)).collect();
         self.fresh.retain(|(given, held)| {
             let seen = held.ids.iter().all(|id| shown.contains(&(held.resource, id)));
-            pods.is_init(held) || (!seen && now.duration_since(*given) < LIST_LAG)
+            let pod = pods.by_name(&held.namespace, &held.pod);
+            let complete = pod.is_some_and(|pod| pods.is_complete(pod));
+            let ended = certain && complete && !on_list.contains(&(&*held.namespace, &*held.pod));
+            (pods.is_init(held) && !ended) || (!seen && now.duration_since(*given) < LIST_LAG)
         });
         self.listed = held.to_vec();
         self.undone = certain && self.fresh.iter().any(|(_, held)| !pods.is_init(held));
@@ -103,7 +107,7 @@ impl Usage {
     pub(super) fn counted<'a>(&'a self, pods: &'a Pods) -> impl Iterator<Item = &'a Held> {
         self.held().filter(|held| {
             pods.by_name(&held.namespace, &held.pod)
-                .is_none_or(|pod| !pod.terminal)
+                .is_none_or(|pod| !pods.has_ended(pod))
         })
     }
 
@@ -138,17 +142,16 @@ pub(super) fn taken<'a>(pods: &Pods, gpu: &GpuUuid, held: impl Iterator<Item = &
     })
 }
 
-/// Containers that use MPS on `gpu`, as many of each pod as run at once.
+/// Containers that use MPS on `gpu`: of a pod that is known, as many as it runs at once.
 pub(super) fn mps_clients<'a>(pods: &Pods, gpu: &GpuUuid, held: impl Iterator<Item = &'a Held>) -> u32 {
     let mut by_pod: BTreeMap<(&str, &str), u32> = BTreeMap::new();
-    for held in
-        held.filter(|held| held.resource == Resource::Mps && held.ids.iter().any(|id| id.gpu() == gpu))
-    {
-        *by_pod.entry((&held.namespace, &held.pod)).or_default() += 1;
+    for held in held.filter(|held| held.ids.iter().any(|id| id.gpu() == gpu)) {
+        let uses_mps = u32::from(held.resource == Resource::Mps);
+        *by_pod.entry((&held.namespace, &held.pod)).or_default() += uses_mps;
     }
     let at_once = |((namespace, name), containers): ((&str, &str), u32)| {
         pods.by_name(namespace, name)
-            .map_or(containers, |pod| pod.demand().mps_containers.min(containers))
+            .map_or(containers, |pod| pod.demand().mps_containers)
     };
     by_pod.into_iter().map(at_once).sum()
 }

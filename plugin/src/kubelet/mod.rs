@@ -333,6 +333,7 @@ impl Plugin {
             pods: seams.pods,
             gpus: seams.gpus,
             holdings: seen_holdings,
+            registered: seen_registered.clone(),
         };
         let outputs = owner::Outputs {
             answers: seams.answers,

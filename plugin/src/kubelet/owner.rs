@@ -66,6 +66,8 @@ pub(super) struct Inputs {
     pub(super) gpus: watch::Receiver<Option<Vec<GpuOffer>>>,
     /// What the kubelet says that containers hold; sent again even if it is the same.
     pub(super) holdings: watch::Receiver<Arc<Vec<PodDevices>>>,
+    /// Whether the kubelet knows us: it does anew after a restart.
+    pub(super) registered: watch::Receiver<bool>,
 }
 
 /// Whom the owner tells.
@@ -102,6 +104,7 @@ enum Event {
     Pods(PodEvent),
     Gpus,
     Held,
+    Registered,
     Called(Call),
     Time,
     /// Who holds what is to be told.
@@ -139,6 +142,7 @@ impl Owner {
                 Event::Pods(change) => self.pods_changed(change),
                 Event::Gpus => self.gpus_changed(),
                 Event::Held => self.held_changed(),
+                Event::Registered => self.registered(),
                 Event::Called(call) => self.answer(call),
                 Event::Time => self.time(),
                 Event::Tell => {
@@ -163,6 +167,7 @@ impl Owner {
             () = told_to_end.cancelled() => Event::ToldToEnd,
             Some(change) = change_of(&mut inputs.pods) => Event::Pods(change),
             Ok(()) = inputs.gpus.changed() => Event::Gpus,
+            Ok(()) = inputs.registered.changed() => Event::Registered,
             Ok(()) = inputs.holdings.changed() => Event::Held,
             Some(call) = inputs.calls.recv() => Event::Called(call),
             () = sleep_until(soonest.unwrap_or(idle).into()) => Event::Time,
@@ -214,6 +219,12 @@ impl Owner {
         self.assigner.set_held(Instant::now(), &held);
         // What other plugins hold may have changed too.
         self.gpus_changed();
+    }
+
+    fn registered(&mut self) {
+        if *self.inputs.registered.borrow_and_update() {
+            self.assigner.kubelet_restarted();
+        }
     }
 
     fn gpus_changed(&mut self) {

@@ -38,14 +38,23 @@ impl Extender {
     /// Starts it with the account of the manifests.
     pub(crate) fn start(kube: &FakeKube) -> Self {
         let [scheduler, operators] = [free_port(), free_port()].map(|port| format!("127.0.0.1:{port}"));
-        let args = [format!("--listen={scheduler}"), format!("--metrics-listen={operators}")];
-        Self::start_with(kube, &[&["serve".to_owned()][..], &args].concat(), &scheduler, &operators)
+        let args = [
+            format!("--listen={scheduler}"),
+            format!("--metrics-listen={operators}"),
+        ];
+        Self::start_with(
+            kube,
+            &[&["serve".to_owned()][..], &args].concat(),
+            &scheduler,
+            &operators,
+        )
     }
 
     pub(crate) fn start_with(kube: &FakeKube, args: &[String], scheduler: &str, operators: &str) -> Self {
         let place = tempfile::tempdir().unwrap();
         let config = place.path().join("config");
-        kube.kubeconfig(&config, Some(("penstock", "penstock-scheduler"))).unwrap();
+        kube.kubeconfig(&config, Some(("penstock", "penstock-scheduler")))
+            .unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_penstock-scheduler-extender"));
         command.args(args).env("KUBECONFIG", config).stdin(Stdio::null());
         Self {
@@ -64,7 +73,10 @@ impl Extender {
     }
 
     pub(crate) async fn until_ready(&self) {
-        eventually("the extender is ready", async || self.look("/readyz").await.0 == 200).await;
+        eventually("the extender is ready", async || {
+            self.look("/readyz").await.0 == 200
+        })
+        .await;
     }
 
     /// What operators see; status 0 where nobody listens.
@@ -78,12 +90,19 @@ impl Extender {
     /// The value of a metric.
     pub(crate) async fn metric(&self, series: &str) -> Option<f64> {
         let (_, text) = self.look("/metrics").await;
-        let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
         line.map(|value| value.parse().unwrap())
     }
 
     pub(crate) async fn post(&self, verb: &str, body: impl Into<reqwest::Body>) -> (StatusCode, String) {
-        let sent = reqwest::Client::new().post(format!("{}/{verb}", self.scheduler)).body(body).send().await.unwrap();
+        let sent = reqwest::Client::new()
+            .post(format!("{}/{verb}", self.scheduler))
+            .body(body)
+            .send()
+            .await
+            .unwrap();
         (sent.status(), sent.text().await.unwrap())
     }
 
@@ -95,7 +114,11 @@ impl Extender {
     }
 
     pub(crate) async fn filter(&self, pod: &Value, nodes: &[&str]) -> Value {
-        self.ask("filter", &json!({ "Pod": pod, "Nodes": null, "NodeNames": nodes })).await
+        self.ask(
+            "filter",
+            &json!({ "Pod": pod, "Nodes": null, "NodeNames": nodes }),
+        )
+        .await
     }
 
     /// Binds a pod: the error, empty where there is none.
