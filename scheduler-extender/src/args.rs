@@ -14,10 +14,20 @@ use crate::index::Settings;
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ServeArgs {
     /// Where to listen for the scheduler (HTTP): whoever reaches it can bind pods, so keep it on loopback
-    #[arg(long, env = "PENSTOCK_EXTENDER_LISTEN", value_name = "ADDR:PORT", default_value = "127.0.0.1:9104")]
+    #[arg(
+        long,
+        env = "PENSTOCK_EXTENDER_LISTEN",
+        value_name = "ADDR:PORT",
+        default_value = "127.0.0.1:9104"
+    )]
     pub(crate) listen: SocketAddr,
     /// Where to show /metrics, /healthz and /readyz
-    #[arg(long, env = "PENSTOCK_EXTENDER_METRICS_LISTEN", value_name = "ADDR:PORT", default_value = "127.0.0.1:9103")]
+    #[arg(
+        long,
+        env = "PENSTOCK_EXTENDER_METRICS_LISTEN",
+        value_name = "ADDR:PORT",
+        default_value = "127.0.0.1:9103"
+    )]
     pub(crate) metrics_listen: SocketAddr,
     /// From this measured encoder load on, a GPU takes nothing new. It is published in bands of 10, so 85 is as 90
     #[arg(long, env = "PENSTOCK_EXTENDER_LOAD_LIMIT", value_name = "PERCENT", default_value_t = Settings::default().encoder_load_limit)]

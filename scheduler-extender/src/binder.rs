@@ -52,15 +52,25 @@ pub(crate) enum NotBound {
     Refused(#[from] BindRefusal),
     /// The API server knows better.
     #[error("binding pod {pod} to node {node}: {why}")]
-    Conflict { pod: String, node: NodeName, why: String },
+    Conflict {
+        pod: String,
+        node: NodeName,
+        why: String,
+    },
     /// The pod was deleted.
     #[error("binding pod {pod}, which is gone: {why}")]
     Gone { pod: String, why: String },
     /// The API server does not want to.
     #[error("binding pod {pod} to node {node}: {why}")]
-    Api { pod: String, node: NodeName, why: String },
+    Api {
+        pod: String,
+        node: NodeName,
+        why: String,
+    },
     /// It may be bound.
-    #[error("binding pod {pod} to node {node}: the API server gave no answer yet; it is asked again until it does")]
+    #[error(
+        "binding pod {pod} to node {node}: the API server gave no answer yet; it is asked again until it does"
+    )]
     NoAnswer { pod: String, node: NodeName },
     /// The program ends.
     #[error(transparent)]
@@ -73,7 +83,10 @@ impl Binder {
     /// # Errors
     /// [`NotBound`].
     pub(crate) async fn bind(&self, args: ExtenderBindingArgs) -> Result<GpuUuid, NotBound> {
-        let no_answer = NotBound::NoAnswer { pod: full_name(&args), node: args.node.clone() };
+        let no_answer = NotBound::NoAnswer {
+            pod: full_name(&args),
+            node: args.node.clone(),
+        };
         let binder = self.clone();
         let binding = self.under_way.spawn(async move {
             let outcome = binder.carry_out(&args).await;
@@ -110,7 +123,10 @@ impl Binder {
         loop {
             changes.borrow_and_update();
             let asked = (uid.clone(), node.clone());
-            let chosen = self.owner.ask(move |index| index.choose_gpu(&asked.0, &asked.1)).await?;
+            let chosen = self
+                .owner
+                .ask(move |index| index.choose_gpu(&asked.0, &asked.1))
+                .await?;
             match chosen {
                 Ok(gpu) => return Ok(gpu),
                 Err(refusal) if may_pass(&refusal) => {
@@ -130,10 +146,13 @@ impl Binder {
         let mut unanswered = false;
         loop {
             let params = PostParams::default();
-            let asked = pods.create_subresource::<_, serde_json::Value>("binding", &args.pod_name, &params, &binding);
+            let asked =
+                pods.create_subresource::<_, serde_json::Value>("binding", &args.pod_name, &params, &binding);
             match timeout(ATTEMPT, asked).await {
                 Ok(Ok(_)) => return Ok(()),
-                Ok(Err(error)) if !may_have_happened(&error) => return Err(Failure::of(args, &error, unanswered)),
+                Ok(Err(error)) if !may_have_happened(&error) => {
+                    return Err(Failure::of(args, &error, unanswered));
+                }
                 Ok(Err(error)) => tracing::warn!(pod = full_name(args), "binding: {}", words::of(&error)),
                 Err(_) => tracing::warn!(pod = full_name(args), "binding: the API server did not answer"),
             }
@@ -177,7 +196,10 @@ impl Failure {
             _ => NotBound::Api { pod, node, why },
         };
         // A conflict may be with our own Binding, whose answer was lost: the watch will tell.
-        Self { why, frees: !(unanswered && code == 409) }
+        Self {
+            why,
+            frees: !(unanswered && code == 409),
+        }
     }
 }
 
@@ -236,7 +258,10 @@ mod tests {
     fn a_place_is_freed_once_it_is_sure_that_the_pod_does_not_have_it() {
         let frees = |code, unanswered| Failure::of(&args(), &refusal(code), unanswered).frees;
         assert!(frees(409, false), "somebody else has bound it");
-        assert!(!frees(409, true), "that may have been the try that was not answered");
+        assert!(
+            !frees(409, true),
+            "that may have been the try that was not answered"
+        );
         assert!(frees(404, true) && frees(403, true));
         let sure = [403, 404, 409, 429].map(|code| !may_have_happened(&refusal(code)));
         let unsure = [500, 503, 504].map(|code| may_have_happened(&refusal(code)));

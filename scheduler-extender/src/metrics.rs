@@ -8,7 +8,9 @@ use penstock_core::metrics::{
     EXTENDER_PACKED, EXTENDER_REQUEST_SECONDS, Metric,
 };
 use prometheus::core::Collector;
-use prometheus::{Gauge, GaugeVec, HistogramOpts, HistogramTimer, HistogramVec, IntCounterVec, Opts, Registry};
+use prometheus::{
+    Gauge, GaugeVec, HistogramOpts, HistogramTimer, HistogramVec, IntCounterVec, Opts, Registry,
+};
 
 use crate::binder::NotBound;
 use crate::index::{BindRefusal, Dimension, Obstacle, Refusal, Usage, Verdict};
@@ -59,13 +61,25 @@ impl Metrics {
         let registry = Registry::new();
         let seconds = HistogramOpts::new(EXTENDER_REQUEST_SECONDS.name, EXTENDER_REQUEST_SECONDS.help);
         let made = Self {
-            seconds: register(&registry, HistogramVec::new(seconds.buckets(BUCKETS.to_vec()), &["verb"])?)?,
-            decisions: register(&registry, IntCounterVec::new(opts(EXTENDER_DECISIONS), &["verb", "reason"])?)?,
-            bad_requests: register(&registry, IntCounterVec::new(opts(EXTENDER_BAD_REQUESTS), &["verb"])?)?,
+            seconds: register(
+                &registry,
+                HistogramVec::new(seconds.buckets(BUCKETS.to_vec()), &["verb"])?,
+            )?,
+            decisions: register(
+                &registry,
+                IntCounterVec::new(opts(EXTENDER_DECISIONS), &["verb", "reason"])?,
+            )?,
+            bad_requests: register(
+                &registry,
+                IntCounterVec::new(opts(EXTENDER_BAD_REQUESTS), &["verb"])?,
+            )?,
             packed: register(&registry, GaugeVec::new(opts(EXTENDER_PACKED), &["resource"])?)?,
             free: register(&registry, GaugeVec::new(opts(EXTENDER_FREE), &["resource"])?)?,
             fragmentation: register(&registry, Gauge::with_opts(opts(EXTENDER_FRAGMENTATION))?)?,
-            age: register(&registry, GaugeVec::new(opts(EXTENDER_KNOWLEDGE_AGE), &["resource"])?)?,
+            age: register(
+                &registry,
+                GaugeVec::new(opts(EXTENDER_KNOWLEDGE_AGE), &["resource"])?,
+            )?,
             registry,
         };
         // A counter that is not there until it counts can't be alerted on.
@@ -115,7 +129,9 @@ impl Metrics {
     }
 
     fn decided(&self, verb: Verb, reason: &str, times: u64) {
-        self.decisions.with_label_values(&[verb.label(), reason]).inc_by(times);
+        self.decisions
+            .with_label_values(&[verb.label(), reason])
+            .inc_by(times);
     }
 
     /// Shows how the cluster stands.
@@ -131,7 +147,9 @@ impl Metrics {
     /// Shows how old it is what is known.
     pub(crate) fn show_age(&self, news: &News, now: Instant) {
         for of in Watched::ALL {
-            self.age.with_label_values(&[of.name()]).set(news.age(of, now).as_secs_f64());
+            self.age
+                .with_label_values(&[of.name()])
+                .set(news.age(of, now).as_secs_f64());
         }
     }
 }
@@ -175,4 +193,6 @@ fn register<C: Collector + Clone + 'static>(registry: &Registry, collector: C) -
 }
 
 /// From what a question takes to how long a bind may wait, in seconds.
-const BUCKETS: [f64; 13] = [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 1.0, 2.5, 10.0];
+const BUCKETS: [f64; 13] = [
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 1.0, 2.5, 10.0,
+];

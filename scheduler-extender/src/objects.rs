@@ -22,7 +22,12 @@ use crate::index::{Budget, Pod, Requirement, Selector};
 
 /// A GpuNode, to be read. Its definition is made by the plugin, which writes them.
 #[derive(Debug, Clone, Serialize, Deserialize, CustomResource)]
-#[kube(group = "penstock.dev", version = "v1alpha1", kind = "GpuNode", plural = "gpunodes")]
+#[kube(
+    group = "penstock.dev",
+    version = "v1alpha1",
+    kind = "GpuNode",
+    plural = "gpunodes"
+)]
 #[kube(schema = "disabled")]
 #[serde(transparent)]
 pub(crate) struct GpuNodeContent(pub(crate) GpuNodeSpec);
@@ -155,9 +160,21 @@ impl PodObject {
     }
 
     fn containers(&self) -> Result<Vec<(ContainerKind, Resources)>, Unreadable> {
-        let init = self.spec.init_containers.iter().flatten().map(|c| (init_kind(c), c));
-        let apps = self.spec.containers.iter().flatten().map(|c| (ContainerKind::App, c));
-        init.chain(apps).map(|(kind, container)| Ok((kind, self.demand(container)?))).collect()
+        let init = self
+            .spec
+            .init_containers
+            .iter()
+            .flatten()
+            .map(|c| (init_kind(c), c));
+        let apps = self
+            .spec
+            .containers
+            .iter()
+            .flatten()
+            .map(|c| (ContainerKind::App, c));
+        init.chain(apps)
+            .map(|(kind, container)| Ok((kind, self.demand(container)?)))
+            .collect()
     }
 
     fn demand(&self, container: &Container) -> Result<Resources, Unreadable> {
@@ -166,7 +183,12 @@ impl PodObject {
             let lists = resources.map(|r| [r.limits.as_ref(), r.requests.as_ref()]);
             let quantity = lists.into_iter().flatten().flatten().find_map(of);
             let amount = quantity.map_or(Some(0), Quantity::whole);
-            amount.ok_or_else(|| self.fault(format!("{name} of container {}", container.name), "is no whole number"))
+            amount.ok_or_else(|| {
+                self.fault(
+                    format!("{name} of container {}", container.name),
+                    "is no whole number",
+                )
+            })
         };
         Ok(Resources {
             nvenc: EncoderUnits(asked(RESOURCE_NVENC, |amounts| amounts.nvenc.as_ref())?),
@@ -186,7 +208,8 @@ impl PodObject {
     }
 
     fn parse<T: FromStr<Err: ToString>>(&self, what: &str, text: &str) -> Result<T, Unreadable> {
-        text.parse().map_err(|error: T::Err| self.fault(format!("{what}:"), &error.to_string()))
+        text.parse()
+            .map_err(|error: T::Err| self.fault(format!("{what}:"), &error.to_string()))
     }
 
     fn fault(&self, what: String, why: &str) -> Unreadable {
@@ -238,8 +261,14 @@ pub(crate) fn budget(object: &PodDisruptionBudget) -> Result<Option<Budget>, Unr
         namespace,
         name,
         selector,
-        disruptions_allowed: status.and_then(|status| status.disruptions_allowed).unwrap_or_default(),
-        disrupted: disrupted.into_iter().flatten().map(|(pod, _)| pod.clone()).collect(),
+        disruptions_allowed: status
+            .and_then(|status| status.disruptions_allowed)
+            .unwrap_or_default(),
+        disrupted: disrupted
+            .into_iter()
+            .flatten()
+            .map(|(pod, _)| pod.clone())
+            .collect(),
     }))
 }
 
@@ -247,7 +276,9 @@ fn read_selector(selector: &LabelSelector) -> Result<Selector, String> {
     let labels = selector.match_labels.iter().flatten();
     let labels = labels.map(|(key, value)| Ok(Requirement::In(key.clone(), [value.clone()].into())));
     let expressions = selector.match_expressions.iter().flatten().map(read_requirement);
-    Ok(Selector(labels.chain(expressions).collect::<Result<_, String>>()?))
+    Ok(Selector(
+        labels.chain(expressions).collect::<Result<_, String>>()?,
+    ))
 }
 
 fn read_requirement(expression: &LabelSelectorRequirement) -> Result<Requirement, String> {
@@ -276,7 +307,10 @@ mod tests {
 
     fn pod(spec: Value) -> PodObject {
         let metadata = json!({ "name": "quake-0", "namespace": "games", "uid": "8a1c" });
-        serde_json::from_value(json!({ "metadata": metadata, "spec": spec, "status": { "phase": "Running" } })).unwrap()
+        serde_json::from_value(
+            json!({ "metadata": metadata, "spec": spec, "status": { "phase": "Running" } }),
+        )
+        .unwrap()
     }
 
     #[test]
@@ -300,7 +334,11 @@ mod tests {
         }))
         .unwrap();
         let read = object.read().unwrap().unwrap();
-        let demand = |nvenc, mps, vram| Resources { nvenc: EncoderUnits(nvenc), mps: SmPercent(mps), vram: VramBlocks(vram) };
+        let demand = |nvenc, mps, vram| Resources {
+            nvenc: EncoderUnits(nvenc),
+            mps: SmPercent(mps),
+            vram: VramBlocks(vram),
+        };
         let expected = Pod {
             uid: "8a1c".parse().unwrap(),
             namespace: "games".to_owned(),
@@ -323,16 +361,25 @@ mod tests {
 
     #[test]
     fn a_pod_that_asks_for_nothing_of_ours_is_nobodys() {
-        let other = json!({ "limits": { "cpu": "1500m", "example.com/gpu": "1", "penstock.dev/nvenc": "0" } });
-        assert_eq!(pod(json!({ "containers": [{ "name": "c", "resources": other }] })).read(), Ok(None));
+        let other =
+            json!({ "limits": { "cpu": "1500m", "example.com/gpu": "1", "penstock.dev/nvenc": "0" } });
+        assert_eq!(
+            pod(json!({ "containers": [{ "name": "c", "resources": other }] })).read(),
+            Ok(None)
+        );
         assert_eq!(pod(json!({})).read(), Ok(None));
     }
 
     #[test]
     fn an_amount_that_is_none_is_named() {
         let limits = json!({ "penstock.dev/nvenc": "1500m" });
-        let error = pod(json!({ "containers": [{ "name": "c", "resources": { "limits": limits } }] })).read().unwrap_err();
-        assert_eq!(error.to_string(), "pod games/quake-0: penstock.dev/nvenc of container c is no whole number");
+        let error = pod(json!({ "containers": [{ "name": "c", "resources": { "limits": limits } }] }))
+            .read()
+            .unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "pod games/quake-0: penstock.dev/nvenc of container c is no whole number"
+        );
     }
 
     #[test]
@@ -350,7 +397,9 @@ mod tests {
             { "key": "new", "operator": "DoesNotExist" },
             { "key": "app", "operator": "Exists" },
         ]);
-        let full = read(json!({ "matchLabels": { "app": "quake" }, "matchExpressions": expressions })).unwrap().unwrap();
+        let full = read(json!({ "matchLabels": { "app": "quake" }, "matchExpressions": expressions }))
+            .unwrap()
+            .unwrap();
         let text = |text: &str| text.to_owned();
         let expected = vec![
             Requirement::In(text("app"), [text("quake")].into()),
@@ -359,10 +408,17 @@ mod tests {
             Requirement::Exists(text("app")),
         ];
         assert_eq!(full.selector, Selector(expected));
-        assert_eq!((full.disruptions_allowed, full.disrupted), (2, [text("quake-1")].into()));
+        assert_eq!(
+            (full.disruptions_allowed, full.disrupted),
+            (2, [text("quake-1")].into())
+        );
         assert_eq!(read(json!({})).unwrap().unwrap().selector, Selector::default());
         assert_eq!(read(Value::Null), Ok(None));
         let odd = read(json!({ "matchExpressions": [{ "key": "a", "operator": "Like" }] })).unwrap_err();
-        assert!(odd.to_string().contains("games/keep: its selector has the operator \"Like\""), "{odd}");
+        assert!(
+            odd.to_string()
+                .contains("games/keep: its selector has the operator \"Like\""),
+            "{odd}"
+        );
     }
 }

@@ -49,7 +49,10 @@ impl Owner {
     ///
     /// # Errors
     /// Where the program is ending.
-    pub(crate) async fn ask<T: Send + 'static>(&self, question: impl FnOnce(&mut Index) -> T + Send + 'static) -> Result<T, Ending> {
+    pub(crate) async fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&mut Index) -> T + Send + 'static,
+    ) -> Result<T, Ending> {
         let (answer, answered) = oneshot::channel();
         let work = Box::new(move |index: &mut Index| {
             // Who asked may have gone meanwhile.

@@ -35,8 +35,8 @@ use crate::objects::{GpuNode, PodObject, Unreadable};
 use crate::owner::{self, Ending, Owner};
 use crate::watches::{self, News};
 use crate::wire::{
-    self, BadBody, ExtenderArgs, ExtenderBindingArgs, ExtenderBindingResult, ExtenderFilterResult, ExtenderPreemptionArgs,
-    ExtenderPreemptionResult, HostPriority,
+    self, BadBody, ExtenderArgs, ExtenderBindingArgs, ExtenderBindingResult, ExtenderFilterResult,
+    ExtenderPreemptionArgs, ExtenderPreemptionResult, HostPriority,
 };
 
 /// Serves until `stop` is cancelled.
@@ -45,8 +45,12 @@ use crate::wire::{
 /// Where it can't begin; or where a part of it ends, which none should.
 pub(crate) async fn serve(args: &ServeArgs, stop: CancellationToken) -> anyhow::Result<()> {
     let client = client().await?;
-    let scheduler = listen(args.listen).await.context("listening for the scheduler (--listen)")?;
-    let operators = listen(args.metrics_listen).await.context("listening for operators (--metrics-listen)")?;
+    let scheduler = listen(args.listen)
+        .await
+        .context("listening for the scheduler (--listen)")?;
+    let operators = listen(args.metrics_listen)
+        .await
+        .context("listening for operators (--metrics-listen)")?;
     let metrics = Arc::new(Metrics::new().context("registering the metrics")?);
     let news = Arc::new(News::new(Instant::now()));
     let (owner, owning) = owner::own(Index::new(args.settings()));
@@ -57,7 +61,12 @@ pub(crate) async fn serve(args: &ServeArgs, stop: CancellationToken) -> anyhow::
         metrics: metrics.clone(),
         under_way: under_way.clone(),
     };
-    let extender = Extender { owner: owner.clone(), news: news.clone(), metrics: metrics.clone(), binder };
+    let extender = Extender {
+        owner: owner.clone(),
+        news: news.clone(),
+        metrics: metrics.clone(),
+        binder,
+    };
 
     // Any of them ending ends the program: a part that is gone must not go unnoticed.
     let mut parts = JoinSet::new();
@@ -65,17 +74,35 @@ pub(crate) async fn serve(args: &ServeArgs, stop: CancellationToken) -> anyhow::
         owning.await;
         Ok(())
     });
-    parts.spawn(ending(watches::watch::<PodObject>(client.clone(), owner.clone(), news.clone())));
-    parts.spawn(ending(watches::watch::<GpuNode>(client.clone(), owner.clone(), news.clone())));
-    parts.spawn(ending(watches::watch::<PodDisruptionBudget>(client, owner.clone(), news.clone())));
+    parts.spawn(ending(watches::watch::<PodObject>(
+        client.clone(),
+        owner.clone(),
+        news.clone(),
+    )));
+    parts.spawn(ending(watches::watch::<GpuNode>(
+        client.clone(),
+        owner.clone(),
+        news.clone(),
+    )));
+    parts.spawn(ending(watches::watch::<PodDisruptionBudget>(
+        client,
+        owner.clone(),
+        news.clone(),
+    )));
     parts.spawn(ending(show(owner, metrics.clone(), news.clone())));
     parts.spawn(http(scheduler, router(extender), stop.clone()));
-    parts.spawn(http(operators, ops::router(metrics.registry.clone(), ready(news)), stop.clone()));
+    parts.spawn(http(
+        operators,
+        ops::router(metrics.registry.clone(), ready(news)),
+        stop.clone(),
+    ));
     tracing::info!(scheduler = %args.listen, operators = %args.metrics_listen, "serving");
 
     let ended = stop.run_until_cancelled(parts.join_next()).await;
-    if let Some(ended) = ended {
-        let outcome = ended.context("running the extender")?.context("running the extender")?;
+    if let Some(ended) = ended.filter(|_| !stop.is_cancelled()) {
+        let outcome = ended
+            .context("running the extender")?
+            .context("running the extender")?;
         return outcome.and(Err(anyhow!("a part of the extender ended")));
     }
     under_way.close();
@@ -95,7 +122,9 @@ async fn client() -> anyhow::Result<Client> {
 }
 
 async fn listen(address: std::net::SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("binding {address}"))
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("binding {address}"))
 }
 
 async fn ending(part: impl Future<Output = Ending>) -> anyhow::Result<()> {
@@ -114,7 +143,10 @@ async fn http(listener: TcpListener, router: Router, stop: CancellationToken) ->
 fn ready(news: Arc<News>) -> ops::Ready {
     Arc::new(move || match &*news.missing() {
         [] => Ok(()),
-        missing => Err(format!("the API server has not told of {} yet", missing.join(", "))),
+        missing => Err(format!(
+            "the API server has not told of {} yet",
+            missing.join(", ")
+        )),
     })
 }
 
@@ -158,7 +190,9 @@ async fn filter(State(extender): State<Extender>, body: Body) -> Answer<Extender
     let Some(pod) = extender.check(Verb::Filter, args.pod.read())? else {
         return Ok(Json(ExtenderFilterResult::all(names)));
     };
-    let (verdicts, names) = extender.ask(move |index| (index.filter(&pod, &names), names)).await?;
+    let (verdicts, names) = extender
+        .ask(move |index| (index.filter(&pod, &names), names))
+        .await?;
     extender.metrics.filter(&verdicts);
     Ok(Json(ExtenderFilterResult::of(names, &verdicts)))
 }
@@ -171,7 +205,9 @@ async fn prioritize(State(extender): State<Extender>, body: Body) -> Answer<Vec<
         let scores = vec![0; names.len()];
         return Ok(Json(wire::priorities(names, scores)));
     };
-    let (scores, names) = extender.ask(move |index| (index.prioritize(&pod, &names), names)).await?;
+    let (scores, names) = extender
+        .ask(move |index| (index.prioritize(&pod, &names), names))
+        .await?;
     Ok(Json(wire::priorities(names, scores)))
 }
 
@@ -211,7 +247,10 @@ impl Extender {
         })
     }
 
-    async fn ask<T: Send + 'static>(&self, question: impl FnOnce(&mut Index) -> T + Send + 'static) -> Result<T, Problem> {
+    async fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&mut Index) -> T + Send + 'static,
+    ) -> Result<T, Problem> {
         self.must_be_ready()?;
         Ok(self.owner.ask(question).await?)
     }
@@ -222,8 +261,14 @@ impl Extender {
         if missing.is_empty() {
             return Ok(());
         }
-        let why = format!("the API server has not told of {} yet: ask again", missing.join(", "));
-        Err(Problem { status: StatusCode::SERVICE_UNAVAILABLE, why })
+        let why = format!(
+            "the API server has not told of {} yet: ask again",
+            missing.join(", ")
+        );
+        Err(Problem {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            why,
+        })
     }
 }
 
@@ -257,19 +302,28 @@ impl From<BadBody> for Problem {
             BadBody::NoJson(_) => StatusCode::BAD_REQUEST,
             BadBody::WrongShape(_) | BadBody::NoNames(_) => StatusCode::UNPROCESSABLE_ENTITY,
         };
-        Self { status, why: bad.to_string() }
+        Self {
+            status,
+            why: bad.to_string(),
+        }
     }
 }
 
 impl From<Unreadable> for Problem {
     fn from(unreadable: Unreadable) -> Self {
-        Self { status: StatusCode::UNPROCESSABLE_ENTITY, why: unreadable.to_string() }
+        Self {
+            status: StatusCode::UNPROCESSABLE_ENTITY,
+            why: unreadable.to_string(),
+        }
     }
 }
 
 impl From<Ending> for Problem {
     fn from(ending: Ending) -> Self {
-        Self { status: StatusCode::SERVICE_UNAVAILABLE, why: ending.to_string() }
+        Self {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            why: ending.to_string(),
+        }
     }
 }
 

@@ -55,7 +55,9 @@ impl Watched {
 }
 
 /// A kind of object that the index is told of.
-pub(crate) trait Told: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static {
+pub(crate) trait Told:
+    Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static
+{
     /// Which it is.
     const WATCHED: Watched;
 
@@ -114,7 +116,10 @@ impl Told for PodDisruptionBudget {
     const WATCHED: Watched = Watched::Budgets;
 
     fn key(&self) -> Option<Key> {
-        Some(Key::Budget { namespace: self.namespace().unwrap_or_default(), name: self.name_any() })
+        Some(Key::Budget {
+            namespace: self.namespace().unwrap_or_default(),
+            name: self.name_any(),
+        })
     }
 
     fn read(&self) -> Result<Option<Thing>, Unreadable> {
@@ -140,7 +145,12 @@ fn delete(index: &mut Index, key: &Key) {
 
 /// Tells `owner` of all objects of a kind, and of each change to them, until the program ends.
 pub(crate) async fn watch<K: Told>(client: Client, owner: Owner, news: Arc<News>) -> Ending {
-    let mut watch = Watch { owner, news, known: HashSet::new(), unlisted: None };
+    let mut watch = Watch {
+        owner,
+        news,
+        known: HashSet::new(),
+        unlisted: None,
+    };
     loop {
         // A watch that is refused because its place is too old is begun anew: the library knows that only as an event.
         if let Err(ending) = watch.until_too_old::<K>(&client).await {
@@ -239,7 +249,13 @@ impl Watch {
         }
         // Through the same queue as all that was listed: whoever sees it ready can ask about all of that.
         let news = self.news.clone();
-        self.owner.tell(move |_| news.kinds[K::WATCHED as usize].listed.store(true, Ordering::Release)).await
+        self.owner
+            .tell(move |_| {
+                news.kinds[K::WATCHED as usize]
+                    .listed
+                    .store(true, Ordering::Release)
+            })
+            .await
     }
 }
 
@@ -266,24 +282,36 @@ struct Kind {
 impl News {
     /// None so far.
     pub(crate) fn new(start: Instant) -> Self {
-        Self { start, kinds: Default::default() }
+        Self {
+            start,
+            kinds: Default::default(),
+        }
     }
 
     /// What is not filled yet; empty when all is.
     pub(crate) fn missing(&self) -> Vec<&'static str> {
         let missing = |of: &Watched| !self.kinds[*of as usize].listed.load(Ordering::Acquire);
-        Watched::ALL.into_iter().filter(missing).map(Watched::name).collect()
+        Watched::ALL
+            .into_iter()
+            .filter(missing)
+            .map(Watched::name)
+            .collect()
     }
 
     /// For how long a watch has failed; 0 while it works. A watch that works again says so only when something happens
     /// or with its next failure left out, so this goes back to 0 within [`TRIED_AGAIN_WITHIN`].
     pub(crate) fn age(&self, of: Watched, now: Instant) -> Duration {
         let kind = &self.kinds[of as usize];
-        let [worked, failed] = [&kind.worked_at, &kind.failed_at].map(|at| Duration::from_millis(at.load(Ordering::Relaxed)));
+        let [worked, failed] =
+            [&kind.worked_at, &kind.failed_at].map(|at| Duration::from_millis(at.load(Ordering::Relaxed)));
         let now = now.saturating_duration_since(self.start);
         let fails = failed > worked && now.saturating_sub(failed) < TRIED_AGAIN_WITHIN;
         let unlisted = !kind.listed.load(Ordering::Relaxed);
-        if fails || unlisted { now.saturating_sub(worked) } else { Duration::ZERO }
+        if fails || unlisted {
+            now.saturating_sub(worked)
+        } else {
+            Duration::ZERO
+        }
     }
 
     /// A watch has brought something. Gives whether that is news.
@@ -336,7 +364,9 @@ mod tests {
     fn what_is_missing_has_its_name() {
         let news = News::new(Instant::now());
         assert_eq!(news.missing(), ["pods", "gpunodes", "poddisruptionbudgets"]);
-        news.kinds[Watched::GpuNodes as usize].listed.store(true, Ordering::Release);
+        news.kinds[Watched::GpuNodes as usize]
+            .listed
+            .store(true, Ordering::Release);
         assert_eq!(news.missing(), ["pods", "poddisruptionbudgets"]);
     }
 }

@@ -106,7 +106,9 @@ pub(crate) enum BadBody {
     #[error("the body is not what a scheduler sends: {0}")]
     WrongShape(#[source] serde_json::Error),
     /// Whole nodes, where names were expected.
-    #[error("{0} is null: this extender takes nodes by their names, so its entry in the scheduler's configuration needs nodeCacheCapable: true")]
+    #[error(
+        "{0} is null: this extender takes nodes by their names, so its entry in the scheduler's configuration needs nodeCacheCapable: true"
+    )]
     NoNames(&'static str),
 }
 
@@ -134,7 +136,10 @@ impl ExtenderArgs {
 impl ExtenderFilterResult {
     /// Each node is in order.
     pub(crate) fn all(node_names: Vec<NodeName>) -> Self {
-        Self { node_names, ..Self::default() }
+        Self {
+            node_names,
+            ..Self::default()
+        }
     }
 
     /// What became of each of `names`, in their order.
@@ -155,7 +160,11 @@ impl ExtenderFilterResult {
 
 /// The scores of `names`, in their order.
 pub(crate) fn priorities(names: Vec<NodeName>, scores: Vec<u8>) -> Vec<HostPriority> {
-    names.into_iter().zip(scores).map(|(host, score)| HostPriority { host, score }).collect()
+    names
+        .into_iter()
+        .zip(scores)
+        .map(|(host, score)| HostPriority { host, score })
+        .collect()
 }
 
 impl ExtenderPreemptionArgs {
@@ -169,7 +178,10 @@ impl ExtenderPreemptionArgs {
             return Err(BadBody::NoNames("NodeNameToMetaVictims"));
         }
         let proposed = self.node_name_to_meta_victims.take().unwrap_or_default();
-        Ok(proposed.into_iter().map(|(node, victims)| victims.on(node)).collect())
+        Ok(proposed
+            .into_iter()
+            .map(|(node, victims)| victims.on(node))
+            .collect())
     }
 }
 
@@ -189,8 +201,12 @@ impl From<Vec<Victims>> for ExtenderPreemptionResult {
             pods: Some(victims.pods.into_iter().map(|uid| MetaPod { uid }).collect()),
             violations: i64::try_from(victims.budget_violations).unwrap_or(i64::MAX),
         };
-        let by_node = victims.into_iter().map(|victims| (victims.node.clone(), of(victims)));
-        Self { node_name_to_meta_victims: by_node.collect() }
+        let by_node = victims
+            .into_iter()
+            .map(|victims| (victims.node.clone(), of(victims)));
+        Self {
+            node_name_to_meta_victims: by_node.collect(),
+        }
     }
 }
 
@@ -207,7 +223,11 @@ mod tests {
 
     #[test]
     fn an_answer_to_filter_has_the_keys_that_go_knows() {
-        let verdicts = [Verdict::Fits, Verdict::Refused(Refusal::NoGpus), Verdict::Unresolvable(Refusal::Sessions { open: 8, limit: 8 })];
+        let verdicts = [
+            Verdict::Fits,
+            Verdict::Refused(Refusal::NoGpus),
+            Verdict::Unresolvable(Refusal::Sessions { open: 8, limit: 8 }),
+        ];
         let answer = ExtenderFilterResult::of(names(&["a", "b", "c"]), &verdicts);
         let expected = json!({
             "Nodes": null,
@@ -222,12 +242,20 @@ mod tests {
     #[test]
     fn answers_to_the_other_verbs_too() {
         let scores = serde_json::to_value(priorities(names(&["a", "b"]), vec![10, 0])).unwrap();
-        assert_eq!(scores, json!([{ "Host": "a", "Score": 10 }, { "Host": "b", "Score": 0 }]));
+        assert_eq!(
+            scores,
+            json!([{ "Host": "a", "Score": 10 }, { "Host": "b", "Score": 0 }])
+        );
         let bound = serde_json::to_value(ExtenderBindingResult::default()).unwrap();
         assert_eq!(bound, json!({ "Error": "" }));
-        let victims = Victims { node: "a".parse().unwrap(), pods: vec!["u1".parse().unwrap()], budget_violations: 1 };
+        let victims = Victims {
+            node: "a".parse().unwrap(),
+            pods: vec!["u1".parse().unwrap()],
+            budget_violations: 1,
+        };
         let victims = serde_json::to_value(ExtenderPreemptionResult::from(vec![victims])).unwrap();
-        let expected = json!({ "NodeNameToMetaVictims": { "a": { "Pods": [{ "UID": "u1" }], "NumPDBViolations": 1 } } });
+        let expected =
+            json!({ "NodeNameToMetaVictims": { "a": { "Pods": [{ "UID": "u1" }], "NumPDBViolations": 1 } } });
         assert_eq!(victims, expected);
     }
 
@@ -238,19 +266,45 @@ mod tests {
             "NodeNameToMetaVictims": { "a": { "Pods": null, "NumPDBViolations": 0 } },
         });
         let mut args: ExtenderPreemptionArgs = read(body.to_string().as_bytes()).unwrap();
-        let nobody = Victims { node: "a".parse().unwrap(), pods: vec![], budget_violations: 0 };
+        let nobody = Victims {
+            node: "a".parse().unwrap(),
+            pods: vec![],
+            budget_violations: 0,
+        };
         assert_eq!(args.proposed().unwrap(), [nobody]);
     }
 
     #[test]
     fn a_bad_body_says_what_is_wrong_with_it() {
-        let bind = |body: &str| read::<ExtenderBindingArgs>(body.as_bytes()).unwrap_err().to_string();
+        let bind = |body: &str| {
+            read::<ExtenderBindingArgs>(body.as_bytes())
+                .unwrap_err()
+                .to_string()
+        };
         assert!(bind("{").starts_with("the body is no JSON: EOF"), "{}", bind("{"));
-        assert!(bind("{}").starts_with("the body is not what a scheduler sends: missing field `PodName`"), "{}", bind("{}"));
-        let whole_nodes = |field: &str, value: Value| json!({ "Pod": {"metadata": {}}, field: value }).to_string();
+        assert!(
+            bind("{}").starts_with("the body is not what a scheduler sends: missing field `PodName`"),
+            "{}",
+            bind("{}")
+        );
+        let whole_nodes =
+            |field: &str, value: Value| json!({ "Pod": {"metadata": {}}, field: value }).to_string();
         let mut filter: ExtenderArgs = read(whole_nodes("Nodes", json!({ "items": [] })).as_bytes()).unwrap();
-        assert!(filter.names().unwrap_err().to_string().contains("nodeCacheCapable: true"));
-        let mut preempt: ExtenderPreemptionArgs = read(whole_nodes("NodeNameToVictims", json!({})).as_bytes()).unwrap();
-        assert!(preempt.proposed().unwrap_err().to_string().starts_with("NodeNameToMetaVictims is null"));
+        assert!(
+            filter
+                .names()
+                .unwrap_err()
+                .to_string()
+                .contains("nodeCacheCapable: true")
+        );
+        let mut preempt: ExtenderPreemptionArgs =
+            read(whole_nodes("NodeNameToVictims", json!({})).as_bytes()).unwrap();
+        assert!(
+            preempt
+                .proposed()
+                .unwrap_err()
+                .to_string()
+                .starts_with("NodeNameToMetaVictims is null")
+        );
     }
 }

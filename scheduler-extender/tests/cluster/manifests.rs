@@ -13,23 +13,47 @@ const RESOURCES: [&str; 3] = [RESOURCE_NVENC, RESOURCE_MPS, RESOURCE_VRAM];
 fn the_scheduler_is_told_of_the_extender_that_is_beside_it() {
     let kube = cluster();
     let config = scheduler_config(&kube);
-    let [extender] = &config["extenders"].as_array().unwrap()[..] else { panic!("{config}") };
+    let [extender] = &config["extenders"].as_array().unwrap()[..] else {
+        panic!("{config}")
+    };
     let listen = argument(&kube, "--listen=");
-    assert!(listen.starts_with("127.0.0.1:"), "whoever reaches it can bind pods: {listen}");
+    assert!(
+        listen.starts_with("127.0.0.1:"),
+        "whoever reaches it can bind pods: {listen}"
+    );
     assert_eq!(extender["urlPrefix"], format!("http://{listen}"));
     assert_eq!(extender["nodeCacheCapable"], true);
     assert_eq!(extender["ignorable"], false);
     let managed = extender["managedResources"].as_array().unwrap();
-    let names: Vec<_> = managed.iter().map(|resource| resource["name"].as_str().unwrap()).collect();
+    let names: Vec<_> = managed
+        .iter()
+        .map(|resource| resource["name"].as_str().unwrap())
+        .collect();
     assert_eq!(names, RESOURCES);
     // Else the scheduler's preemption would find nothing short, and propose nobody.
-    assert!(managed.iter().all(|resource| resource["ignoredByScheduler"] == false));
+    assert!(
+        managed
+            .iter()
+            .all(|resource| resource["ignoredByScheduler"] == false)
+    );
     assert_eq!(config["percentageOfNodesToScore"], 100);
     let leader = &config["leaderElection"];
-    let lease = kube.get("roles", leader["resourceNamespace"].as_str(), "penstock-scheduler-leader").unwrap();
-    assert_eq!(lease["rules"][1]["resourceNames"], json!([leader["resourceName"]]));
+    let lease = kube
+        .get(
+            "roles",
+            leader["resourceNamespace"].as_str(),
+            "penstock-scheduler-leader",
+        )
+        .unwrap();
+    assert_eq!(
+        lease["rules"][1]["resourceNames"],
+        json!([leader["resourceName"]])
+    );
     let container = &template(&kube)["containers"][0];
-    let file = format!("--config={}/scheduler.yaml", container["volumeMounts"][0]["mountPath"].as_str().unwrap());
+    let file = format!(
+        "--config={}/scheduler.yaml",
+        container["volumeMounts"][0]["mountPath"].as_str().unwrap()
+    );
     assert_eq!(container["command"][1], file);
 }
 
@@ -39,12 +63,24 @@ fn pods_that_ask_for_ours_get_the_scheduler_that_there_is() {
     let policy = &kube.list("mutatingadmissionpolicies")[0];
     let binding = &kube.list("mutatingadmissionpolicybindings")[0];
     assert_eq!(binding["spec"]["policyName"], policy["metadata"]["name"]);
-    let sets = policy["spec"]["mutations"][0]["applyConfiguration"]["expression"].as_str().unwrap();
+    let sets = policy["spec"]["mutations"][0]["applyConfiguration"]["expression"]
+        .as_str()
+        .unwrap();
     let name = scheduler_config(&kube)["profiles"][0]["schedulerName"].clone();
-    assert_eq!(sets, format!("Object{{spec: Object.spec{{schedulerName: '{}'}}}}", name.as_str().unwrap()));
-    let asks = policy["spec"]["matchConditions"][1]["expression"].as_str().unwrap();
+    assert_eq!(
+        sets,
+        format!(
+            "Object{{spec: Object.spec{{schedulerName: '{}'}}}}",
+            name.as_str().unwrap()
+        )
+    );
+    let asks = policy["spec"]["matchConditions"][1]["expression"]
+        .as_str()
+        .unwrap();
     // Once among limits, once among requests.
-    RESOURCES.iter().for_each(|name| assert_eq!(asks.matches(&format!("'{name}'")).count(), 2, "{asks}"));
+    RESOURCES
+        .iter()
+        .for_each(|name| assert_eq!(asks.matches(&format!("'{name}'")).count(), 2, "{asks}"));
 }
 
 #[test]
@@ -72,7 +108,10 @@ async fn the_extender_starts_as_the_manifests_have_it() {
     let container = template(&kube)["initContainers"][0].clone();
     let [scheduler, operators] = [free_port(), free_port()].map(|port| format!("127.0.0.1:{port}"));
     let declared = container["ports"][0]["containerPort"].to_string();
-    assert_eq!(argument(&kube, "--metrics-listen="), format!("0.0.0.0:{declared}"));
+    assert_eq!(
+        argument(&kube, "--metrics-listen="),
+        format!("0.0.0.0:{declared}")
+    );
     let replace = |arg: String| match arg.split_once('=') {
         Some(("--listen", _)) => format!("--listen={scheduler}"),
         Some(("--metrics-listen", _)) => format!("--metrics-listen={operators}"),
@@ -82,7 +121,10 @@ async fn the_extender_starts_as_the_manifests_have_it() {
     let extender = Extender::start_with(&kube, &args, &scheduler, &operators);
     for probe in ["startupProbe", "livenessProbe", "readinessProbe"] {
         let path = container[probe]["httpGet"]["path"].as_str().unwrap();
-        eventually(&format!("it answers at {path}"), async || extender.look(path).await.0 == 200).await;
+        eventually(&format!("it answers at {path}"), async || {
+            extender.look(path).await.0 == 200
+        })
+        .await;
     }
     // Every verb of the scheduler's configuration is one: a body that is none is refused, not the path.
     let config = scheduler_config(&kube);
@@ -99,7 +141,13 @@ async fn its_role_is_enough_for_all_it_does() {
     let quake = pod(&kube, "quake", nvenc(13));
     let extender = Extender::ready(&kube).await;
     assert_eq!(extender.bind(&quake, "node-1").await, "");
-    assert_eq!(kube.requests().iter().filter(|request| request.code == 403).count(), 0);
+    assert_eq!(
+        kube.requests()
+            .iter()
+            .filter(|request| request.code == 403)
+            .count(),
+        0
+    );
 }
 
 /// Each verb of each rule is taken away in turn, and each time something is refused.
@@ -108,7 +156,11 @@ async fn its_role_is_no_more_than_it_needs() {
     let role = cluster().get("clusterroles", None, ROLE).unwrap();
     let rules = role["rules"].as_array().unwrap();
     let each = rules.iter().enumerate().flat_map(|(rule, content)| {
-        assert_eq!(content["resources"].as_array().unwrap().len(), 1, "one resource each, so that each verb counts");
+        assert_eq!(
+            content["resources"].as_array().unwrap().len(),
+            1,
+            "one resource each, so that each verb counts"
+        );
         (0..content["verbs"].as_array().unwrap().len()).map(move |verb| (rule, verb))
     });
     for (rule, verb) in each.collect::<Vec<_>>() {
@@ -132,7 +184,9 @@ async fn its_role_is_no_more_than_it_needs() {
 }
 
 fn template(kube: &FakeKube) -> Value {
-    kube.get("deployments", Some("penstock"), "penstock-scheduler").unwrap()["spec"]["template"]["spec"].clone()
+    kube.get("deployments", Some("penstock"), "penstock-scheduler")
+        .unwrap()["spec"]["template"]["spec"]
+        .clone()
 }
 
 fn args(kube: &FakeKube) -> Vec<String> {
@@ -140,11 +194,17 @@ fn args(kube: &FakeKube) -> Vec<String> {
 }
 
 fn argument(kube: &FakeKube, name: &str) -> String {
-    args(kube).iter().find_map(|arg| arg.strip_prefix(name)).unwrap().to_owned()
+    args(kube)
+        .iter()
+        .find_map(|arg| arg.strip_prefix(name))
+        .unwrap()
+        .to_owned()
 }
 
 fn scheduler_config(kube: &FakeKube) -> Value {
-    let map = kube.get("configmaps", Some("penstock"), "penstock-scheduler").unwrap();
+    let map = kube
+        .get("configmaps", Some("penstock"), "penstock-scheduler")
+        .unwrap();
     serde_yaml_ng::from_str(map["data"]["scheduler.yaml"].as_str().unwrap()).unwrap()
 }
 

@@ -38,15 +38,27 @@ impl Extender {
     /// Starts it with the account of the manifests.
     pub(crate) fn start(kube: &FakeKube) -> Self {
         let [scheduler, operators] = [free_port(), free_port()].map(|port| format!("127.0.0.1:{port}"));
-        let args = [format!("--listen={scheduler}"), format!("--metrics-listen={operators}")];
-        Self::start_with(kube, &[&["serve".to_owned()][..], &args].concat(), &scheduler, &operators)
+        let args = [
+            format!("--listen={scheduler}"),
+            format!("--metrics-listen={operators}"),
+        ];
+        Self::start_with(
+            kube,
+            &[&["serve".to_owned()][..], &args].concat(),
+            &scheduler,
+            &operators,
+        )
     }
 
     pub(crate) fn start_with(kube: &FakeKube, args: &[String], scheduler: &str, operators: &str) -> Self {
         let place = tempfile::tempdir().unwrap();
         let config = place.path().join("config");
-        kube.kubeconfig(&config, Some(("penstock", "penstock-scheduler"))).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_penstock-scheduler-extender"));
+        kube.kubeconfig(&config, Some(("penstock", "penstock-scheduler")))
+            .unwrap();
+        // The benchmark names the optimised one.
+        let program = std::env::var_os("PENSTOCK_EXTENDER_PROGRAM");
+        let mut command =
+            Command::new(program.unwrap_or(env!("CARGO_BIN_EXE_penstock-scheduler-extender").into()));
         command.args(args).env("KUBECONFIG", config).stdin(Stdio::null());
         Self {
             process: command.spawn().unwrap(),
@@ -64,7 +76,31 @@ impl Extender {
     }
 
     pub(crate) async fn until_ready(&self) {
-        eventually("the extender is ready", async || self.look("/readyz").await.0 == 200).await;
+        eventually("the extender is ready", async || {
+            self.look("/readyz").await.0 == 200
+        })
+        .await;
+    }
+
+    pub(crate) fn url(&self, verb: &str) -> String {
+        format!("{}/{verb}", self.scheduler)
+    }
+
+    /// Its memory, as the kernel counts it.
+    pub(crate) fn resident_kib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id())).unwrap();
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"))
+            .unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
+    /// Tells it to end, and waits for that.
+    pub(crate) fn end(&mut self) -> std::process::ExitStatus {
+        let pid = rustix::process::Pid::from_child(&self.process);
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        self.process.wait().unwrap()
     }
 
     /// What operators see; status 0 where nobody listens.
@@ -78,12 +114,19 @@ impl Extender {
     /// The value of a metric.
     pub(crate) async fn metric(&self, series: &str) -> Option<f64> {
         let (_, text) = self.look("/metrics").await;
-        let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
         line.map(|value| value.parse().unwrap())
     }
 
     pub(crate) async fn post(&self, verb: &str, body: impl Into<reqwest::Body>) -> (StatusCode, String) {
-        let sent = reqwest::Client::new().post(format!("{}/{verb}", self.scheduler)).body(body).send().await.unwrap();
+        let sent = reqwest::Client::new()
+            .post(self.url(verb))
+            .body(body)
+            .send()
+            .await
+            .unwrap();
         (sent.status(), sent.text().await.unwrap())
     }
 
@@ -95,7 +138,11 @@ impl Extender {
     }
 
     pub(crate) async fn filter(&self, pod: &Value, nodes: &[&str]) -> Value {
-        self.ask("filter", &json!({ "Pod": pod, "Nodes": null, "NodeNames": nodes })).await
+        self.ask(
+            "filter",
+            &json!({ "Pod": pod, "Nodes": null, "NodeNames": nodes }),
+        )
+        .await
     }
 
     /// Binds a pod: the error, empty where there is none.
@@ -112,9 +159,9 @@ impl Extender {
 
 impl Drop for Extender {
     fn drop(&mut self) {
-        let pid = rustix::process::Pid::from_child(&self.process);
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-        let _ = self.process.wait();
+        if self.process.try_wait().unwrap().is_none() {
+            self.end();
+        }
     }
 }
 
