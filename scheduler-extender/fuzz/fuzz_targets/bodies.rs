@@ -31,7 +31,9 @@ fuzz_target!(|body: &[u8]| {
     if let Ok(mut args) = wire::read::<wire::ExtenderPreemptionArgs>(body)
         && let (Ok(proposed), Ok(Some(pod))) = (args.proposed(), args.pod.read())
     {
-        write(&wire::ExtenderPreemptionResult::from(index.preempt(&pod, &proposed)));
+        write(&wire::ExtenderPreemptionResult::from(
+            index.preempt(&pod, &proposed),
+        ));
     }
     if let Ok(args) = wire::read::<wire::ExtenderBindingArgs>(body) {
         let _ = index.choose_gpu(&args.pod_uid, &args.node);
@@ -46,7 +48,12 @@ fn spec() -> GpuNodeSpec {
     let gpu = Gpu {
         uuid: "GPU-1".parse().expect("a GPU's name"),
         model: String::new(),
-        capacity: Capacity { nvenc: EncoderUnits(124), mps: SmPercent(100), vram: VramBlocks(64), mps_clients: 48 },
+        capacity: Capacity {
+            nvenc: EncoderUnits(124),
+            mps: SmPercent(100),
+            vram: VramBlocks(64),
+            mps_clients: 48,
+        },
         encoder_engine_units: None,
         allocated: Vec::new(),
         measured: Measured::default(),

@@ -51,52 +51,30 @@ async fn a_pod_goes_to_the_fuller_node_and_carries_its_gpu() {
     let sent = kube.requests_to("create", "binding");
     assert_eq!(sent.len(), 1);
     assert_eq!(sent[0].content["metadata"]["uid"], quake["metadata"]["uid"]);
+    look_at_metrics(&extender).await;
+}
 
-    assert_eq!(
-        extender
-            .metric("penstock_extender_decisions_total{reason=\"nvenc\",verb=\"filter\"}")
-            .await,
-        Some(1.0)
-    );
-    assert_eq!(
-        extender
-            .metric("penstock_extender_decisions_total{reason=\"fits\",verb=\"filter\"}")
-            .await,
-        Some(2.0)
-    );
-    assert_eq!(
-        extender
-            .metric("penstock_extender_decisions_total{reason=\"bound\",verb=\"bind\"}")
-            .await,
-        Some(1.0)
-    );
-    assert_eq!(
-        extender
-            .metric("penstock_extender_request_seconds_count{verb=\"prioritize\"}")
-            .await,
-        Some(1.0)
-    );
-    let packed = "penstock_extender_packed{resource=\"nvenc\"}";
+/// After one filter of four nodes, one prioritize and one bind.
+async fn look_at_metrics(extender: &Extender) {
+    let packed = "packed{resource=\"nvenc\"}";
+    let metric = async |name: &str| extender.metric(&format!("penstock_extender_{name}")).await;
     eventually("the metrics show the pod", async || {
-        extender.metric(packed).await == Some(183.0)
+        metric(packed).await == Some(183.0)
     })
     .await;
-    assert_eq!(
-        extender
-            .metric("penstock_extender_free{resource=\"nvenc\"}")
-            .await,
-        Some(4.0 * 124.0 - 183.0)
-    );
-    assert_eq!(
-        extender
-            .metric("penstock_extender_knowledge_age_seconds{resource=\"pods\"}")
-            .await,
-        Some(0.0)
-    );
-    let fragmentation = extender
-        .metric("penstock_extender_fragmentation_ratio")
-        .await
-        .unwrap();
+    let expected = [
+        ("decisions_total{reason=\"nvenc\",verb=\"filter\"}", 1.0),
+        ("decisions_total{reason=\"no_gpus\",verb=\"filter\"}", 1.0),
+        ("decisions_total{reason=\"fits\",verb=\"filter\"}", 2.0),
+        ("decisions_total{reason=\"bound\",verb=\"bind\"}", 1.0),
+        ("request_seconds_count{verb=\"prioritize\"}", 1.0),
+        ("free{resource=\"nvenc\"}", 4.0 * 124.0 - 183.0),
+        ("knowledge_age_seconds{resource=\"pods\"}", 0.0),
+    ];
+    for (name, value) in expected {
+        assert_eq!(metric(name).await, Some(value), "{name}");
+    }
+    let fragmentation = metric("fragmentation_ratio").await.unwrap();
     assert!(fragmentation > 0.0 && fragmentation < 1.0, "{fragmentation}");
 }
 
