@@ -1,5 +1,5 @@
 # The targets are listed by plain `make`.
-.PHONY: help demo test test-cluster test-gpu build player check bench-streamer bench-packing bench-plugin bench-turn bench-extender fuzz clean setup
+.PHONY: help demo test test-cluster test-gpu build player check bench-streamer bench-packing bench-turn bench-extender fuzz clean setup
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 18
@@ -28,6 +28,9 @@ check: player ## format, lints, types
 
 bench-streamer: ## what a streamer costs beside the bare encoder
 	@scripts/bench-streamer
+
+bench-extender: ## how fast the scheduler extender answers in a large, full cluster
+	@scripts/bench-extender
 
 bench-turn: ## what a relayed packet costs beside coturn (COTURN=/path takes another)
 	@scripts/bench-turn

@@ -234,3 +234,37 @@ const ATTEMPT: Duration = Duration::from_secs(5);
 const ANSWER_WITHIN: Duration = Duration::from_secs(8);
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use kube::core::Status;
+
+    use super::*;
+
+    fn refusal(code: u16) -> kube::Error {
+        kube::Error::Api(Status::failure("no", "Reason").with_code(code).boxed())
+    }
+
+    fn args() -> ExtenderBindingArgs {
+        ExtenderBindingArgs {
+            pod_name: "quake-0".to_owned(),
+            pod_namespace: "games".to_owned(),
+            pod_uid: "8a1c".parse().unwrap(),
+            node: "node-1".parse().unwrap(),
+        }
+    }
+
+    #[test]
+    fn a_place_is_freed_once_it_is_sure_that_the_pod_does_not_have_it() {
+        let frees = |code, unanswered| Failure::of(&args(), &refusal(code), unanswered).frees;
+        assert!(frees(409, false), "somebody else has bound it");
+        assert!(
+            !frees(409, true),
+            "that may have been the try that was not answered"
+        );
+        assert!(frees(404, true) && frees(403, true));
+        let sure = [403, 404, 409, 429].map(|code| !may_have_happened(&refusal(code)));
+        let unsure = [500, 503, 504].map(|code| may_have_happened(&refusal(code)));
+        assert!(sure.into_iter().chain(unsure).all(|as_expected| as_expected));
+    }
+}

@@ -44,9 +44,7 @@ use crate::wire::{
 /// # Errors
 /// Where it can't begin; or where a part of it ends, which none should.
 pub(crate) async fn serve(args: &ServeArgs, stop: CancellationToken) -> anyhow::Result<()> {
-    let client = Client::try_default().await.context(
-        "finding the API server: neither KUBECONFIG (or ~/.kube/config) nor a pod's service account names one",
-    )?;
+    let client = client().await?;
     let scheduler = listen(args.listen)
         .await
         .context("listening for the scheduler (--listen)")?;
@@ -72,7 +70,10 @@ pub(crate) async fn serve(args: &ServeArgs, stop: CancellationToken) -> anyhow::
 
     // Any of them ending ends the program: a part that is gone must not go unnoticed.
     let mut parts = JoinSet::new();
-    parts.spawn(async move { Ok(owning.await) });
+    parts.spawn(async move {
+        owning.await;
+        Ok(())
+    });
     parts.spawn(ending(watches::watch::<PodObject>(
         client.clone(),
         owner.clone(),
@@ -98,7 +99,7 @@ pub(crate) async fn serve(args: &ServeArgs, stop: CancellationToken) -> anyhow::
     tracing::info!(scheduler = %args.listen, operators = %args.metrics_listen, "serving");
 
     let ended = stop.run_until_cancelled(parts.join_next()).await;
-    if let Some(ended) = ended {
+    if let Some(ended) = ended.filter(|_| !stop.is_cancelled()) {
         let outcome = ended
             .context("running the extender")?
             .context("running the extender")?;
@@ -108,6 +109,16 @@ pub(crate) async fn serve(args: &ServeArgs, stop: CancellationToken) -> anyhow::
     // What is not through by then is found out by the watches of the next process.
     let _ = tokio::time::timeout(GRACE, under_way.wait()).await;
     Ok(())
+}
+
+async fn client() -> anyhow::Result<Client> {
+    let mut config = kube::Config::infer().await.context(
+        "finding the API server: neither KUBECONFIG (or ~/.kube/config) nor a pod's service account names one",
+    )?;
+    // The client would send a Binding again without saying so, and then take what the first one did for a conflict.
+    // Watches have a back-off of their own.
+    config.default_retry = false;
+    Client::try_from(config).context("preparing to talk to the API server")
 }
 
 async fn listen(address: std::net::SocketAddr) -> anyhow::Result<TcpListener> {

@@ -78,81 +78,7 @@ async fn a_body_that_is_none_is_refused_with_the_reason_and_the_extender_lives()
     let pod = json!({ "metadata": { "uid": "u" }, "spec": { "containers": [
         { "name": "c", "resources": { "limits": { "penstock.dev/nvenc": "13" } } },
     ] } });
-    let mut half = pod.clone();
-    half["spec"]["containers"][0]["resources"]["limits"]["penstock.dev/nvenc"] = json!("1500m");
-    let args = |pod: &Value, names: Value| json!({ "Pod": pod, "NodeNames": names }).to_string();
-    let cases = [
-        ("filter", String::new(), 400, "the body is no JSON: EOF"),
-        ("filter", "{\"Pod\": ".to_owned(), 400, "the body is no JSON: EOF"),
-        (
-            "filter",
-            "\u{0}".to_owned(),
-            400,
-            "the body is no JSON: expected value",
-        ),
-        (
-            "prioritize",
-            "[]".to_owned(),
-            422,
-            "the body is not what a scheduler sends: ",
-        ),
-        (
-            "prioritize",
-            "null".to_owned(),
-            422,
-            "the body is not what a scheduler sends: ",
-        ),
-        (
-            "filter",
-            args(&Value::Null, json!([])),
-            422,
-            "the body is not what a scheduler sends: ",
-        ),
-        (
-            "filter",
-            args(&pod, json!([7])),
-            422,
-            "the body is not what a scheduler sends: ",
-        ),
-        (
-            "filter",
-            args(&pod, json!(["no name"])),
-            422,
-            "the body is not what a scheduler sends: ",
-        ),
-        ("filter", args(&pod, Value::Null), 422, "NodeNames is null: "),
-        (
-            "filter",
-            args(&half, json!(["node-1"])),
-            422,
-            "pod /: penstock.dev/nvenc of container c is no whole number",
-        ),
-        (
-            "bind",
-            "{}".to_owned(),
-            422,
-            "the body is not what a scheduler sends: missing field `PodName`",
-        ),
-        (
-            "preempt",
-            "7".to_owned(),
-            422,
-            "the body is not what a scheduler sends: ",
-        ),
-        (
-            "filter",
-            " ".repeat((8 << 20) + 1),
-            413,
-            "the body is longer than 8388608 bytes",
-        ),
-        // Deep nesting must not overflow the stack.
-        (
-            "filter",
-            format!("{{\"Pod\":{{\"metadata\":{}", "[".repeat(1 << 20)),
-            422,
-            "",
-        ),
-    ];
+    let cases = bad_bodies(&pod);
     let count = cases.iter().filter(|(verb, ..)| *verb == "filter").count();
     for (verb, body, status, reason) in cases {
         let shown: String = body.chars().take(60).collect();
@@ -173,3 +99,55 @@ async fn a_body_that_is_none_is_refused_with_the_reason_and_the_extender_lives()
         json!(["node-1"])
     );
 }
+
+/// Verb, body, and what is answered: a status, and a text that begins so.
+fn bad_bodies(pod: &Value) -> Vec<(&'static str, String, u16, &'static str)> {
+    let mut half = pod.clone();
+    half["spec"]["containers"][0]["resources"]["limits"]["penstock.dev/nvenc"] = json!("1500m");
+    let args = |pod: &Value, names: Value| json!({ "Pod": pod, "NodeNames": names }).to_string();
+    vec![
+        ("filter", String::new(), 400, NO_END),
+        ("filter", "{\"Pod\": ".to_owned(), 400, NO_END),
+        (
+            "filter",
+            "\u{0}".to_owned(),
+            400,
+            "the body is no JSON: expected value",
+        ),
+        ("prioritize", "[]".to_owned(), 422, SHAPE),
+        ("prioritize", "null".to_owned(), 422, SHAPE),
+        ("filter", args(&Value::Null, json!([])), 422, SHAPE),
+        ("filter", args(pod, json!([7])), 422, SHAPE),
+        ("filter", args(pod, json!(["no name"])), 422, SHAPE),
+        ("filter", args(pod, Value::Null), 422, "NodeNames is null: "),
+        (
+            "filter",
+            args(&half, json!(["node-1"])),
+            422,
+            "pod /: penstock.dev/nvenc of container c is no whole number",
+        ),
+        (
+            "bind",
+            "{}".to_owned(),
+            422,
+            "the body is not what a scheduler sends: missing field `PodName`",
+        ),
+        ("preempt", "7".to_owned(), 422, SHAPE),
+        (
+            "filter",
+            " ".repeat((8 << 20) + 1),
+            413,
+            "the body is longer than 8388608 bytes",
+        ),
+        // Deep nesting must not overflow the stack.
+        (
+            "filter",
+            format!("{{\"Pod\":{{\"metadata\":{}", "[".repeat(1 << 20)),
+            422,
+            "",
+        ),
+    ]
+}
+
+const NO_END: &str = "the body is no JSON: EOF";
+const SHAPE: &str = "the body is not what a scheduler sends: ";

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "here a panic is a failed test")]
 
+mod bench;
 mod bodies;
 mod manifests;
 mod serving;

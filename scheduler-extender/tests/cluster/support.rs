@@ -55,7 +55,10 @@ impl Extender {
         let config = place.path().join("config");
         kube.kubeconfig(&config, Some(("penstock", "penstock-scheduler")))
             .unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_penstock-scheduler-extender"));
+        // The benchmark names the optimised one.
+        let program = std::env::var_os("PENSTOCK_EXTENDER_PROGRAM");
+        let mut command =
+            Command::new(program.unwrap_or(env!("CARGO_BIN_EXE_penstock-scheduler-extender").into()));
         command.args(args).env("KUBECONFIG", config).stdin(Stdio::null());
         Self {
             process: command.spawn().unwrap(),
@@ -79,6 +82,27 @@ impl Extender {
         .await;
     }
 
+    pub(crate) fn url(&self, verb: &str) -> String {
+        format!("{}/{verb}", self.scheduler)
+    }
+
+    /// Its memory, as the kernel counts it.
+    pub(crate) fn resident_kib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id())).unwrap();
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"))
+            .unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
+    /// Tells it to end, and waits for that.
+    pub(crate) fn end(&mut self) -> std::process::ExitStatus {
+        let pid = rustix::process::Pid::from_child(&self.process);
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        self.process.wait().unwrap()
+    }
+
     /// What operators see; status 0 where nobody listens.
     pub(crate) async fn look(&self, path: &str) -> (u16, String) {
         match reqwest::get(format!("{}{path}", self.operators)).await {
@@ -98,7 +122,7 @@ impl Extender {
 
     pub(crate) async fn post(&self, verb: &str, body: impl Into<reqwest::Body>) -> (StatusCode, String) {
         let sent = reqwest::Client::new()
-            .post(format!("{}/{verb}", self.scheduler))
+            .post(self.url(verb))
             .body(body)
             .send()
             .await
@@ -135,9 +159,9 @@ impl Extender {
 
 impl Drop for Extender {
     fn drop(&mut self) {
-        let pid = rustix::process::Pid::from_child(&self.process);
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-        let _ = self.process.wait();
+        if self.process.try_wait().unwrap().is_none() {
+            self.end();
+        }
     }
 }
 
