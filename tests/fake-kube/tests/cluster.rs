@@ -1,5 +1,7 @@
 //! What the stand-in does as a real API server does: each of these runs against either (`make test-cluster`).
 
+#![allow(clippy::unwrap_used)] // Here a panic is a failed test.
+
 mod support;
 
 use std::pin::pin;

@@ -1,5 +1,7 @@
 //! What a test can make the stand-in do, and what a real API server can't be asked for.
 
+#![allow(clippy::unwrap_used)] // Here a panic is a failed test.
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::pin::pin;

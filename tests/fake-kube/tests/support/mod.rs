@@ -26,9 +26,9 @@ pub(crate) struct Cluster {
 }
 
 /// Tells a story in a namespace of its own, which goes afterwards, however the story ends.
-pub(crate) async fn story<F: Future<Output = ()>>(tell: impl FnOnce(Cluster) -> F + Send + 'static)
+pub(crate) async fn story<F>(tell: impl FnOnce(Cluster) -> F + Send + 'static)
 where
-    F: Send + 'static,
+    F: Future<Output = ()> + Send + 'static,
 {
     let cluster = Cluster::new().await;
     let (client, name) = (cluster.client(), cluster.namespace.clone());
