@@ -392,6 +392,7 @@ impl Node {
     async fn restarted(self) -> Self {
         self.told_to_end.cancel();
         self.running.await.unwrap().unwrap();
+        assert_eq!(self.kubelet.faults(), Ok(()));
         let gpus = self.gpus.borrow().clone().unwrap();
         Self::with(self.directory, self.kubelet, gpus)
     }
@@ -433,6 +434,7 @@ impl Node {
         self.told_to_end.cancel();
         let ended = tokio::time::timeout(stand_in::PATIENCE, self.running);
         ended.await.unwrap().unwrap().unwrap();
+        assert_eq!(self.kubelet.faults(), Ok(()));
     }
 }
 
