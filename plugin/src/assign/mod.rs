@@ -24,6 +24,8 @@ mod tracker;
 mod usage;
 
 #[cfg(test)]
+mod dice;
+#[cfg(test)]
 mod kubelet_model;
 #[cfg(test)]
 mod simple_model;

@@ -1,8 +1,8 @@
 //! The same with less in it: no change of health, nothing in the midst of a pod, init containers listed by podresources.
 
 use proptest::prelude::*;
-use rand_like::Dice;
 
+use super::dice::Dice;
 use super::tests::{demand, gpu};
 use penstock_core::pod_demand::ContainerKind;
 
@@ -279,28 +279,5 @@ fn pod(number: u32, containers: Vec<ContainerAsk>) -> PodOnNode {
         terminal: false,
         deleting: false,
         containers,
-    }
-}
-
-/// Chance from a seed.
-mod rand_like {
-    /// Steele, Lea and Flood's SplitMix64.
-    pub(super) struct Dice(pub(super) u64);
-
-    impl Dice {
-        fn roll(&mut self) -> u64 {
-            self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let mut z = self.0;
-            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            z ^ (z >> 31)
-        }
-
-        pub(super) fn shuffle<T>(&mut self, items: &mut [T]) {
-            for i in (1..items.len()).rev() {
-                let j = self.roll() % (i as u64 + 1);
-                items.swap(i, j as usize);
-            }
-        }
     }
 }

@@ -7,7 +7,6 @@
 //!                       └─► Assigner ◄──────────────────────────────────┘
 //! ```
 
-mod dice;
 mod kubelet;
 mod oracle;
 mod schedule;
@@ -18,10 +17,10 @@ use std::collections::VecDeque;
 use penstock_core::pod_demand::{ContainerKind, PodDemand};
 use proptest::test_runner::{Config, TestError, TestRunner};
 
+use super::dice::Dice;
 use super::tests::{demand, gpu};
 use super::*;
 use crate::pods::{ContainerAsk, PodEvent};
-use dice::Dice;
 use kubelet::Kubelet;
 use oracle::Oracle;
 use schedule::{Ask, Batch, By, Disturbance, GPUS, Health, Schedule, Step, schedules};
