@@ -115,6 +115,11 @@ id!(
     "player name"
 );
 id!(
+    /// A place that a player or viewer holds on a streamer. The first half of its [`ReturnToken`], and no secret.
+    SeatName,
+    "seat name"
+);
+id!(
     /// A pod, as the API server tells it from all others, earlier ones of the same name too.
     PodUid,
     "pod UID"

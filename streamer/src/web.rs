@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow};
 use axum::extract::State;
@@ -76,12 +76,14 @@ async fn stream(
         streamer_id: args.name.clone(),
         stream: args.stream,
         media_addresses: media_ips.clone(),
-        max_viewers: args.max_viewers,
+        limits: args.limits(),
     };
     let (owner, handle, status) = Owner::new(identity, Arc::clone(&media), metrics.clone());
     let capture = Arc::clone(&media);
+    let (ends, ends_at) = watch::channel(None);
     let shared = Arc::new(Shared {
         owner: handle,
+        ends_at,
         media,
         input,
         metrics: metrics.clone(),
@@ -98,9 +100,10 @@ async fn stream(
     });
     let mut tasks = JoinSet::new();
     tasks.spawn(async move { axum::serve(listener, app).await.context("serving HTTP") });
+    let end = CancellationToken::new();
     let outcome = tokio::select! {
-        () = owner.run(told.clone()) => Ok(()),
-        () = grace_over(told, args.grace) => Ok(()),
+        () = owner.run(told.clone(), end.clone()) => Ok(()),
+        () = grace_over(told, Duration::from_secs(args.grace), ends, end) => Ok(()),
         ended = over_display(args, display, &metrics) => ended,
         failure = failed(failures) => Err(anyhow!("the pipeline failed: {failure}")),
         Some(ended) = tasks.join_next() => ended.context("the HTTP task failed")?,
@@ -131,10 +134,23 @@ async fn over_display(
     }
 }
 
-async fn grace_over(told: CancellationToken, grace: u64) {
+/// Says when this streamer ends, once it was told to; then says `end`, and leaves the players a moment to hear of it.
+async fn grace_over(
+    told: CancellationToken,
+    grace: Duration,
+    ends: watch::Sender<Option<Instant>>,
+    end: CancellationToken,
+) {
     told.cancelled().await;
-    tokio::time::sleep(Duration::from_secs(grace)).await;
+    // Without links nobody listens.
+    let _ = ends.send(Some(Instant::now() + grace));
+    tokio::time::sleep(grace).await;
+    end.cancel();
+    tokio::time::sleep(GOODBYE).await;
 }
+
+/// How long players get to be told that they move.
+const GOODBYE: Duration = Duration::from_secs(2);
 
 async fn failed(mut failures: mpsc::UnboundedReceiver<media::Failure>) -> String {
     match failures.recv().await {

@@ -8,5 +8,6 @@
 
 pub mod agent;
 pub mod link;
+pub mod returning;
 pub mod signalling;
 pub mod status;
