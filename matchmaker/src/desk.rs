@@ -71,6 +71,7 @@ impl Desk {
                 player,
                 session,
                 want,
+                back,
                 page,
             } => {
                 self.pages.insert(player.clone(), page);
@@ -78,6 +79,7 @@ impl Desk {
                     player,
                     session,
                     want,
+                    back,
                 });
             }
             Event::Input(input) => self.input(input),
@@ -97,7 +99,7 @@ impl Desk {
 
     fn forget(&mut self, input: &Input) {
         match input {
-            Input::Left { player } => {
+            Input::Left { player, .. } => {
                 self.pages.remove(player);
             }
             Input::LinkClosed { link } => {

@@ -4,7 +4,7 @@ use penstock_core::ids::{PlayerId, SessionId};
 use penstock_core::wire::signalling::ToPlayer;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::lobby::{Input, View, Want};
+use crate::lobby::{Input, Return, View, Want};
 
 /// What reaches the desk.
 #[derive(Debug)]
@@ -17,6 +17,8 @@ pub enum Event {
         session: SessionId,
         /// What for.
         want: Want,
+        /// Whether it comes back.
+        back: Return,
         /// Where its messages go.
         page: mpsc::Sender<ToPage>,
     },

@@ -13,6 +13,7 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use penstock_core::wire::agent::Problem;
+use penstock_core::wire::returning::ReturnToken;
 use penstock_core::wire::signalling::MAX_MESSAGE_BYTES;
 use penstock_shell::ops;
 use serde::Deserialize;
@@ -24,7 +25,7 @@ use tower_http::set_header::SetResponseHeaderLayer;
 
 use crate::events::Event;
 use crate::ice::Ice;
-use crate::lobby::Want;
+use crate::lobby::{Return, Want};
 use crate::metrics::Metrics;
 use crate::page_socket::Page;
 
@@ -80,6 +81,29 @@ type Wish = Query<Wished>;
 struct Wished {
     /// The session to watch; absent to play.
     watch: Option<String>,
+    /// The token that the page was given when it was matched; empty where it has none yet; absent for pages that don't
+    /// know of it.
+    #[serde(rename = "return")]
+    back: Option<String>,
+    /// Whether its peer connection goes on.
+    #[serde(default)]
+    live: bool,
+}
+
+impl Wished {
+    /// What is no token is none: the page then queues as everyone.
+    fn back(&self) -> Return {
+        let Some(text) = &self.back else {
+            return Return::Never;
+        };
+        match ReturnToken::try_from(text.clone()) {
+            Ok(token) => Return::Now {
+                token,
+                live: self.live,
+            },
+            Err(_) => Return::Later,
+        }
+    }
 }
 
 impl Front {
@@ -91,6 +115,7 @@ impl Front {
             );
         }
         let page = Page {
+            back: wish.back(),
             want: wish.watch.map_or(Want::Play, Want::Watch),
             events: self.events,
             ice: self.ice,

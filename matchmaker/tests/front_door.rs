@@ -299,7 +299,7 @@ async fn the_page_and_the_operators_get_what_they_ask_for() {
     let status = door.status().await;
     assert_eq!(
         keys(&status["streamers"][0]),
-        ["players", "state", "streamerId", "viewers"]
+        ["away", "players", "state", "streamerId", "viewers"]
     );
     assert!(!status.to_string().contains("127.0.0.1"), "no address: {status}");
     let metrics = door.metrics().await;

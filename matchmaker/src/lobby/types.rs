@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use penstock_core::ids::{PlayerId, SessionId, StreamerId};
-use penstock_core::wire::link::{Claim, FromStreamer, ToStreamer};
+use penstock_core::wire::link::{Back, Claim, FromStreamer, ToStreamer};
+use penstock_core::wire::returning::ReturnToken;
 use penstock_core::wire::signalling::{FromPlayer, ToPlayer};
 use penstock_core::wire::status::{StreamerState, StreamerStatus};
 use serde::Serialize;
@@ -22,6 +23,34 @@ pub enum Want {
     Watch(String),
 }
 
+/// Whether a page knows how to come back to its session, and whether it does.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Return {
+    /// A stock page: its place is free once it leaves.
+    #[default]
+    Never,
+    /// It may come back later, with the token that it will be given.
+    Later,
+    /// It is back. `live`: it has its peer connection still, and only lost its signalling.
+    Now {
+        /// The right to its seat.
+        token: ReturnToken,
+        /// Whether its peer connection goes on.
+        live: bool,
+    },
+}
+
+/// How a page left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Parting {
+    /// It did what ends its session.
+    ForGood,
+    /// It closed its socket: its window is closed, or it is being loaded again.
+    Closed,
+    /// Its socket broke, or we end.
+    Lost,
+}
+
 /// What happened.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Input {
@@ -33,6 +62,8 @@ pub enum Input {
         session: SessionId,
         /// What for.
         want: Want,
+        /// Whether it comes back.
+        back: Return,
     },
     /// A page sent a message.
     Said {
@@ -45,6 +76,8 @@ pub enum Input {
     Left {
         /// Whose.
         player: PlayerId,
+        /// How.
+        parting: Parting,
     },
     /// A streamer said how it stands.
     Status {
@@ -148,8 +181,10 @@ pub struct StreamerView {
     pub streamer_id: StreamerId,
     /// Whether it takes a player.
     pub state: StreamerState,
-    /// Players on it.
+    /// Players on it, those who are away too.
     pub players: u32,
+    /// How many of them are away, and may come back.
+    pub away: u32,
     /// Viewers on it.
     pub viewers: u32,
 }
@@ -164,12 +199,24 @@ pub(super) struct Player {
     pub(super) order: Order,
     pub(super) in_order_since: Instant,
     pub(super) place: Place,
-    /// The position and queue length that it was told last.
-    pub(super) told: Option<(u32, u32)>,
+    /// The position, the queue's length and the expected wait that it was told last.
+    pub(super) told: Option<(u32, u32, Option<u64>)>,
+    /// Whether it knows how to come back.
+    pub(super) may_return: bool,
+    /// The seat that it comes back to.
+    pub(super) back: Option<Returning>,
     /// Whether the page asked for a list on this socket.
     pub(super) asked: bool,
     /// The name of the streamer that the page subscribed to last.
     pub(super) subscribed_to: Option<StreamerId>,
+}
+
+/// A player on the way back to its seat.
+#[derive(Debug)]
+pub(super) struct Returning {
+    pub(super) back: Back,
+    /// Until when its streamer is looked for.
+    pub(super) until: Instant,
 }
 
 impl Player {
@@ -205,6 +252,10 @@ pub(super) enum Place {
 impl Place {
     pub(super) fn is_waiting(&self) -> bool {
         matches!(self, Self::Waiting { .. })
+    }
+
+    pub(super) fn is_claiming(&self) -> bool {
+        matches!(self, Self::Claiming { .. })
     }
 
     pub(super) fn link(&self) -> Option<(LinkId, SocketAddr)> {

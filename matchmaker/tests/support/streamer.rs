@@ -129,7 +129,11 @@ async fn serve(inner: &Inner, socket: &mut WebSocket) {
         return;
     }
     let streamer_id = inner.status.borrow().streamer_id.clone();
-    say(socket, &json!({"type": "claimed", "streamerId": streamer_id})).await;
+    say(
+        socket,
+        &json!({"type": "claimed", "streamerId": streamer_id, "sessionId": claim["sessionId"]}),
+    )
+    .await;
     while let Some(message) = hear(inner, socket).await {
         if message["type"] == "playerConnected" {
             let player = &message["playerId"];
