@@ -14,8 +14,8 @@ export async function pathOf(connection: RTCPeerConnection): Promise<string> {
 }
 
 /**
- * A phone's keyboard writes into a field rather than press keys: what comes into this one is passed on, character by
- * character. A blank is kept in it, since some keyboards tell of a deletion only where there is something to delete.
+ * A phone's keyboard writes into a field rather than press keys: what comes into this one is passed on as text. A
+ * blank is kept in it, since some keyboards tell of a deletion only where there is something to delete.
  */
 export function typeInto(field: HTMLInputElement, stream: PixelStreaming): void {
   const handlers = stream.webRtcController.streamMessageController.toStreamerHandlers;
@@ -37,11 +37,11 @@ export function typeInto(field: HTMLInputElement, stream: PixelStreaming): void 
     const { inputType, data, isComposing } = event as InputEvent;
     if (isComposing) return;
     if (inputType.startsWith('delete')) press(BACKSPACE);
-    else for (const character of data ?? '') handlers.get('KeyPress')?.([character.codePointAt(0) ?? 0]);
+    else if (data) handlers.get('TextboxEntry')?.([data]);
     empty();
   });
   field.addEventListener('compositionend', (event) => {
-    for (const character of event.data) handlers.get('KeyPress')?.([character.codePointAt(0) ?? 0]);
+    if (event.data) handlers.get('TextboxEntry')?.([event.data]);
     empty();
   });
 }
