@@ -112,7 +112,8 @@ impl Stage {
     /// # Errors
     /// Where it can't be started.
     pub fn another_matchmaker(&self, web: SocketAddr) -> anyhow::Result<Program> {
-        let streamers = ["--agent", &*self.socket().to_string_lossy()];
+        let socket = self.socket();
+        let streamers = ["--agent", &*socket.to_string_lossy()];
         start_matchmaker(web, streamers, &self.relay_url)
     }
 

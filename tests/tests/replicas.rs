@@ -77,34 +77,41 @@ async fn two_doors() -> anyhow::Result<(Stage, [SocketAddr; 2], Program)> {
 }
 
 /// A page that is a script, and never comes back.
-struct Script(WebSocketStream<MaybeTlsStream<TcpStream>>);
+struct Script {
+    socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
+    /// What it was told and did not ask for yet.
+    told: Vec<Value>,
+}
 
 impl Script {
     async fn connect(door: SocketAddr) -> anyhow::Result<Self> {
-        let mut script = Self(connect_async(format!("ws://{door}/signalling")).await?.0);
+        let (mut socket, _) = connect_async(format!("ws://{door}/signalling")).await?;
         let list = json!({ "type": "listStreamers" }).to_string();
-        script.0.send(Message::text(list)).await?;
-        Ok(script)
+        socket.send(Message::text(list)).await?;
+        let told = Vec::new();
+        Ok(Self { socket, told })
     }
 
-    /// The next notice of this kind.
+    /// The next notice of this kind. Others are kept.
     async fn notice(&mut self, status: &str) -> anyhow::Result<Value> {
-        let heard = async {
-            while let Some(message) = self.0.next().await {
-                let Message::Text(text) = message? else { continue };
-                let message: Value = serde_json::from_str(&text)?;
-                if message["type"] == "matchmaker" && message["status"] == status {
-                    return Ok(message);
-                }
+        let end = tokio::time::Instant::now() + Duration::from_secs(5);
+        loop {
+            if let Some(n) = self.told.iter().position(|notice| notice["status"] == status) {
+                return Ok(self.told.remove(n));
             }
-            anyhow::bail!("the socket ended")
-        };
-        tokio::time::timeout(Duration::from_secs(5), heard)
-            .await
-            .with_context(|| format!("waiting for {status}"))?
+            let next = tokio::time::timeout_at(end, self.socket.next()).await;
+            let next = next.with_context(|| format!("waiting for {status}"))?;
+            let Message::Text(text) = next.context("the socket ended")?? else {
+                continue;
+            };
+            let message: Value = serde_json::from_str(&text)?;
+            if message["type"] == "matchmaker" {
+                self.told.push(message);
+            }
+        }
     }
 
     async fn leave(mut self) -> anyhow::Result<()> {
-        Ok(self.0.close(None).await?)
+        Ok(self.socket.close(None).await?)
     }
 }
