@@ -42,7 +42,9 @@ class LastingSocket {
   private unsent: string[] = [];
   private attempts = 0;
   private retry: ReturnType<typeof setTimeout> | undefined;
-  private pong: ReturnType<typeof setTimeout> | undefined;
+  /** The ping that is not answered yet, and when it is given up. */
+  private pinged: { data: string; late: ReturnType<typeof setTimeout> } | undefined;
+  private slow: ReturnType<typeof setTimeout> | undefined;
   private readonly online = () => this.retry !== undefined && this.reopen();
 
   constructor(
@@ -70,7 +72,7 @@ class LastingSocket {
     const kind = kindOf(data);
     if (kind === 'ping') {
       if (!open) return this.echo(data);
-      this.pong ??= setTimeout(() => this.broken(), PONG_WITHIN);
+      this.pinged ??= { data, late: setTimeout(() => this.broken(), ANSWER_WITHIN) };
     }
     if (open) this.socket?.send(data);
     else if (this.unsent.length < UNSENT) this.unsent.push(data);
@@ -104,10 +106,8 @@ class LastingSocket {
 
   private hear(event: MessageEvent): void {
     const kind = kindOf(event.data);
-    if (kind === 'pong') {
-      clearTimeout(this.pong);
-      this.pong = undefined;
-    }
+    if (kind === 'pong') this.answered();
+    clearTimeout(this.slow);
     if (this.held === undefined) return this.onmessage?.(event);
     if (kind !== 'matchmaker' && kind !== 'subscribeFailed') {
       this.held.push(event);
@@ -147,10 +147,12 @@ class LastingSocket {
 
   /** Tries again, at once and then less and less often, for as long as media flows. */
   private broken(): void {
+    const ping = this.pinged?.data;
     this.forget();
     if (!signalling.alive()) {
       return this.fail(new CloseEvent('close', { code: 1006, reason: 'The connection was lost.' }));
     }
+    if (ping) this.echo(ping);
     signalling.away = true;
     this.held = [];
     const wait = this.attempts === 0 ? 0 : Math.min(250 * 2 ** this.attempts, 4000) * (0.75 + Math.random() / 2);
@@ -162,6 +164,7 @@ class LastingSocket {
     clearTimeout(this.retry);
     this.retry = undefined;
     this.follow(this.dial(true));
+    this.slow = setTimeout(() => this.broken(), ANSWER_WITHIN);
   }
 
   private fail(event: CloseEvent): void {
@@ -178,9 +181,14 @@ class LastingSocket {
     this.forget();
   }
 
+  private answered(): void {
+    clearTimeout(this.pinged?.late);
+    this.pinged = undefined;
+  }
+
   private forget(): void {
-    clearTimeout(this.pong);
-    this.pong = undefined;
+    clearTimeout(this.slow);
+    this.answered();
     const socket = this.socket;
     this.socket = undefined;
     if (!socket) return;
@@ -202,7 +210,8 @@ function kindOf(data: unknown): string | undefined {
 
 /** Codes with which the other side ends it on purpose: unreadable, too much, too long, ended by the streamer. */
 const FINAL = new Set([1003, 1007, 1008, 1009, 1011]);
-const PONG_WITHIN = 10_000;
+/** How long a ping, or a new socket, may go without an answer, in milliseconds. */
+const ANSWER_WITHIN = 5_000;
 const UNSENT = 64;
 
 window.WebSocket = LastingSocket as unknown as typeof WebSocket;

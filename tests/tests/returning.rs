@@ -53,6 +53,52 @@ async fn a_stream_outlives_its_matchmaker_and_a_reload_is_the_same_session() -> 
     Ok(())
 }
 
+/// The kernel goes on taking what is sent to the matchmaker, so that nothing but silence says that it is gone.
+#[tokio::test]
+async fn a_stream_outlives_a_matchmaker_that_falls_silent() -> anyhow::Result<()> {
+    let stage = Stage::start(1, &TEST_SOURCE).await?;
+    let mut browser = Browser::start().await?;
+    let mut page = browser.open(&stage.page("KeepaliveDelay=7000")).await?;
+    plays(&mut page).await?;
+    page.eval("penstock.peer().mark = 'the first'; true").await?;
+    let matchmaker = Pid::from_raw(stage.pids()[0] as i32).expect("a pid");
+    kill_process(matchmaker, Signal::STOP)?;
+    // Two pings of the library, after the second of which it would end the stream.
+    tokio::time::sleep(Duration::from_secs(17)).await;
+    let frames = frames_decoded(&mut page).await?;
+    kill_process(matchmaker, Signal::CONT)?;
+    page.until("penstock.resumed === 1", Duration::from_secs(12))
+        .await?;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(frames_decoded(&mut page).await? > frames + 15);
+    assert_eq!(page.eval("penstock.peer().mark").await?, "the first");
+    assert_eq!(page.eval("penstock.state").await?, "playing");
+    Ok(())
+}
+
+#[tokio::test]
+async fn whose_session_is_gone_meanwhile_gets_a_new_one_without_a_reload() -> anyhow::Result<()> {
+    let args = [&TEST_SOURCE[..], &["--return-grace", "1"]].concat();
+    let mut stage = Stage::start(1, &args).await?;
+    let mut browser = Browser::start().await?;
+    let mut page = browser.open(&stage.page("")).await?;
+    plays(&mut page).await?;
+    page.eval("window.mark = 'not loaded again'; penstock.peer().mark = 'the first'; true")
+        .await?;
+    stage.kill_matchmaker().await?;
+    free(stage.streamer().await?, Duration::from_secs(5)).await?;
+    stage.restart_matchmaker()?;
+    page.until(
+        "penstock.state === 'playing' && penstock.peer()?.mark !== 'the first'",
+        Duration::from_secs(20),
+    )
+    .await?;
+    plays(&mut page).await?;
+    assert_eq!(page.eval("window.mark").await?, "not loaded again");
+    assert_eq!(status(stage.streamer().await?).await?.players, 1);
+    Ok(())
+}
+
 #[tokio::test]
 async fn who_comes_back_finds_its_session_through_another_matchmaker() -> anyhow::Result<()> {
     let stage = Stage::start(2, &TEST_SOURCE).await?;
