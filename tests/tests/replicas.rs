@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use futures_util::{SinkExt as _, StreamExt as _};
+use penstock_tests::browser::Browser;
 use penstock_tests::programs::{Program, free_tcp, ready};
 use penstock_tests::stage::{Stage, TEST_SOURCE, status};
 use serde_json::{Value, json};
@@ -63,6 +64,40 @@ async fn a_freed_streamer_goes_to_the_one_who_has_waited_longest_at_either_match
             .with_context(|| format!("the one who came as number {n} is next"))?;
         playing = next;
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_page_says_how_long_it_may_take_once_that_is_known() -> anyhow::Result<()> {
+    let stage = Stage::start(1, &TEST_SOURCE).await?;
+    let mut playing = Script::connect(stage.web()).await?;
+    playing.notice("matched").await?;
+    let mut waiting = Vec::new();
+    for _ in 0..4 {
+        let mut next = Script::connect(stage.web()).await?;
+        next.notice("queued").await?;
+        waiting.push(next);
+    }
+    let mut browser = Browser::start().await?;
+    let mut page = browser.open(&stage.page("")).await?;
+    page.until(
+        "document.body.innerText.includes('number 5 of 5.')",
+        Duration::from_secs(10),
+    )
+    .await?;
+    let unknown = page.eval("document.body.innerText.includes('should take')");
+    assert_eq!(unknown.await?, false);
+    for mut next in waiting.drain(..3) {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        playing.leave().await?;
+        next.notice("matched").await?;
+        playing = next;
+    }
+    page.until(
+        "document.body.innerText.includes('number 2 of 2. It should take about 10 seconds.')",
+        Duration::from_secs(5),
+    )
+    .await?;
     Ok(())
 }
 

@@ -53,6 +53,40 @@ async fn a_stream_outlives_its_matchmaker_and_a_reload_is_the_same_session() -> 
     Ok(())
 }
 
+#[tokio::test]
+async fn a_viewer_stays_while_the_player_reloads_and_outlives_a_matchmaker_too() -> anyhow::Result<()> {
+    let args = [&TEST_SOURCE[..], &["--mode", "shared"]].concat();
+    let mut stage = Stage::start(1, &args).await?;
+    let mut browser = Browser::start().await?;
+    let mut player = browser.open(&stage.page("")).await?;
+    plays(&mut player).await?;
+    let session = player.eval("penstock.sessionId").await?;
+    let link = format!("watch={}", session.as_str().unwrap_or_default());
+    let mut viewer = browser.open(&stage.page(&link)).await?;
+    plays(&mut viewer).await?;
+    viewer.eval("penstock.peer().mark = 'the first'; true").await?;
+    player.eval("window.mark = 'before'; true").await?;
+    player.reload().await?;
+    player
+        .until("window.mark !== 'before'", Duration::from_secs(5))
+        .await?;
+    plays(&mut player).await?;
+    assert_eq!(player.eval("penstock.sessionId").await?, session);
+    stage.kill_matchmaker().await?;
+    stage.restart_matchmaker()?;
+    for page in [&mut player, &mut viewer] {
+        page.until("penstock.resumed === 1", Duration::from_secs(15))
+            .await?;
+    }
+    let frames = frames_decoded(&mut viewer).await?;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(frames_decoded(&mut viewer).await? > frames + 15);
+    assert_eq!(viewer.eval("penstock.peer().mark").await?, "the first");
+    let here = status(stage.streamer().await?).await?;
+    assert_eq!((here.players, here.viewers, here.away), (1, 1, 0));
+    Ok(())
+}
+
 /// The kernel goes on taking what is sent to the matchmaker, so that nothing but silence says that it is gone.
 #[tokio::test]
 async fn a_stream_outlives_a_matchmaker_that_falls_silent() -> anyhow::Result<()> {
