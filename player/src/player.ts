@@ -16,7 +16,7 @@ import { settings, watched, watchLink } from './settings';
 /** What the matchmaker says about the waiting; stock servers never send it. */
 type Notice =
   | { status: 'queued'; position: number; waiting: number; expectedWaitSeconds?: number }
-  | { status: 'matched'; streamerId: string; sessionId: string; returnToken?: string; resumed: boolean }
+  | { status: 'matched'; streamerId: string; sessionId: string; returnToken?: string; resumed: boolean; shared: boolean }
   | { status: 'draining'; secondsLeft: number }
   | { status: 'ended'; reason: string; kind: 'over' | 'moves' | 'replaced' };
 
@@ -44,6 +44,7 @@ const url = new URL(window.location.href);
 const overlay = new Overlay();
 const times: Record<string, number> = {};
 let sessionId: string | null = null;
+let shared = false;
 let failures = 0;
 let retry: ReturnType<typeof setTimeout> | undefined;
 let over = false;
@@ -113,6 +114,7 @@ function hear(notice: Notice): void {
       return overlay.show('waiting', place(notice.position, notice.waiting, notice.expectedWaitSeconds));
     case 'matched':
       sessionId = notice.sessionId;
+      shared = notice.shared;
       remember(notice.returnToken ?? '');
       if (!notice.resumed) overlay.show('starting');
       return;
@@ -168,7 +170,7 @@ function playing(): void {
   mark('firstFrame');
   failures = 0;
   overlay.show('playing');
-  overlay.share.hidden = false;
+  overlay.share.hidden = !shared;
   unmute();
   void tellPath();
 }
@@ -279,6 +281,8 @@ for (const sign of ['pointerup', 'keyup']) {
 overlay.full.addEventListener('click', () => void overlay.fill(video).catch(() => undefined));
 overlay.leave.addEventListener('click', leave);
 overlay.keys.addEventListener('click', () => overlay.typed.focus());
+// A button that keeps the focus would be pressed again by the next key that is meant for the stream.
+for (const tool of [overlay.sound, overlay.share, overlay.full]) tool.addEventListener('click', () => tool.blur());
 typeInto(overlay.typed, stream);
 overlay.share.addEventListener('click', () => {
   if (sessionId) void overlay.copied(watchLink(url, sessionId));

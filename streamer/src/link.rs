@@ -44,6 +44,8 @@ pub(crate) struct Shared {
     pub(crate) name: StreamerId,
     pub(crate) stream: StreamSize,
     pub(crate) media_ips: Vec<IpAddr>,
+    /// Whether sessions take viewers.
+    pub(crate) viewers: bool,
     /// When this streamer ends, once it was told to.
     pub(crate) ends_at: watch::Receiver<Option<std::time::Instant>>,
 }
@@ -251,6 +253,7 @@ impl Link {
             session_id: self.seat.session.clone(),
             return_token: Some(self.seat.token.clone()),
             resumed,
+            shared: self.shared.viewers,
         }))
         .await;
         self.tell_draining().await;

@@ -83,6 +83,7 @@ async fn stream(
     let (ends, ends_at) = watch::channel(None);
     let shared = Arc::new(Shared {
         owner: handle,
+        viewers: args.limits().viewers.is_some(),
         ends_at,
         media,
         input,

@@ -61,6 +61,8 @@ async fn a_viewer_stays_while_the_player_reloads_and_outlives_a_matchmaker_too()
     let mut player = browser.open(&stage.page("")).await?;
     plays(&mut player).await?;
     let session = player.eval("penstock.sessionId").await?;
+    let share = "!document.getElementById('share').hidden";
+    assert_eq!(player.eval(share).await?, true);
     let link = format!("watch={}", session.as_str().unwrap_or_default());
     let mut viewer = browser.open(&stage.page(&link)).await?;
     plays(&mut viewer).await?;
@@ -229,6 +231,8 @@ async fn a_seat_is_kept_for_a_while_and_free_at_once_when_its_player_leaves() ->
 
     let mut page = browser.open(&stage.page("")).await?;
     plays(&mut page).await?;
+    let share = page.eval("document.getElementById('share').hidden");
+    assert_eq!(share.await?, true, "nobody else may watch an exclusive session");
     page.eval("document.getElementById('leave').click()").await?;
     free(streamer, Duration::from_secs(2)).await?;
     assert_eq!(page.eval("penstock.state").await?, "left");

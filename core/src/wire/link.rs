@@ -134,6 +134,9 @@ pub struct Claimed {
     /// Whether the page's peer connection goes on. Then there will be no offer.
     #[serde(default)]
     pub resumed: bool,
+    /// Whether the session takes viewers.
+    #[serde(default)]
+    pub shared: bool,
 }
 
 /// The streamer's no.

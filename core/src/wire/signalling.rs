@@ -275,6 +275,9 @@ pub enum Notice {
         /// Whether the page goes on with the peer connection that it has.
         #[serde(default)]
         resumed: bool,
+        /// Whether others may watch, with a link that carries the session's name.
+        #[serde(default)]
+        shared: bool,
     },
     /// The streamer ends soon.
     Draining {

@@ -221,6 +221,7 @@ impl World {
                 session_id: SessionId::new("show").unwrap(),
                 return_token: None,
                 resumed,
+                shared: false,
             }),
             Err(reason) => FromStreamer::Refused(Refused { reason }),
         };

@@ -75,6 +75,7 @@ impl Lobby {
                 session_id: claimed.session_id,
                 return_token: claimed.return_token,
                 resumed,
+                shared: claimed.shared,
             }),
         );
         if !resumed {

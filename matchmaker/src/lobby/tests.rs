@@ -545,6 +545,7 @@ impl Story {
             session_id: SessionId::new("show").unwrap(),
             return_token: Some(token()),
             resumed,
+            shared: false,
         };
         self.hear(link, FromStreamer::Claimed(claimed))
     }
