@@ -23,6 +23,12 @@ export const signalling = {
 };
 
 const Native = window.WebSocket;
+/** What the matchmaker says of the session, as far as it matters here. */
+interface Notice {
+  status?: string;
+  resumed?: boolean;
+}
+
 /** An open socket that the library's next one becomes, with what came over it. */
 let spare: { socket: WebSocket; held: MessageEvent[] } | undefined;
 
@@ -39,6 +45,8 @@ class LastingSocket {
   private socket: WebSocket | undefined;
   /** What came over a socket that may or may not go on with the stream; undefined once that is known. */
   private held: MessageEvent[] | undefined;
+  /** Whether what goes on is older than this socket: then a `config` is not for it, however late it comes. */
+  private goesOn = false;
   private unsent: string[] = [];
   private attempts = 0;
   private retry: ReturnType<typeof setTimeout> | undefined;
@@ -108,19 +116,25 @@ class LastingSocket {
     const kind = kindOf(event.data);
     if (kind === 'pong') this.answered();
     clearTimeout(this.slow);
-    if (this.held === undefined) return this.onmessage?.(event);
-    if (kind !== 'matchmaker' && kind !== 'subscribeFailed') {
+    const notice = kind === 'matchmaker' ? (JSON.parse(String(event.data)) as Notice) : undefined;
+    if (this.held === undefined) return this.pass(event, kind, notice);
+    if (!notice && kind !== 'subscribeFailed') {
       this.held.push(event);
       return;
     }
-    const notice = JSON.parse(String(event.data)) as { status?: string; resumed?: boolean };
-    if (notice.status === 'matched' && notice.resumed) this.resume(event);
+    if (notice?.status === 'matched' && notice.resumed) this.resume(event);
     else this.replace(event);
+  }
+
+  private pass(event: MessageEvent, kind: string | undefined, notice: Notice | undefined): void {
+    if (notice?.status === 'ended' || notice?.status === 'matched') this.goesOn = false;
+    if (kind !== 'config' || !this.goesOn) this.onmessage?.(event);
   }
 
   /** The stream goes on; the library has what the new `config` would say already. */
   private resume(event: MessageEvent): void {
     this.held = undefined;
+    this.goesOn = true;
     this.attempts = 0;
     signalling.away = false;
     signalling.resumed += 1;

@@ -37,6 +37,13 @@ async fn a_stream_outlives_its_matchmaker_and_a_reload_is_the_same_session() -> 
     assert_eq!((here.players, here.away), (1, 0));
     assert_eq!(page.eval("penstock.state").await?, "playing");
     assert_eq!(page.eval("penstock.peer().mark").await?, "the first");
+    // New credentials for a relay come as another `config`, of which the library would make a new peer connection.
+    page.eval(
+        "penstock.pixelStreaming.webRtcController.protocol.transport.webSocket.hear(new MessageEvent('message',
+            { data: JSON.stringify({ type: 'config', peerConnectionOptions: { iceServers: [] } }) }))",
+    )
+    .await?;
+    assert_eq!(page.eval("penstock.peer().mark").await?, "the first");
     let frames = frames_decoded(&mut page).await?;
     input_arrives(&mut page, &listener).await?;
     tokio::time::sleep(Duration::from_secs(1)).await;
@@ -351,8 +358,24 @@ async fn the_page_says_how_the_picture_comes_and_fits_a_phone() -> anyhow::Resul
             .await?,
         true
     );
-    // A phone's keyboard writes into a field.
+    // A finger on the picture, which lies in the middle of an upright screen.
     listener.forget();
+    for (kind, points) in [
+        ("touchStart", serde_json::json!([{ "x": 195, "y": 422 }])),
+        ("touchEnd", serde_json::json!([])),
+    ] {
+        let event = serde_json::json!({ "type": kind, "touchPoints": points });
+        phone.call("Input.dispatchTouchEvent", event).await?;
+    }
+    let Heard::Press(1, x, y) = listener.next()? else {
+        panic!("a touch is a press")
+    };
+    assert!(
+        (x - 640).abs() <= 2 && (y - 360).abs() <= 2,
+        "the middle came as {x},{y}"
+    );
+    assert!(matches!(listener.next()?, Heard::Release(1, ..)));
+    // A phone's keyboard writes into a field.
     phone.eval("document.getElementById('keys').click()").await?;
     phone
         .call("Input.insertText", serde_json::json!({ "text": "e" }))
