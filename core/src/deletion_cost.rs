@@ -263,12 +263,9 @@ impl Costs {
         }
     }
 
-    /// The pods known.
-    pub fn pods(&self) -> impl Iterator<Item = &PodUid> {
-        self.pods
-            .iter()
-            .filter(|(_, pod)| pod.leaving.is_none())
-            .map(|(uid, _)| uid)
+    /// Whether there is anything left to do about a pod, or may be.
+    pub fn remembers(&self, uid: &PodUid) -> bool {
+        self.pods.contains_key(uid)
     }
 
     /// When [`Self::next`] has something to give, unless something happens before.

@@ -8,6 +8,7 @@ use anyhow::{Context as _, bail};
 use clap::{ArgGroup, Parser};
 use penstock_shell::logging::LogArgs;
 
+use crate::cluster::ClusterArgs;
 use crate::ice::{Ice, Turn};
 
 /// The front door for players: serves the page, queues players, claims a free
@@ -26,6 +27,8 @@ use crate::ice::{Ice, Turn};
       streamers of the stand-alone agent on this machine, page on http://127.0.0.1:8080/
   penstock-matchmaker --streamer 127.0.0.1:9001
       one streamer that was started by hand, and no agent
+  penstock-matchmaker --listen 0.0.0.0:8080 --pods --turn-pods --turn-secret-file secret
+      streamers and TURN servers in the pods of a cluster that have our labels
   penstock-matchmaker --listen 0.0.0.0:8080 --turn-url 'turn:198.51.100.7:3478?transport=udp' --turn-secret-file secret
       players from elsewhere, with a TURN server that knows the same secret")]
 #[command(group = ArgGroup::new("secret").args(["turn_secret", "turn_secret_file"]).multiple(true))]
@@ -39,7 +42,7 @@ pub struct Args {
     pub page: Option<PathBuf>,
 
     /// The stand-alone agent's Unix socket, whose slices are the streamers. By default
-    /// /run/penstock/agent.sock, unless --streamer is given
+    /// /run/penstock/agent.sock, unless --streamer or --pods is given
     #[arg(
         long,
         env = "PENSTOCK_AGENT_SOCKET",
@@ -76,6 +79,10 @@ pub struct Args {
     #[arg(help_heading = "ICE servers")]
     pub stun_url: Vec<String>,
 
+    /// What it does with a cluster.
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+
     /// The log options.
     #[command(flatten)]
     pub logs: LogArgs,
@@ -84,7 +91,8 @@ pub struct Args {
 impl Args {
     /// The agent's socket, if an agent is to be asked.
     pub fn agent(&self) -> Option<PathBuf> {
-        let default = || self.streamer.is_empty().then(|| PathBuf::from(AGENT_SOCKET));
+        let elsewhere = !self.streamer.is_empty() || self.cluster.pods.is_some();
+        let default = || (!elsewhere).then(|| PathBuf::from(AGENT_SOCKET));
         self.agent.clone().or_else(default)
     }
 
@@ -215,6 +223,11 @@ mod tests {
         assert_eq!(by_hand.agent(), None);
         let both = parse(&["--streamer", "127.0.0.1:1", "--agent", "/a"]).unwrap();
         assert_eq!(both.agent(), Some("/a".into()));
+        let pods = parse(&["--pods"]).unwrap();
+        assert_eq!(pods.agent(), None);
+        assert_eq!(pods.cluster.pods.as_deref(), Some("penstock.dev/streamer=true"));
+        let other = parse(&["--pods=app=game"]).unwrap();
+        assert_eq!(other.cluster.pods.as_deref(), Some("app=game"));
     }
 
     #[test]

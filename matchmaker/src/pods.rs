@@ -59,6 +59,19 @@ pub enum Seen {
     Gone(PodUid),
 }
 
+/// Notes a change.
+pub fn apply(known: &mut BTreeMap<PodUid, LabelledPod>, seen: &Seen) {
+    match seen {
+        Seen::All(pods) => *known = pods.iter().map(|pod| (pod.uid.clone(), pod.clone())).collect(),
+        Seen::Changed(pod) => {
+            known.insert(pod.uid.clone(), pod.clone());
+        }
+        Seen::Gone(uid) => {
+            known.remove(uid);
+        }
+    }
+}
+
 /// Which pods.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wanted {

@@ -1,8 +1,6 @@
 //! What browsers and operators ask for over HTTP.
 
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::extract::ws::WebSocketUpgrade;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
@@ -37,8 +35,8 @@ pub struct Front {
     pub ice: Ice,
     /// The metrics.
     pub metrics: Metrics,
-    /// Whether the agent was heard.
-    pub agent_seen: Arc<AtomicBool>,
+    /// Whether all that says where streamers are was heard.
+    pub ready: ops::Ready,
     /// The tasks of all pages.
     pub pages: TaskTracker,
     /// Cancelled when the program ends.
@@ -47,11 +45,7 @@ pub struct Front {
 
 /// The whole site, with the page from `page`.
 pub fn router(front: Front, page: &Path) -> Router {
-    let agent_seen = front.agent_seen.clone();
-    let ready: ops::Ready = Arc::new(move || match agent_seen.load(Ordering::Relaxed) {
-        true => Ok(()),
-        false => Err("the agent was not heard yet".to_owned()),
-    });
+    let ready = front.ready.clone();
     let registry = front.metrics.registry.clone();
     let files = ServeDir::new(page).append_index_html_on_directories(false);
     let index = ServeFile::new(page.join("index.html"));
