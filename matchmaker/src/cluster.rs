@@ -61,12 +61,23 @@ impl ClusterArgs {
             .namespace
             .clone()
             .unwrap_or_else(|| config.default_namespace.clone());
-        let client = Client::try_from(config).context("preparing to talk to the API server")?;
-        Ok(Some(Cluster { client, namespace }))
+        Ok(Some(Cluster::new(config, namespace)?))
     }
 }
 
 impl Cluster {
+    /// The cluster of `config`.
+    ///
+    /// # Errors
+    /// Where the configuration makes no sense.
+    pub fn new(mut config: kube::Config, namespace: String) -> anyhow::Result<Self> {
+        // The client would send a write again without saying so, which counts against how many there may be. Whoever
+        // asks has a back-off of its own.
+        config.default_retry = false;
+        let client = Client::try_from(config).context("preparing to talk to the API server")?;
+        Ok(Self { client, namespace })
+    }
+
     /// Pods of ours by a label selector.
     pub fn pods(&self, selector: &str) -> Wanted {
         Wanted {

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use fake_kube::{FakeKube, Fault};
+use kube::config::{KubeConfigOptions, Kubeconfig};
 use penstock_core::names::{
     ANNOTATION_DELETION_COST, ANNOTATION_SAFE_TO_EVICT, ANNOTATION_SET, LABEL_STREAMER,
 };
@@ -16,7 +17,7 @@ use crate::pods;
 #[tokio::test]
 async fn a_pod_costs_what_its_players_are_worth() {
     let kube = cluster(2);
-    let replica = Replica::start(&kube, 20);
+    let replica = Replica::start(&kube, 20).await;
     kube.until("both idle pods are marked", |kube| {
         (0..2).all(|n| on(kube, n) == of("0", "true"))
     })
@@ -35,7 +36,7 @@ async fn a_pod_costs_what_its_players_are_worth() {
 #[tokio::test]
 async fn what_is_on_a_pod_goes_with_its_label() {
     let kube = cluster(1);
-    let _replica = Replica::start(&kube, 20);
+    let _replica = Replica::start(&kube, 20).await;
     kube.until("the pod is marked", |kube| on(kube, 0) == of("0", "true"))
         .await;
     kube.edit("pods", Some("penstock"), "quake-0", |pod| {
@@ -56,7 +57,7 @@ async fn an_api_server_that_refuses_is_asked_again() {
         Fault::refuse(500),
     ] {
         let kube = cluster(1);
-        let replica = Replica::start(&kube, 20);
+        let replica = Replica::start(&kube, 20).await;
         kube.until("the pod is marked", |kube| on(kube, 0) == of("0", "true"))
             .await;
         kube.fail(fault.on("patch", "pods").times(2));
@@ -71,8 +72,7 @@ async fn an_api_server_that_refuses_is_asked_again() {
 #[tokio::test]
 async fn another_pod_of_the_same_name_is_left_alone() {
     let kube = cluster(1);
-    let client = client(&kube);
-    let api = Api::<Pod>::namespaced(client, "penstock");
+    let api = Api::<Pod>::namespaced(reached(&kube).await.client, "penstock");
     let write = Write {
         pod: PodUid::new("another").unwrap(),
         annotations: [(ANNOTATION_DELETION_COST, Some("100".to_owned()))].into(),
@@ -87,9 +87,9 @@ async fn another_pod_of_the_same_name_is_left_alone() {
 #[tokio::test]
 async fn of_two_replicas_one_writes_and_the_other_goes_on_when_it_ends() {
     let kube = cluster(3);
-    let first = Replica::start(&kube, 20);
+    let first = Replica::start(&kube, 20).await;
     kube.until("all are marked", |_| writes(&kube) == 3).await;
-    let second = Replica::start(&kube, 20);
+    let second = Replica::start(&kube, 20).await;
     for replica in [&first, &second] {
         replica.players(1, 1).await;
     }
@@ -109,7 +109,7 @@ async fn of_two_replicas_one_writes_and_the_other_goes_on_when_it_ends() {
 #[tokio::test]
 async fn one_that_can_not_renew_writes_no_more() {
     let kube = cluster(1);
-    let replica = Replica::start(&kube, 20);
+    let replica = Replica::start(&kube, 20).await;
     kube.until("the pod is marked", |kube| on(kube, 0) == of("0", "true"))
         .await;
     kube.fail(Fault::refuse(500).on("update", "leases"));
@@ -125,7 +125,7 @@ async fn one_that_can_not_renew_writes_no_more() {
 #[tokio::test]
 async fn no_more_is_written_in_a_second_than_it_may() {
     let kube = cluster(30);
-    let replica = Replica::start(&kube, 10);
+    let replica = Replica::start(&kube, 10).await;
     kube.until("all are marked", |_| writes(&kube) == 30).await;
     for n in 0..30 {
         replica.players(n, 1).await;
@@ -156,7 +156,7 @@ async fn without_any_verb_of_the_role_something_is_refused() {
                 role["rules"].as_array_mut().unwrap().remove(rule);
             }
         });
-        let _replica = Replica::start(&kube, 20);
+        let _replica = Replica::start(&kube, 20).await;
         kube.until(
             &format!("something is refused without {verb} in rule {rule}"),
             |kube| refused(kube) > 0,
@@ -174,11 +174,8 @@ struct Replica {
 }
 
 impl Replica {
-    fn start(kube: &FakeKube, per_second: u32) -> Self {
-        let cluster = Cluster {
-            client: client(kube),
-            namespace: "penstock".to_owned(),
-        };
+    async fn start(kube: &FakeKube, per_second: u32) -> Self {
+        let cluster = reached(kube).await;
         let args = ClusterArgs {
             pods: None,
             turn_pods: None,
@@ -251,8 +248,13 @@ fn address(n: u16) -> SocketAddr {
     SocketAddr::from(([10, 0, high, low], STREAMER_PORT))
 }
 
-fn client(kube: &FakeKube) -> kube::Client {
-    kube.client("penstock", ROLE)
+async fn reached(kube: &FakeKube) -> Cluster {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    kube.kubeconfig(file.path(), Some(("penstock", ROLE))).unwrap();
+    let read = Kubeconfig::read_from(file.path()).unwrap();
+    let whole = KubeConfigOptions::default();
+    let config = kube::Config::from_custom_kubeconfig(read, &whole).await;
+    Cluster::new(config.unwrap(), "penstock".to_owned()).unwrap()
 }
 
 fn annotations(kube: &FakeKube, n: u16) -> Value {

@@ -151,6 +151,7 @@ async fn serve(inner: &Inner, socket: &mut WebSocket) {
     if !viewer {
         inner.set(|status| {
             status["state"] = json!("free");
+            status["players"] = json!(0);
             status.as_object_mut().unwrap().remove("sessionId");
         });
     }
@@ -171,6 +172,7 @@ impl Inner {
         }
         self.set(|status| {
             status["state"] = json!("busy");
+            status["players"] = json!(1);
             status["sessionId"] = claim["sessionId"].clone();
         });
         None
