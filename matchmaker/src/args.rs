@@ -10,6 +10,7 @@ use penstock_shell::logging::LogArgs;
 
 use crate::cluster::ClusterArgs;
 use crate::ice::{Ice, Turn};
+use crate::turn_servers::TurnServers;
 
 /// The front door for players: serves the page, queues players, claims a free
 /// streamer for the one that has waited longest, and relays their signalling.
@@ -121,14 +122,13 @@ impl Args {
     /// # Errors
     /// Where the secret's file can't be read, or the secret is empty.
     pub fn ice(&self) -> anyhow::Result<Ice> {
-        let turn = match (self.turn_url.is_empty(), self.turn_secret()?) {
-            (false, Some(secret)) => Some(Turn {
-                urls: self.turn_url.clone(),
-                secret,
-                lifetime: self.turn_ttl,
-            }),
-            _ => None,
-        };
+        let some = !self.turn_url.is_empty() || self.cluster.turn_pods.is_some();
+        let turn = self.turn_secret()?.filter(|_| some).map(|secret| Turn {
+            urls: self.turn_url.clone(),
+            servers: TurnServers::default(),
+            secret,
+            lifetime: self.turn_ttl,
+        });
         let stun = self.stun_url.clone();
         Ok(Ice { stun, turn })
     }

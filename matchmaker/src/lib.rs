@@ -25,6 +25,7 @@ pub mod lobby;
 pub mod metrics;
 pub mod page_socket;
 pub mod pods;
+pub mod turn_servers;
 pub mod web;
 
 use std::future::IntoFuture as _;
@@ -42,6 +43,7 @@ use crate::args::Args;
 use crate::cluster::ClusterArgs;
 use crate::desk::Desk;
 use crate::discovery::{Discovery, Pods};
+use crate::ice::Ice;
 use crate::metrics::Metrics;
 use crate::web::Front;
 
@@ -61,9 +63,9 @@ pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
     })?;
     let address = listener.local_addr().context("asking for the own address")?;
 
-    let (events, desk) = Desk::new(metrics.clone());
+    let (events, desk) = Desk::new(metrics.clone(), ice.clone());
     let mut cluster = JoinSet::new();
-    let pods = pods_of(&args.cluster, &mut cluster, &stop).await?;
+    let pods = pods_of(&args.cluster, &ice, &mut cluster, &stop).await?;
     let discovery = Discovery::new(args.agent(), pods, args.streamer.clone(), events.clone())?;
     let pages = TaskTracker::new();
     let front = Front {
@@ -88,7 +90,7 @@ pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
         served = serve.into_future() => served.context("serving players")?,
         () = &mut desk => anyhow::bail!("the desk ended by itself"),
         () = discovery.run() => anyhow::bail!("the discovery of streamers ended by itself"),
-        Some(_) = cluster.join_next(), if !stop.is_cancelled() => anyhow::bail!("what writes on pods ended by itself"),
+        Some(_) = cluster.join_next(), if !stop.is_cancelled() => anyhow::bail!("a part that works with the cluster ended by itself"),
         () = stop.cancelled() => {}
     }
     // Each page's task says its own goodbye; the desk goes on meanwhile, and closes the links to streamers.
@@ -105,15 +107,24 @@ pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The streamers in pods, if they are looked for, with what writes on these pods.
+/// The streamers in pods, if they are looked for, with what writes on these pods. Follows TURN servers, too.
 async fn pods_of(
     args: &ClusterArgs,
+    ice: &Ice,
     tasks: &mut JoinSet<()>,
     stop: &CancellationToken,
 ) -> anyhow::Result<Option<Pods>> {
     let Some(cluster) = args.connect().await? else {
         return Ok(None);
     };
+    if let (Some(selector), Some(turn)) = (&args.turn_pods, &ice.turn) {
+        let (client, wanted) = (cluster.client.clone(), cluster.pods(selector));
+        let follow = turn_servers::follow(client, wanted, turn.servers.clone())?;
+        let stop = stop.clone();
+        tasks.spawn(async move {
+            stop.run_until_cancelled(follow).await;
+        });
+    }
     Ok(args.pods.as_deref().map(|selector| {
         let (cost, work) = cost::start(&cluster, args, lease::identity(), stop.clone());
         tasks.spawn(work);

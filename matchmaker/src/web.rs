@@ -6,7 +6,7 @@ use axum::extract::ws::WebSocketUpgrade;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::{Query, Request, State};
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
-use axum::middleware::{Next, from_fn};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use axum::{Json, Router};
@@ -60,7 +60,7 @@ pub fn router(front: Front, page: &Path) -> Router {
         .route("/", index)
         .route("/signalling", get(signalling))
         .route("/status", get(status))
-        .merge(ops::router(registry, ready))
+        .merge(ops::router(registry, ready).layer(from_fn_with_state(front.clone(), up_to_date)))
         .fallback_service(files)
         .layer(from_fn(caching));
     with_security_headers(site).with_state(front)
@@ -137,6 +137,14 @@ async fn file(index: ServeFile, request: Request) -> Response {
 fn problem(status: StatusCode, error: &str) -> Response {
     let error = error.to_owned();
     (status, Json(Problem { error })).into_response()
+}
+
+/// What `/metrics` shows of the lobby is asked for anew each time.
+async fn up_to_date(State(front): State<Front>, request: Request, next: Next) -> Response {
+    if request.uri().path() == "/metrics" {
+        front.metrics.refresh(&front.events).await;
+    }
+    next.run(request).await
 }
 
 /// The page's assets have their content's hash in their names and never change; everything else is asked for anew.

@@ -132,6 +132,45 @@ async fn a_pod_with_a_player_is_dear_and_stays_so_for_the_next_matchmaker() {
         .await;
 }
 
+#[tokio::test]
+async fn what_an_autoscaler_asks_is_true_at_once() {
+    let streamers = [StandIn::start("one").await, StandIn::start("two").await];
+    let door = Matchmaker::start(&[&streamers[0], &streamers[1]], &[]).await;
+    assert_eq!(demand(&door).await, [0, 0, 2, 2, 0], "nobody is there");
+    let one = door.playing().await;
+    let two = door.playing().await;
+    let mut three = door.player("/signalling").await;
+    three
+        .notice(json!({"type": "matchmaker", "status": "queued", "position": 1, "waiting": 1}))
+        .await;
+    assert_eq!(demand(&door).await, [3, 1, 0, 2, 150]);
+    two.leave().await;
+    three.say(json!({"type": "listStreamers"})).await;
+    three.next_of("streamerList").await;
+    assert_eq!(demand(&door).await[..2], [2, 0]);
+    until("both are taken", async || demand(&door).await == [2, 0, 0, 2, 100]).await;
+    one.leave().await;
+}
+
+/// Players, queue, free and all streamers, and the ratio in percent.
+async fn demand(door: &Matchmaker) -> [u32; 5] {
+    let metrics = door.metrics().await;
+    let names = [
+        "player_socket_connections",
+        "player_queue_count",
+        "streamer_available_count",
+        "streamer_connections",
+        "streamer_demand_ratio",
+    ];
+    let value = |name: &str| {
+        let mut lines = metrics.lines();
+        let value = lines.find_map(|line| line.strip_prefix(&format!("matchmaker_{name} ")));
+        value.unwrap_or_else(|| panic!("no {name}")).parse::<f64>().unwrap()
+    };
+    let [players, queue, free, all, ratio] = names.map(value);
+    [players, queue, free, all, ratio * 100.0].map(|number| number.round() as u32)
+}
+
 fn cluster() -> FakeKube {
     let kube = FakeKube::start();
     kube.namespace("penstock");

@@ -3,10 +3,12 @@
 //! ```text
 //!  browser ◄── signalling ──► matchmaker ◄── link ──► streamer
 //!                                 ▲ └──── status ────────┘
-//!                                 └── agent ── penstock-plugin standalone
+//!                                 ├── agent ── penstock-plugin standalone
+//!                                 └── turn ── penstock-turn
 //! ```
 
 pub mod agent;
 pub mod link;
 pub mod signalling;
 pub mod status;
+pub mod turn;

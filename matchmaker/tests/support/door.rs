@@ -130,9 +130,7 @@ impl Matchmaker {
         serde_json::from_str(&self.get("/status").await.1).unwrap()
     }
 
-    /// After the next tick, which shows the gauges.
     pub(crate) async fn metrics(&self) -> String {
-        tokio::time::sleep(std::time::Duration::from_millis(250)).await;
         self.get("/metrics").await.1
     }
 
