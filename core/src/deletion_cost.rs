@@ -288,7 +288,10 @@ impl Costs {
         let annotations = pod.found.changes_to(&wanted);
         pod.writing = Some(wanted);
         self.recent.push_back((now, need == Need::Raise));
-        Some(Write { pod: uid, annotations })
+        Some(Write {
+            pod: uid,
+            annotations,
+        })
     }
 
     /// A write that [`Self::next`] gave has come to an end.

@@ -137,7 +137,15 @@ mod tests {
 
     #[test]
     fn a_name_of_another_form_is_none() {
-        for name in ["", "demo", "soon:demo", "12:demo@nowhere", "12:demo@", "12:demo@10.0.3.9,", "-1:demo"] {
+        for name in [
+            "",
+            "demo",
+            "soon:demo",
+            "12:demo@nowhere",
+            "12:demo@",
+            "12:demo@10.0.3.9,",
+            "-1:demo",
+        ] {
             assert_eq!(parse(name), None, "{name}");
         }
     }

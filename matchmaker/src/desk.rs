@@ -2,7 +2,7 @@
 //! waits for a page or a streamer: their channels are bounded, and one that is full loses its connection.
 
 use std::collections::HashMap;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use penstock_core::ids::PlayerId;
 use penstock_core::wire::link::ToStreamer;
@@ -16,6 +16,7 @@ use crate::ice::Ice;
 use crate::link;
 use crate::lobby::{Command, Input, LinkId, Lobby};
 use crate::metrics::Metrics;
+use crate::page_socket::now_unix;
 
 /// How many messages may wait for one page, or for one streamer's link.
 pub const OUTBOX: usize = 64;
@@ -156,10 +157,6 @@ impl Desk {
             self.links.remove(&link);
         }
     }
-}
-
-fn now_unix() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 const INBOX: usize = 1024;

@@ -497,10 +497,7 @@ mod tests {
             pod("d", "", false),
         ];
         let at = |ip: &str| SocketAddr::new(ip.parse().unwrap(), STREAMER_PORT);
-        let expected = Addresses::from([
-            (at("10.0.0.1"), Mode::Draining),
-            (at("10.0.0.2"), Mode::AsItSays),
-        ]);
+        let expected = Addresses::from([(at("10.0.0.1"), Mode::Draining), (at("10.0.0.2"), Mode::AsItSays)]);
         assert_eq!(streaming(pods.iter()), expected);
     }
 }

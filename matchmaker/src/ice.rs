@@ -1,18 +1,19 @@
 //! The ICE servers that a page is told of.
 //!
 //! ```text
-//!  a page connects ──► config with STUN only: nobody needs a relay to wait
-//!  it is matched ────► config with TURN, in credentials that reach this one streamer only; then the list
+//!  a page connects ──► config with void credentials: nobody needs a relay to wait
+//!  it is matched ────► config with credentials that reach this one streamer only; then the list
 //! ```
 //!
-//! A stock page makes a new peer connection of each `config` (seen in `tests/tests/relay.rs`), so the second is what
-//! counts.
+//! A stock page makes a new peer connection of each `config`, which does nothing until there is an offer
+//! (`tests/tests/relay.rs` plays so), so the second is what counts. It needs TURN servers in the first too: with
+//! `ForceTURN` it hangs up where there are none.
 
 use std::net::IpAddr;
 use std::time::Duration;
 
 use penstock_core::ids::PlayerId;
-use penstock_core::turn_rest;
+use penstock_core::turn_rest::{self, Credentials};
 use penstock_core::wire::signalling::{Config, IceServer, PROTOCOL_VERSION, PeerConnectionOptions};
 
 use crate::turn_servers::TurnServers;
@@ -50,9 +51,13 @@ impl std::fmt::Debug for Turn {
 }
 
 impl Ice {
-    /// The first message to a page, before it has a streamer.
-    pub fn first_config(&self) -> Config {
-        config(self.stun().collect())
+    /// The first message to a page, before it has a streamer: with TURN servers, but credentials whose time is over.
+    pub fn first_config(&self, player: &PlayerId, now_unix: Duration) -> Config {
+        let turn = self
+            .turn
+            .iter()
+            .flat_map(|turn| turn.before_match(player, now_unix));
+        config(self.stun().chain(turn).collect())
     }
 
     /// What a page is told once it has a streamer: as the first, and TURN servers with credentials for `player` that
@@ -63,7 +68,10 @@ impl Ice {
 
     /// The servers in that, the least loaded of the TURN servers first.
     pub fn servers(&self, player: &PlayerId, peers: &[IpAddr], now_unix: Duration) -> Vec<IceServer> {
-        let turn = self.turn.iter().flat_map(|turn| turn.for_player(player, peers, now_unix));
+        let turn = self
+            .turn
+            .iter()
+            .flat_map(|turn| turn.for_player(player, peers, now_unix));
         self.stun().chain(turn).collect()
     }
 
@@ -80,14 +88,27 @@ impl Ice {
 impl Turn {
     fn for_player(&self, player: &PlayerId, peers: &[IpAddr], now_unix: Duration) -> Vec<IceServer> {
         let made = turn_rest::issue(&self.secret, player, peers, now_unix, self.lifetime);
-        let fixed = (!self.urls.is_empty()).then(|| self.urls.clone());
-        let servers = self.servers.choose(SERVERS_FOR_A_PAGE).into_iter().chain(fixed);
-        let server = |urls| IceServer {
-            urls,
-            username: Some(made.username.clone()),
-            credential: Some(made.password.clone()),
-        };
-        servers.map(server).collect()
+        let chosen = self.servers.choose(SERVERS_FOR_A_PAGE);
+        let with = |urls| with_credentials(urls, &made);
+        chosen.into_iter().chain(self.fixed()).map(with).collect()
+    }
+
+    fn before_match(&self, player: &PlayerId, now_unix: Duration) -> Option<IceServer> {
+        let over = turn_rest::issue(&self.secret, player, &[], now_unix, Duration::ZERO);
+        let any = self.fixed().or_else(|| self.servers.any());
+        any.map(|urls| with_credentials(urls, &over))
+    }
+
+    fn fixed(&self) -> Option<Vec<String>> {
+        (!self.urls.is_empty()).then(|| self.urls.clone())
+    }
+}
+
+fn with_credentials(urls: Vec<String>, made: &Credentials) -> IceServer {
+    IceServer {
+        urls,
+        username: Some(made.username.clone()),
+        credential: Some(made.password.clone()),
     }
 }
 
@@ -136,10 +157,13 @@ mod tests {
     }
 
     #[test]
-    fn before_there_is_a_streamer_there_is_no_relay() {
-        let servers = ice().first_config().peer_connection_options.ice_servers;
-        assert_eq!(servers.len(), 1);
+    fn before_there_is_a_streamer_credentials_are_void() {
+        let ann = PlayerId::new("ann").unwrap();
+        let config = ice().first_config(&ann, Duration::from_secs(1000));
+        let servers = config.peer_connection_options.ice_servers;
         assert_eq!(servers[0].urls, ["stun:h:1"]);
+        assert_eq!(servers[1].urls, ["turn:h:1"]);
+        assert_eq!(servers[1].username.as_deref(), Some("1000:ann"), "over at once");
     }
 
     #[test]

@@ -157,7 +157,10 @@ impl Holder {
     fn has_it(&mut self, begun: Instant) {
         self.in_trouble = false;
         if self.held.send_replace(Some(begun + ACTS_FOR)).is_none() {
-            tracing::info!(lease = self.name, "this matchmaker writes what pods cost to delete");
+            tracing::info!(
+                lease = self.name,
+                "this matchmaker writes what pods cost to delete"
+            );
         }
     }
 
@@ -181,11 +184,7 @@ impl Holder {
                 self.name
             );
         }
-        if self
-            .held
-            .borrow()
-            .is_some_and(|until| until <= Instant::now())
-        {
+        if self.held.borrow().is_some_and(|until| until <= Instant::now()) {
             self.has_not("it could not be renewed in time");
             self.in_trouble = true;
         }
@@ -195,7 +194,11 @@ impl Holder {
     async fn give_back(&self) {
         let give = async {
             let found = self.api.get(&self.name).await?;
-            let mine = found.spec.as_ref().and_then(|spec| spec.holder_identity.as_deref()) == Some(&self.me);
+            let mine = found
+                .spec
+                .as_ref()
+                .and_then(|spec| spec.holder_identity.as_deref())
+                == Some(&self.me);
             if mine {
                 let spec = found.spec.clone().map(|spec| LeaseSpec {
                     holder_identity: None,
@@ -264,18 +267,12 @@ mod tests {
     fn what_nobody_holds_is_taken_and_what_is_mine_renewed() {
         let (now, mut seen) = (Instant::now(), None);
         assert_eq!(decide(now, "me", &mut seen, None), Step::Create);
-        assert_eq!(
-            decide(now, "me", &mut seen, Some(&held_by("", 1))),
-            Step::Take
-        );
+        assert_eq!(decide(now, "me", &mut seen, Some(&held_by("", 1))), Step::Take);
         assert_eq!(
             decide(now, "me", &mut seen, Some(&LeaseSpec::default())),
             Step::Take
         );
-        assert_eq!(
-            decide(now, "me", &mut seen, Some(&held_by("me", 1))),
-            Step::Renew
-        );
+        assert_eq!(decide(now, "me", &mut seen, Some(&held_by("me", 1))), Step::Renew);
     }
 
     #[test]

@@ -101,7 +101,10 @@ pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
         },
         () = &mut desk => {}
     }
-    if tokio::time::timeout(LAST_WRITES, cluster.join_all()).await.is_err() {
+    if tokio::time::timeout(LAST_WRITES, cluster.join_all())
+        .await
+        .is_err()
+    {
         tracing::warn!("the API server is too slow for a goodbye");
     }
     Ok(())

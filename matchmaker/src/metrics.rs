@@ -219,7 +219,10 @@ mod tests {
         use StreamerState::{Busy, Draining, Free, Starting};
         assert!((ratio(1, &[(Busy, 1), (Free, 0), (Starting, 0), (Busy, 1)]) - 0.75).abs() < 1e-9);
         assert!((ratio(0, &[(Draining, 1), (Busy, 1), (Free, 0)]) - 0.5).abs() < 1e-9);
-        assert!((ratio(0, &[(Busy, 0), (Free, 0)]) - 0.5).abs() < 1e-9, "kept for one who comes back");
+        assert!(
+            (ratio(0, &[(Busy, 0), (Free, 0)]) - 0.5).abs() < 1e-9,
+            "kept for one who comes back"
+        );
         assert!((ratio(3, &[(Busy, 1)]) - 4.0).abs() < 1e-9);
     }
 

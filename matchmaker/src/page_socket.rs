@@ -10,7 +10,7 @@
 //! | 1011 | the streamer ended the player |
 //! | 1013 | the page takes its messages too slowly: try again later |
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use axum::extract::ws::{CloseFrame, Message, WebSocket};
 use base64::Engine as _;
@@ -60,7 +60,7 @@ impl Page {
         let Ok(session) = SessionId::new(random_name()) else {
             return;
         };
-        let config = ToPlayer::Config(self.ice.first_config());
+        let config = ToPlayer::Config(self.ice.first_config(&player, now_unix()));
         if send(&mut socket, &config).await.is_err() {
             return;
         }
@@ -255,6 +255,11 @@ fn pings() -> Interval {
 /// 128 random bits, safe in a URL: a session's name in a link is what allows to watch it.
 fn random_name() -> String {
     URL_SAFE_NO_PAD.encode(rand::random::<[u8; 16]>())
+}
+
+/// The time of day, as credentials have it.
+pub fn now_unix() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 const PING_EVERY: Duration = Duration::from_secs(15);

@@ -180,8 +180,12 @@ pub fn read(pod: &Pod) -> Option<LabelledPod> {
     let ip = status.and_then(|status| status.pod_ip.as_deref());
     // Streamers may run as sidecars, which are init containers to Kubernetes.
     let spec = pod.spec.iter();
-    let containers =
-        spec.flat_map(|spec| spec.init_containers.iter().flatten().chain(spec.containers.iter()));
+    let containers = spec.flat_map(|spec| {
+        spec.init_containers
+            .iter()
+            .flatten()
+            .chain(spec.containers.iter())
+    });
     let ports = containers.flat_map(|container| container.ports.iter().flatten());
     let annotation = |name: &str| metadata.annotations.as_ref()?.get(name).cloned();
     Some(LabelledPod {

@@ -47,6 +47,14 @@ impl TurnServers {
         fit.into_iter().map(tell).collect()
     }
 
+    /// The URLs of any of them.
+    pub fn any(&self) -> Option<Vec<String>> {
+        self.lock()
+            .values()
+            .next()
+            .map(|server| server.status.urls.clone())
+    }
+
     /// A server has said how it stands.
     pub fn answered(&self, uid: &PodUid, status: TurnStatus) {
         self.lock().insert(uid.clone(), Server { status, told: 0 });
@@ -111,7 +119,10 @@ struct Following {
 impl Following {
     /// Follows these and nobody else.
     fn follow(&mut self, pods: &BTreeMap<PodUid, LabelledPod>) {
-        let address = |pod: &LabelledPod| pod.address(PORT_METRICS, TURN_METRICS_PORT).filter(|_| !pod.ending);
+        let address = |pod: &LabelledPod| {
+            pod.address(PORT_METRICS, TURN_METRICS_PORT)
+                .filter(|_| !pod.ending)
+        };
         self.followers.retain(|uid, (at, task)| {
             let stays = pods.get(uid).and_then(address) == Some(*at);
             if !stays {
@@ -148,7 +159,9 @@ async fn ask(http: Client, at: SocketAddr, uid: PodUid, servers: TurnServers) {
             }
             Err(error) => {
                 if std::mem::take(&mut answers) {
-                    tracing::warn!("asking the TURN server at {at} for its /status: {error}; it is asked again");
+                    tracing::warn!(
+                        "asking the TURN server at {at} for its /status: {error}; it is asked again"
+                    );
                 }
                 if heard.elapsed() >= TOLD_FOR {
                     servers.lost(&uid);

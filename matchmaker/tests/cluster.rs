@@ -114,7 +114,8 @@ async fn a_pod_with_a_player_is_dear_and_stays_so_for_the_next_matchmaker() {
     run_pod(&kube, "one", &streamers[0]);
     run_pod(&kube, "two", &streamers[1]);
     let mut door = Matchmaker::on_cluster(&kube, &[]).await;
-    kube.until("both cost nothing", |kube| costs(kube) == ["0", "0"]).await;
+    kube.until("both cost nothing", |kube| costs(kube) == ["0", "0"])
+        .await;
     let player = door.playing().await;
     kube.until("one is dear", |kube| {
         costs(kube).iter().filter(|cost| *cost == "100").count() == 1
@@ -128,8 +129,10 @@ async fn a_pod_with_a_player_is_dear_and_stays_so_for_the_next_matchmaker() {
     assert_eq!(lease.unwrap()["spec"]["holderIdentity"], Value::Null);
     assert_eq!(costs(&kube), before);
     let _door = Matchmaker::on_cluster(&kube, &[]).await;
-    kube.until("the player's pod is cheap again", |kube| costs(kube) == ["0", "0"])
-        .await;
+    kube.until("the player's pod is cheap again", |kube| {
+        costs(kube) == ["0", "0"]
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -148,7 +151,10 @@ async fn what_an_autoscaler_asks_is_true_at_once() {
     three.say(json!({"type": "listStreamers"})).await;
     three.next_of("streamerList").await;
     assert_eq!(demand(&door).await[..2], [2, 0]);
-    until("both are taken", async || demand(&door).await == [2, 0, 0, 2, 100]).await;
+    until("both are taken", async || {
+        demand(&door).await == [2, 0, 0, 2, 100]
+    })
+    .await;
     one.leave().await;
 }
 
@@ -165,7 +171,10 @@ async fn demand(door: &Matchmaker) -> [u32; 5] {
     let value = |name: &str| {
         let mut lines = metrics.lines();
         let value = lines.find_map(|line| line.strip_prefix(&format!("matchmaker_{name} ")));
-        value.unwrap_or_else(|| panic!("no {name}")).parse::<f64>().unwrap()
+        value
+            .unwrap_or_else(|| panic!("no {name}"))
+            .parse::<f64>()
+            .unwrap()
     };
     let [players, queue, free, all, ratio] = names.map(value);
     [players, queue, free, all, ratio * 100.0].map(|number| number.round() as u32)

@@ -20,9 +20,19 @@ fn the_rules_are_what_prometheus_takes() {
 
 #[test]
 fn queues_add_up_and_streamers_count_once() {
-    let one = replica("a", &[(MATCHMAKER_QUEUE.name, 2), (MATCHMAKER_PLAYERS.name, 5)], 3, 10);
+    let one = replica(
+        "a",
+        &[(MATCHMAKER_QUEUE.name, 2), (MATCHMAKER_PLAYERS.name, 5)],
+        3,
+        10,
+    );
     // It has just started, and has heard of half of the streamers.
-    let other = replica("b", &[(MATCHMAKER_QUEUE.name, 4), (MATCHMAKER_PLAYERS.name, 4)], 1, 5);
+    let other = replica(
+        "b",
+        &[(MATCHMAKER_QUEUE.name, 4), (MATCHMAKER_PLAYERS.name, 4)],
+        1,
+        5,
+    );
     expect(
         &[one, other].concat(),
         &[
@@ -36,9 +46,19 @@ fn queues_add_up_and_streamers_count_once() {
 
 #[test]
 fn without_streamers_the_ratio_is_a_number() {
-    let idle = replica("a", &[(MATCHMAKER_QUEUE.name, 0), (MATCHMAKER_PLAYERS.name, 0)], 0, 0);
+    let idle = replica(
+        "a",
+        &[(MATCHMAKER_QUEUE.name, 0), (MATCHMAKER_PLAYERS.name, 0)],
+        0,
+        0,
+    );
     expect(&idle, &[("player_stream_pool_ratio", 0.0)]);
-    let crowd = replica("a", &[(MATCHMAKER_QUEUE.name, 3), (MATCHMAKER_PLAYERS.name, 3)], 0, 0);
+    let crowd = replica(
+        "a",
+        &[(MATCHMAKER_QUEUE.name, 3), (MATCHMAKER_PLAYERS.name, 3)],
+        0,
+        0,
+    );
     expect(&crowd, &[("player_stream_pool_ratio", 3.0)]);
 }
 
@@ -71,7 +91,10 @@ fn expect(series: &[Value], recorded: &[(&str, f64)]) {
         let labels = format!("{name}{{namespace=\"games\",job=\"games/door\"}}");
         json!({ "expr": name, "eval_time": "2m", "exp_samples": [{ "labels": labels, "value": value }] })
     };
-    let tests: Vec<_> = recorded.iter().map(|(name, value)| sample(name, *value)).collect();
+    let tests: Vec<_> = recorded
+        .iter()
+        .map(|(name, value)| sample(name, *value))
+        .collect();
     let test = json!({
         "rule_files": ["rules.yaml"], "evaluation_interval": "30s",
         "tests": [{ "interval": "30s", "input_series": series, "promql_expr_test": tests }],

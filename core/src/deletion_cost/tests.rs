@@ -74,7 +74,11 @@ fn what_others_have_set_is_left_alone() {
     };
     story.found(overruled);
     let write = story.write(10_000).unwrap();
-    assert_eq!(write, changes(&[(ANNOTATION_SET, None)]), "only our own note goes");
+    assert_eq!(
+        write,
+        changes(&[(ANNOTATION_SET, None)]),
+        "only our own note goes"
+    );
     assert_eq!(story.write(100_000), None);
 }
 

@@ -52,12 +52,7 @@ pub fn start(
     stop: CancellationToken,
 ) -> (mpsc::Sender<Heard>, impl Future<Output = ()> + Send + use<>) {
     let (hears, heard) = mpsc::channel(INBOX);
-    let (holder, held) = Holder::new(
-        cluster.client.clone(),
-        &cluster.namespace,
-        args.lease.clone(),
-        me,
-    );
+    let (holder, held) = Holder::new(cluster.client.clone(), &cluster.namespace, args.lease.clone(), me);
     let writer = Writer::new(cluster, args.pod_writes_per_second, heard, held);
     let work = async move {
         let written = CancellationToken::new();
@@ -241,11 +236,16 @@ async fn patch(api: Api<Pod>, name: String, write: Write) -> (PodUid, Outcome) {
         Ok(Ok(_)) => Outcome::Written,
         Ok(Err(kube::Error::Api(status))) if status.code == 404 => Outcome::Gone,
         Ok(Err(error)) => {
-            tracing::warn!("writing on the pod {name} what it costs to delete it: {}; it is tried again", why(&error));
+            tracing::warn!(
+                "writing on the pod {name} what it costs to delete it: {}; it is tried again",
+                why(&error)
+            );
             Outcome::Failed
         }
         Err(_) => {
-            tracing::warn!("writing on the pod {name} what it costs to delete it: no answer in time; it is tried again");
+            tracing::warn!(
+                "writing on the pod {name} what it costs to delete it: no answer in time; it is tried again"
+            );
             Outcome::Failed
         }
     };

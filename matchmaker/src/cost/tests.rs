@@ -293,7 +293,11 @@ fn verbs(kube: &FakeKube) -> Vec<(usize, String)> {
     let role = kube.get("roles", Some("penstock"), ROLE).unwrap();
     let rules = role["rules"].as_array().unwrap().iter().enumerate();
     let of_rule = |(index, rule): (usize, &Value)| {
-        assert_eq!(rule["resources"].as_array().unwrap().len(), 1, "so that each verb counts");
+        assert_eq!(
+            rule["resources"].as_array().unwrap().len(),
+            1,
+            "so that each verb counts"
+        );
         let verbs = rule["verbs"].as_array().unwrap().iter();
         verbs
             .map(|verb| (index, verb.as_str().unwrap().to_owned()))

@@ -254,7 +254,11 @@ impl<R: CryptoRng> Server<R> {
             return Err(Refusal::PeerAddressFamilyMismatch);
         }
         let is_it = |only: &IpAddr| canonical(*only) == canonical(peer);
-        if user.only_peers.as_ref().is_some_and(|only| !only.iter().any(is_it)) {
+        if user
+            .only_peers
+            .as_ref()
+            .is_some_and(|only| !only.iter().any(is_it))
+        {
             return Err(Denied::OtherPeer.into());
         }
         Ok(self.policy.check(peer)?)

@@ -139,11 +139,7 @@ pub async fn run(settings: Settings, read_again: impl Fn() -> Result<Settings, S
         system("reading an address", metrics.local_addr())?,
     );
 
-    let status = Status::new(
-        urls(&settings, &shards[0]),
-        settings.limits.total,
-        meter.clone(),
-    );
+    let status = Status::new(urls(&settings, &shards[0]), settings.limits.total, meter.clone());
     let ready = {
         let controls = controls.clone();
         Arc::new(move || {
