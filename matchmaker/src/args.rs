@@ -8,7 +8,9 @@ use anyhow::{Context as _, bail};
 use clap::{ArgGroup, Parser};
 use penstock_shell::logging::LogArgs;
 
+use crate::cluster::ClusterArgs;
 use crate::ice::{Ice, Turn};
+use crate::turn_servers::TurnServers;
 
 /// The front door for players: serves the page, queues players, claims a free
 /// streamer for the one that has waited longest, and relays their signalling.
@@ -26,6 +28,8 @@ use crate::ice::{Ice, Turn};
       streamers of the stand-alone agent on this machine, page on http://127.0.0.1:8080/
   penstock-matchmaker --streamer 127.0.0.1:9001
       one streamer that was started by hand, and no agent
+  penstock-matchmaker --listen 0.0.0.0:8080 --pods --turn-pods --turn-secret-file secret
+      streamers and TURN servers in the pods of a cluster that have our labels
   penstock-matchmaker --listen 0.0.0.0:8080 --turn-url 'turn:198.51.100.7:3478?transport=udp' --turn-secret-file secret
       players from elsewhere, with a TURN server that knows the same secret")]
 #[command(group = ArgGroup::new("secret").args(["turn_secret", "turn_secret_file"]).multiple(true))]
@@ -39,7 +43,7 @@ pub struct Args {
     pub page: Option<PathBuf>,
 
     /// The stand-alone agent's Unix socket, whose slices are the streamers. By default
-    /// /run/penstock/agent.sock, unless --streamer is given
+    /// /run/penstock/agent.sock, unless --streamer or --pods is given
     #[arg(
         long,
         env = "PENSTOCK_AGENT_SOCKET",
@@ -76,6 +80,10 @@ pub struct Args {
     #[arg(help_heading = "ICE servers")]
     pub stun_url: Vec<String>,
 
+    /// What it does with a cluster.
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+
     /// The log options.
     #[command(flatten)]
     pub logs: LogArgs,
@@ -84,7 +92,8 @@ pub struct Args {
 impl Args {
     /// The agent's socket, if an agent is to be asked.
     pub fn agent(&self) -> Option<PathBuf> {
-        let default = || self.streamer.is_empty().then(|| PathBuf::from(AGENT_SOCKET));
+        let elsewhere = !self.streamer.is_empty() || self.cluster.pods.is_some();
+        let default = || (!elsewhere).then(|| PathBuf::from(AGENT_SOCKET));
         self.agent.clone().or_else(default)
     }
 
@@ -113,14 +122,13 @@ impl Args {
     /// # Errors
     /// Where the secret's file can't be read, or the secret is empty.
     pub fn ice(&self) -> anyhow::Result<Ice> {
-        let turn = match (self.turn_url.is_empty(), self.turn_secret()?) {
-            (false, Some(secret)) => Some(Turn {
-                urls: self.turn_url.clone(),
-                secret,
-                lifetime: self.turn_ttl,
-            }),
-            _ => None,
-        };
+        let some = !self.turn_url.is_empty() || self.cluster.turn_pods.is_some();
+        let turn = self.turn_secret()?.filter(|_| some).map(|secret| Turn {
+            urls: self.turn_url.clone(),
+            servers: TurnServers::default(),
+            secret,
+            lifetime: self.turn_ttl,
+        });
         let stun = self.stun_url.clone();
         Ok(Ice { stun, turn })
     }
@@ -215,6 +223,11 @@ mod tests {
         assert_eq!(by_hand.agent(), None);
         let both = parse(&["--streamer", "127.0.0.1:1", "--agent", "/a"]).unwrap();
         assert_eq!(both.agent(), Some("/a".into()));
+        let pods = parse(&["--pods"]).unwrap();
+        assert_eq!(pods.agent(), None);
+        assert_eq!(pods.cluster.pods.as_deref(), Some("penstock.dev/streamer=true"));
+        let other = parse(&["--pods=app=game"]).unwrap();
+        assert_eq!(other.cluster.pods.as_deref(), Some("app=game"));
     }
 
     #[test]

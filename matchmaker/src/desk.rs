@@ -6,14 +6,17 @@ use std::time::{Duration, Instant};
 
 use penstock_core::ids::PlayerId;
 use penstock_core::wire::link::ToStreamer;
+use penstock_core::wire::signalling::ToPlayer;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
 use crate::events::{Event, ToPage};
+use crate::ice::Ice;
 use crate::link;
 use crate::lobby::{Command, Input, LinkId, Lobby};
 use crate::metrics::Metrics;
+use crate::page_socket::now_unix;
 
 /// How many messages may wait for one page, or for one streamer's link.
 pub const OUTBOX: usize = 64;
@@ -27,11 +30,12 @@ pub struct Desk {
     events: mpsc::Receiver<Event>,
     own_events: mpsc::Sender<Event>,
     metrics: Metrics,
+    ice: Ice,
 }
 
 impl Desk {
     /// The desk, and where its events go in.
-    pub fn new(metrics: Metrics) -> (mpsc::Sender<Event>, Self) {
+    pub fn new(metrics: Metrics, ice: Ice) -> (mpsc::Sender<Event>, Self) {
         let (own_events, events) = mpsc::channel(INBOX);
         let desk = Self {
             lobby: Lobby::default(),
@@ -41,6 +45,7 @@ impl Desk {
             events,
             own_events: own_events.clone(),
             metrics,
+            ice,
         };
         (own_events, desk)
     }
@@ -57,10 +62,7 @@ impl Desk {
                         tracing::error!(%error, "a link's task ended in a panic");
                     }
                 }
-                _ = ticks.tick() => {
-                    self.input(Input::Tick);
-                    self.metrics.show(&self.lobby.view());
-                }
+                _ = ticks.tick() => self.input(Input::Tick),
             }
         }
     }
@@ -112,6 +114,10 @@ impl Desk {
     fn execute(&mut self, command: Command) {
         match command {
             Command::Send { player, message } => self.post(&player, ToPage::Message(message)),
+            Command::Configure { player, peers } => {
+                let config = self.ice.config(&player, &peers, now_unix());
+                self.post(&player, ToPage::Message(ToPlayer::Config(config)));
+            }
             Command::Close { player, code, reason } => {
                 self.post(&player, ToPage::Close { code, reason });
             }

@@ -1,7 +1,7 @@
 //! The front door for players.
 //!
 //! ```text
-//!              web (page, /status, /healthz …)          discovery (agent, --streamer)
+//!              web (page, /status, /healthz …)          discovery (pods, agent, --streamer)
 //!  browser ──► page_socket ──┐                            │ StreamerStatus
 //!              limits, ice   │ events                     ▼
 //!                            └───────────►  desk: one task that owns  lobby::Lobby
@@ -12,15 +12,20 @@
 //! whoever is too slow to take a message loses its connection. Every channel is bounded.
 
 pub mod args;
+pub mod cluster;
+pub mod cost;
 pub mod desk;
 pub mod discovery;
 pub mod events;
 pub mod ice;
+pub mod lease;
 pub mod limits;
 pub mod link;
 pub mod lobby;
 pub mod metrics;
 pub mod page_socket;
+pub mod pods;
+pub mod turn_servers;
 pub mod web;
 
 use std::future::IntoFuture as _;
@@ -30,12 +35,15 @@ use std::time::Duration;
 use anyhow::Context as _;
 use axum::serve::ListenerExt as _;
 use tokio::net::TcpListener;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::args::Args;
+use crate::cluster::ClusterArgs;
 use crate::desk::Desk;
-use crate::discovery::Discovery;
+use crate::discovery::{Discovery, Pods};
+use crate::ice::Ice;
 use crate::metrics::Metrics;
 use crate::web::Front;
 
@@ -55,14 +63,16 @@ pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
     })?;
     let address = listener.local_addr().context("asking for the own address")?;
 
-    let (events, desk) = Desk::new(metrics.clone());
-    let discovery = Discovery::new(args.agent(), args.streamer.clone(), events.clone())?;
+    let (events, desk) = Desk::new(metrics.clone(), ice.clone());
+    let mut cluster = JoinSet::new();
+    let pods = pods_of(&args.cluster, &ice, &mut cluster, &stop).await?;
+    let discovery = Discovery::new(args.agent(), pods, args.streamer.clone(), events.clone())?;
     let pages = TaskTracker::new();
     let front = Front {
         events,
         ice,
         metrics,
-        agent_seen: discovery.agent_seen(),
+        ready: discovery.ready(),
         pages: pages.clone(),
         stop: stop.clone(),
     };
@@ -80,6 +90,7 @@ pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
         served = serve.into_future() => served.context("serving players")?,
         () = &mut desk => anyhow::bail!("the desk ended by itself"),
         () = discovery.run() => anyhow::bail!("the discovery of streamers ended by itself"),
+        Some(_) = cluster.join_next(), if !stop.is_cancelled() => anyhow::bail!("a part that works with the cluster ended by itself"),
         () = stop.cancelled() => {}
     }
     // Each page's task says its own goodbye; the desk goes on meanwhile, and closes the links to streamers.
@@ -90,8 +101,44 @@ pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
         },
         () = &mut desk => {}
     }
+    if tokio::time::timeout(LAST_WRITES, cluster.join_all())
+        .await
+        .is_err()
+    {
+        tracing::warn!("the API server is too slow for a goodbye");
+    }
     Ok(())
 }
+
+/// The streamers in pods, if they are looked for, with what writes on these pods. Follows TURN servers, too.
+async fn pods_of(
+    args: &ClusterArgs,
+    ice: &Ice,
+    tasks: &mut JoinSet<()>,
+    stop: &CancellationToken,
+) -> anyhow::Result<Option<Pods>> {
+    let Some(cluster) = args.connect().await? else {
+        return Ok(None);
+    };
+    if let (Some(selector), Some(turn)) = (&args.turn_pods, &ice.turn) {
+        let (client, wanted) = (cluster.client.clone(), cluster.pods(selector));
+        let follow = turn_servers::follow(client, wanted, turn.servers.clone())?;
+        let stop = stop.clone();
+        tasks.spawn(async move {
+            stop.run_until_cancelled(follow).await;
+        });
+    }
+    Ok(args.pods.as_deref().map(|selector| {
+        let (cost, work) = cost::start(&cluster, args, lease::identity(), stop.clone());
+        tasks.spawn(work);
+        let wanted = cluster.pods(selector);
+        let client = cluster.client;
+        Pods { client, wanted, cost }
+    }))
+}
+
+/// How long the writes on pods, and giving the Lease back, may take at the end.
+const LAST_WRITES: Duration = Duration::from_secs(8);
 
 /// How long pages get to take the closing of their sockets.
 const GOODBYE: Duration = Duration::from_secs(2);

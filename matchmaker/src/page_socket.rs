@@ -75,7 +75,7 @@ impl Page {
         let Ok(session) = SessionId::new(random_name()) else {
             return;
         };
-        let config = ToPlayer::Config(self.ice.config(&player, now_unix()));
+        let config = ToPlayer::Config(self.ice.first_config(&player, now_unix()));
         if send(&mut socket, &config).await.is_err() {
             return;
         }
@@ -275,7 +275,8 @@ fn random_name() -> String {
     URL_SAFE_NO_PAD.encode(rand::random::<[u8; 16]>())
 }
 
-fn now_unix() -> Duration {
+/// The time of day, as credentials have it.
+pub fn now_unix() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 

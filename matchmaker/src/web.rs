@@ -1,14 +1,12 @@
 //! What browsers and operators ask for over HTTP.
 
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::extract::ws::WebSocketUpgrade;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::{Query, Request, State};
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
-use axum::middleware::{Next, from_fn};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use axum::{Json, Router};
@@ -38,8 +36,8 @@ pub struct Front {
     pub ice: Ice,
     /// The metrics.
     pub metrics: Metrics,
-    /// Whether the agent was heard.
-    pub agent_seen: Arc<AtomicBool>,
+    /// Whether all that says where streamers are was heard.
+    pub ready: ops::Ready,
     /// The tasks of all pages.
     pub pages: TaskTracker,
     /// Cancelled when the program ends.
@@ -48,11 +46,7 @@ pub struct Front {
 
 /// The whole site, with the page from `page`.
 pub fn router(front: Front, page: &Path) -> Router {
-    let agent_seen = front.agent_seen.clone();
-    let ready: ops::Ready = Arc::new(move || match agent_seen.load(Ordering::Relaxed) {
-        true => Ok(()),
-        false => Err("the agent was not heard yet".to_owned()),
-    });
+    let ready = front.ready.clone();
     let registry = front.metrics.registry.clone();
     let files = ServeDir::new(page).append_index_html_on_directories(false);
     let index = ServeFile::new(page.join("index.html"));
@@ -67,7 +61,7 @@ pub fn router(front: Front, page: &Path) -> Router {
         .route("/", index)
         .route("/signalling", get(signalling))
         .route("/status", get(status))
-        .merge(ops::router(registry, ready))
+        .merge(ops::router(registry, ready).layer(from_fn_with_state(front.clone(), up_to_date)))
         .fallback_service(files)
         .layer(from_fn(caching));
     with_security_headers(site).with_state(front)
@@ -168,6 +162,14 @@ async fn file(index: ServeFile, request: Request) -> Response {
 fn problem(status: StatusCode, error: &str) -> Response {
     let error = error.to_owned();
     (status, Json(Problem { error })).into_response()
+}
+
+/// What `/metrics` shows of the lobby is asked for anew each time.
+async fn up_to_date(State(front): State<Front>, request: Request, next: Next) -> Response {
+    if request.uri().path() == "/metrics" {
+        front.metrics.refresh(&front.events).await;
+    }
+    next.run(request).await
 }
 
 /// The page's assets have their content's hash in their names and never change; everything else is asked for anew.

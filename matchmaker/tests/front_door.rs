@@ -18,12 +18,18 @@ async fn a_player_sees_the_protocol_in_order() {
     let config = ann.next().await;
     assert_eq!(config["type"], "config");
     assert_eq!(config["protocolVersion"], "1.3.0");
+    let void = &config["peerConnectionOptions"]["iceServers"][0];
+    assert!(!void["username"].as_str().unwrap().contains('@'));
+
+    let config = ann.next().await;
+    assert_eq!(config["type"], "config");
     let server = &config["peerConnectionOptions"]["iceServers"][0];
     assert_eq!(server["urls"], json!(["turn:127.0.0.1:3478?transport=udp"]));
-    assert!(server["username"].is_string() && server["credential"].is_string());
-
+    assert!(server["credential"].is_string());
+    let name = server["username"].as_str().unwrap();
+    assert!(name.ends_with("@127.0.0.1"), "for its streamer only: {name}");
     ann.say(json!({"type": "listStreamers"})).await;
-    let list = ann.next_of("streamerList").await;
+    let list = ann.next().await;
     assert_eq!(list, json!({"type": "streamerList", "ids": ["demo"]}));
     assert_eq!(ann.last_notice("matched")["streamerId"], "demo");
     assert_eq!(

@@ -307,8 +307,7 @@ impl Owner {
 
     fn publish(&mut self) {
         let status = status_of(&self.identity, &self.session);
-        self.metrics.players.set(status.players.into());
-        self.metrics.viewers.set(status.viewers.into());
+        self.metrics.show(&status);
         // Nothing is captured for nobody, once there was a picture.
         let playing = status.players + status.viewers > 0 || !*self.media.first_picture.borrow();
         if playing != std::mem::replace(&mut self.playing, playing)

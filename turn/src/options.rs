@@ -81,6 +81,15 @@ pub struct Options {
     )]
     pub tls_key: Option<PathBuf>,
 
+    /// The name that the certificate is for: /status tells it for clients over TLS, in place of an address
+    #[arg(
+        long,
+        env = "PENSTOCK_TURN_TLS_NAME",
+        value_name = "NAME",
+        requires = "tls_cert"
+    )]
+    pub tls_name: Option<String>,
+
     /// The address clients are told to send to, where a NAT or a cloud's one-to-one mapping stands before this machine.
     /// May be given several times: one for each address family, or EXTERNAL/INTERNAL for each interface, whose INTERNAL
     /// address is also named by --listen [default: the one they reached]
@@ -115,8 +124,8 @@ pub struct Options {
     #[arg(long, env = "PENSTOCK_TURN_REALM", default_value = "penstock", value_parser = realm)]
     pub realm: String,
 
-    /// Shared secret for time-limited credentials (user name EXPIRY:WHO or EXPIRY:WHO@PEER-IP, as the matchmaker makes
-    /// them). Other users of this machine can see it on the command line: prefer the variable or the file
+    /// Shared secret for time-limited credentials (user name EXPIRY:WHO or EXPIRY:WHO@PEER-IP, several with commas, as
+    /// the matchmaker makes them). Other users of this machine can see it on the command line: prefer the variable or the file
     #[arg(
         long,
         env = "PENSTOCK_TURN_SECRET",
@@ -237,7 +246,7 @@ pub struct Options {
     )]
     pub grace: u64,
 
-    /// Address and port of /metrics, /healthz and /readyz
+    /// Address and port of /metrics, /healthz and /readyz, and of /status for the matchmaker
     #[arg(
         long,
         env = "PENSTOCK_TURN_METRICS_LISTEN",
@@ -333,6 +342,8 @@ pub struct Settings {
     pub listen_tls: Option<Vec<SocketAddr>>,
     /// What clients over TLS see.
     pub tls: Option<Arc<ServerConfig>>,
+    /// The name that this is for.
+    pub tls_name: Option<String>,
     /// What they are told.
     pub addresses: Addresses,
     /// What relays are bound to, as far as it was said.
@@ -438,6 +449,7 @@ impl Options {
                 unless_empty(self.listen_tcp)
             },
             listen_tls: unless_empty(self.listen_tls),
+            tls_name: self.tls_name,
             unproven_answers: Rate {
                 per_second: self.unproven_rate,
                 burst: self.unproven_rate.saturating_mul(20),

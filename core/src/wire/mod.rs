@@ -3,7 +3,8 @@
 //! ```text
 //!  browser ◄── signalling ──► matchmaker ◄── link ──► streamer
 //!                                 ▲ └──── status ────────┘
-//!                                 └── agent ── penstock-plugin standalone
+//!                                 ├── agent ── penstock-plugin standalone
+//!                                 └── turn ── penstock-turn
 //! ```
 
 pub mod agent;
@@ -11,3 +12,4 @@ pub mod link;
 pub mod returning;
 pub mod signalling;
 pub mod status;
+pub mod turn;

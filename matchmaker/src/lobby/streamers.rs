@@ -79,8 +79,20 @@ impl Lobby {
             }),
         );
         if !resumed {
+            self.configure(id, address);
             self.send_list(id);
         }
+    }
+
+    /// Gives a page credentials for this streamer, just before it hears of it: a page makes a new peer connection of
+    /// each `config`.
+    fn configure(&mut self, id: &PlayerId, address: SocketAddr) {
+        let known = self.streamers.get(&address);
+        let peers = known.map_or_else(Vec::new, |known| known.status.media_addresses.clone());
+        self.out.push(Command::Configure {
+            player: id.clone(),
+            peers,
+        });
     }
 
     fn refused(&mut self, now: Instant, id: &PlayerId, reason: RefusedReason) {

@@ -1,6 +1,6 @@
 //! What goes into the lobby, what comes out of it, and what it remembers.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use penstock_core::ids::{PlayerId, SessionId, StreamerId};
@@ -116,6 +116,13 @@ pub enum Command {
         player: PlayerId,
         /// What.
         message: ToPlayer,
+    },
+    /// Send a page its `config` anew, for the streamer that it is about to get.
+    Configure {
+        /// Whose.
+        player: PlayerId,
+        /// The streamer's media addresses, the only peers that its TURN credentials are good for.
+        peers: Vec<IpAddr>,
     },
     /// Close a page's socket.
     Close {

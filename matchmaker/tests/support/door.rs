@@ -5,6 +5,7 @@ use std::process::{ExitStatus, Output, Stdio};
 
 use axum::Router;
 use axum::routing::get;
+use fake_kube::FakeKube;
 use penstock_core::wire::agent::SliceStatus;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -53,17 +54,35 @@ impl Matchmaker {
         Self::spawn(files, Agent { slices }, &[]).await
     }
 
+    /// With streamers in the pods of a cluster, and no agent.
+    pub(crate) async fn on_cluster(kube: &FakeKube, args: &[&str]) -> Self {
+        let files = tempfile::tempdir().unwrap();
+        kube.kubeconfig(
+            &files.path().join("kubeconfig"),
+            Some(("penstock", "penstock-matchmaker")),
+        )
+        .unwrap();
+        let args = [&["--pods", "--namespace", "penstock"], args].concat();
+        let slices = watch::Sender::new(Vec::new());
+        Self::spawn(files, Agent { slices }, &args).await
+    }
+
     async fn spawn(files: TempDir, agent: Agent, args: &[&str]) -> Self {
         let page = files.path().join("page");
         std::fs::create_dir_all(page.join("assets")).unwrap();
         std::fs::write(page.join("index.html"), "<p>the page</p>").unwrap();
         std::fs::write(page.join("assets/player.js"), "1").unwrap();
-        let mut child = program()
+        let mut command = program();
+        let kubeconfig = files.path().join("kubeconfig");
+        if kubeconfig.exists() {
+            command.env("KUBECONFIG", kubeconfig);
+        } else {
+            command.arg("--agent").arg(files.path().join("agent.sock"));
+        }
+        let mut child = command
             .args(["--listen", "127.0.0.1:0", "--log-format", "json"])
             .arg("--page")
             .arg(&page)
-            .arg("--agent")
-            .arg(files.path().join("agent.sock"))
             .args(args)
             .stderr(Stdio::piped())
             .spawn()
@@ -111,9 +130,7 @@ impl Matchmaker {
         serde_json::from_str(&self.get("/status").await.1).unwrap()
     }
 
-    /// After the next tick, which shows the gauges.
     pub(crate) async fn metrics(&self) -> String {
-        tokio::time::sleep(std::time::Duration::from_millis(250)).await;
         self.get("/metrics").await.1
     }
 

@@ -1,5 +1,7 @@
 //! The stand-ins: a streamer, an agent, a player; and the real program between them.
 
+#![allow(dead_code, unused_imports, reason = "each test program uses a part of it")]
+
 mod door;
 mod player;
 mod streamer;

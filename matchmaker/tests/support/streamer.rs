@@ -155,6 +155,7 @@ async fn serve(inner: &Inner, socket: &mut WebSocket) {
     if !viewer {
         inner.set(|status| {
             status["state"] = json!("free");
+            status["players"] = json!(0);
             status.as_object_mut().unwrap().remove("sessionId");
         });
     }
@@ -175,6 +176,7 @@ impl Inner {
         }
         self.set(|status| {
             status["state"] = json!("busy");
+            status["players"] = json!(1);
             status["sessionId"] = claim["sessionId"].clone();
         });
         None

@@ -3,7 +3,7 @@
 //! ```text
 //!  main thread (tokio)                      shards: a thread for each core that this process may use
 //!  ├─ SIGTERM ──► Control::drain ─ eventfd ─► epoll ─► recvmmsg ─► Server ─► sendmmsg
-//!  └─ /metrics ◄── prometheus counters ◄───── after each wake-up
+//!  └─ /metrics, /status ◄── prometheus counters ◄ after each wake-up
 //! ```
 //!
 //! A shard owns all it touches per packet: its sockets, its server, its numbers. Each has listeners of its own at the
@@ -19,6 +19,7 @@ mod metrics;
 mod outbox;
 mod shard;
 pub mod sockets;
+mod status;
 mod streams;
 pub mod tls;
 
@@ -45,6 +46,7 @@ use crate::options::Settings;
 use metrics::Meter;
 use shard::{Control, News, Shard, StreamSetup};
 use sockets::Listener;
+use status::{Listeners, Status};
 use streams::StreamListener;
 
 /// Why the server could not start, or ended before it was told to.
@@ -137,6 +139,7 @@ pub async fn run(settings: Settings, read_again: impl Fn() -> Result<Settings, S
         system("reading an address", metrics.local_addr())?,
     );
 
+    let status = Status::new(urls(&settings, &shards[0]), settings.limits.total, meter.clone());
     let ready = {
         let controls = controls.clone();
         Arc::new(move || {
@@ -148,7 +151,9 @@ pub async fn run(settings: Settings, read_again: impl Fn() -> Result<Settings, S
         })
     };
     let serving = async {
-        let served = axum::serve(metrics, ops::router::<()>(registry, ready)).await;
+        let controls = controls.clone();
+        let status = status.clone().router(move || is_draining(&controls));
+        let served = axum::serve(metrics, ops::router::<()>(registry, ready).merge(status)).await;
         system("serving /metrics", served).and(Err(Error::Ended("the metrics endpoint")))
     };
     let drained = relay(shards, &controls)?;
@@ -179,7 +184,18 @@ pub async fn run(settings: Settings, read_again: impl Fn() -> Result<Settings, S
         failed = serving => failed,
         failed = draining => failed,
         failed = reloading => failed,
+        () = status.clone().measure() => Err(Error::Ended("the measure of what is relayed")),
     }
+}
+
+fn urls(settings: &Settings, shard: &Shard) -> Vec<String> {
+    let listeners = Listeners {
+        udp: shard.listen_addresses().collect(),
+        tcp: shard.stream_addresses(false).collect(),
+        tls: shard.stream_addresses(true).collect(),
+    };
+    let name = settings.tls_name.as_deref();
+    status::urls(&listeners, &settings.addresses, settings.relay_ips, name)
 }
 
 /// With what was left to the node: where clients come in, and what relays are bound to.
