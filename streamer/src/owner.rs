@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use penstock_core::ids::{ApplicationName, SessionId, StreamerId};
 use penstock_core::units::StreamSize;
 use penstock_core::wire::link::{Claim, RefusedReason};
 use penstock_core::wire::status::StreamerStatus;
@@ -25,6 +26,10 @@ enum Ask {
         answer: oneshot::Sender<Answer>,
     },
     Left(LinkId),
+    End {
+        session: SessionId,
+        answer: oneshot::Sender<bool>,
+    },
     Keyframe,
 }
 
@@ -75,6 +80,13 @@ impl OwnerHandle {
         })
     }
 
+    /// Ends the session of this name. Whether it was here.
+    pub(crate) async fn end(&self, session: SessionId) -> bool {
+        let (answer, answered) = oneshot::channel();
+        self.ask(Ask::End { session, answer });
+        answered.await.unwrap_or(false)
+    }
+
     /// Asks for a keyframe; requests close together are answered by one.
     pub(crate) fn keyframe(&self) {
         self.ask(Ask::Keyframe);
@@ -88,7 +100,8 @@ impl OwnerHandle {
 
 /// What does not change about a streamer, for its status.
 pub(crate) struct Identity {
-    pub(crate) streamer_id: penstock_core::ids::StreamerId,
+    pub(crate) streamer_id: StreamerId,
+    pub(crate) application: Option<ApplicationName>,
     pub(crate) stream: StreamSize,
     pub(crate) media_addresses: Vec<IpAddr>,
     pub(crate) max_viewers: u32,
@@ -175,6 +188,12 @@ impl Owner {
                 self.seated.remove(&link);
                 self.session.left(now, link)
             }
+            Ask::End { session, answer } => {
+                let ends = self.session.end(&session);
+                // Who asked may have gone.
+                let _ = answer.send(!ends.is_empty());
+                ends
+            }
             Ask::Keyframe => {
                 if self.gate.request(now) {
                     self.media.force_keyframe();
@@ -244,6 +263,7 @@ fn status_of(identity: &Identity, session: &Session) -> StreamerStatus {
     StreamerStatus {
         streamer_id: identity.streamer_id.clone(),
         state: session.state(),
+        application: identity.application.clone(),
         session_id: session.session_id().cloned(),
         players: session.players(),
         viewers: session.viewers(),

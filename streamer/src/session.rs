@@ -121,6 +121,23 @@ impl Session {
             .collect()
     }
 
+    /// Ends the session of this name, if it is here: first its player, then all who watch.
+    pub fn end(&self, session: &SessionId) -> Vec<Decision> {
+        let Some(current) = self
+            .current
+            .as_ref()
+            .filter(|current| current.session == *session)
+        else {
+            return Vec::new();
+        };
+        let viewers = current.viewers.keys().copied();
+        [current.player]
+            .into_iter()
+            .chain(viewers)
+            .map(|link| Decision::End(link, "an operator ended the session"))
+            .collect()
+    }
+
     /// When [`Self::timeout`] wants to be called.
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.bids_until.filter(|_| !self.bids.is_empty())
@@ -291,6 +308,22 @@ mod tests {
             [Decision::End(LinkId(2), "the player has left")]
         );
         assert_eq!((session.players(), session.viewers()), (0, 0));
+    }
+
+    #[test]
+    fn an_operator_ends_the_session_that_is_named_and_no_other() {
+        let (mut session, now) = ready();
+        let name = |name: &str| SessionId::new(name).unwrap();
+        assert_eq!(session.end(&name("a")), []);
+        session.claim(now, LinkId(1), player("a", 0));
+        session.claim(now, LinkId(2), viewer("a"));
+        assert_eq!(session.end(&name("b")), []);
+        let why = "an operator ended the session";
+        let both = [Decision::End(LinkId(1), why), Decision::End(LinkId(2), why)];
+        assert_eq!(session.end(&name("a")), both);
+        session.left(now, LinkId(2));
+        session.left(now, LinkId(1));
+        assert_eq!(session.state(), StreamerState::Free);
     }
 
     #[test]

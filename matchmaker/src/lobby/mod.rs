@@ -28,9 +28,9 @@ use std::time::{Duration, Instant};
 use penstock_core::ids::PlayerId;
 use penstock_core::wire::link::{Claim, Role};
 use penstock_core::wire::signalling::{Failure, Notice, ToPlayer};
-use penstock_core::wire::status::StreamerState;
+use penstock_core::wire::status::{StreamerState, StreamerStatus};
 
-pub use types::{Command, Input, LinkId, Outcome, StreamerView, View, Want};
+pub use types::{Command, Input, LinkId, Outcome, StreamerView, View, Want, Wish};
 use types::{Order, Place, Player, Streamer};
 
 /// How long a viewer waits for a session that no streamer has yet: after a restart of ours the streamers' states
@@ -104,22 +104,44 @@ impl Lobby {
         }
     }
 
-    /// Gives those who wait what is free, longest waiting first.
-    fn place_waiting(&mut self, now: Instant) {
-        let free = self.free_streamers(now);
-        let waits = |id: &&PlayerId| {
-            self.players
-                .get(*id)
-                .is_some_and(|player| player.place.is_waiting())
-        };
-        let first: Vec<_> = self
-            .queue
+    /// All streamers that say how they stand, with what they say.
+    pub fn streamers(&self) -> impl Iterator<Item = (SocketAddr, &StreamerStatus)> {
+        self.streamers
+            .iter()
+            .map(|(address, streamer)| (*address, &streamer.status))
+    }
+
+    /// What those who wait to play ask for, longest waiting first.
+    pub fn wishes(&self) -> impl Iterator<Item = &Wish> {
+        self.queue
             .values()
-            .filter(waits)
-            .take(free.len())
-            .cloned()
-            .collect();
-        for (player, address) in first.into_iter().zip(free) {
+            .filter_map(|id| match &self.players.get(id)?.want {
+                Want::Play(wish) => Some(wish),
+                Want::Watch(_) => None,
+            })
+    }
+
+    /// Gives those who wait what is free and fits, longest waiting first. Whoever asks for something that is not free
+    /// holds up nobody who asks for something else.
+    fn place_waiting(&mut self, now: Instant) {
+        let mut free = self.free_streamers(now);
+        let mut matches = Vec::new();
+        for id in self.queue.values() {
+            if free.is_empty() {
+                break;
+            }
+            let Some(player) = self.players.get(id).filter(|player| player.place.is_waiting()) else {
+                continue;
+            };
+            let fits = |address: &SocketAddr| {
+                let streamer = self.streamers.get(address);
+                streamer.is_some_and(|streamer| player.accepts(&streamer.status))
+            };
+            if let Some(first) = free.iter().position(fits) {
+                matches.push((id.clone(), free.remove(first)));
+            }
+        }
+        for (player, address) in matches {
             self.holders.insert(address, player.clone());
             self.dial(now, &player, address);
         }
@@ -209,7 +231,7 @@ impl Lobby {
         player.place = Place::Waiting { since: now };
         player.told = None;
         self.newcomers = true;
-        if player.want == Want::Play {
+        if player.watches().is_none() {
             self.queue.insert(player.order, id.clone());
         }
     }

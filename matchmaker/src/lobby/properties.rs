@@ -114,7 +114,7 @@ impl World {
         self.input(Input::Joined {
             player,
             session,
-            want: Want::Play,
+            want: Want::Play(Wish::default()),
         });
     }
 

@@ -329,7 +329,7 @@ impl Story {
         self.handle(Input::Joined {
             player: id(name),
             session,
-            want: Want::Play,
+            want: Want::Play(Wish::default()),
         })
     }
 

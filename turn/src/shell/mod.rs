@@ -20,7 +20,6 @@ mod outbox;
 mod shard;
 pub mod sockets;
 mod streams;
-pub mod tls;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
