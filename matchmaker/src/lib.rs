@@ -63,7 +63,6 @@ use crate::web::Front;
 /// Where the page, a secret, the users or the certificate can't be read, the address is taken, or a part that everything
 /// hangs on ends.
 pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
-    start::use_ring();
     let page = args.page()?;
     let ice = args.ice()?;
     // Tasks that go on as long as the program: what they follow may change.

@@ -16,12 +16,6 @@ use crate::auth::{Authenticator, How};
 use crate::reload::Reloading;
 use crate::site::SiteArgs;
 
-/// Makes ring the library of cryptography for all TLS of this process.
-pub fn use_ring() {
-    // An error says that there is one already, which only a test in the same process can have chosen.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-}
-
 /// Who finds out who asks. What has to be followed for that goes into `followers`.
 ///
 /// # Errors
@@ -56,7 +50,9 @@ pub fn authenticator(
         }
         Access::Oidc(rules) => {
             let (provider, keeper) =
-                Provider::new(rules).context("making a client for the identity provider")?;
+                Provider::new(rules).context(
+                "reading the certificate authorities that this machine trusts: is the package ca-certificates installed?",
+            )?;
             followers.spawn(keeper.run());
             How::Oidc(provider)
         }

@@ -8,10 +8,17 @@
 //!  no answer      the last good keys stay
 //! ```
 
+use std::io;
 use std::time::Duration;
 
+use axum::body::Bytes;
+use axum::http::{Request, StatusCode};
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
 use jsonwebtoken::jwk::JwkSet;
-use reqwest::{Client, Url};
+use reqwest::Url;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -53,15 +60,12 @@ impl Provider {
     /// A provider for `rules.issuer`, and its task.
     ///
     /// # Errors
-    /// Where no HTTP client can be made.
-    pub fn new(rules: Rules) -> Result<(Self, KeyKeeper), reqwest::Error> {
+    /// Where this machine has no list of certificate authorities.
+    pub fn new(rules: Rules) -> io::Result<(Self, KeyKeeper)> {
         let (keys_to, keys) = watch::channel(None);
         let (wanted, asked) = mpsc::channel(MOST_WAITING);
         let keeper = KeyKeeper {
-            client: Client::builder()
-                .timeout(FETCH_TIMEOUT)
-                .redirect(reqwest::redirect::Policy::none())
-                .build()?,
+            client: client()?,
             issuer: rules.issuer.clone(),
             keys: keys_to,
             wanted: asked,
@@ -181,6 +185,19 @@ impl KeyKeeper {
     }
 }
 
+type Client = hyper_util::client::legacy::Client<HttpsConnector<HttpConnector>, Empty<Bytes>>;
+
+/// A client that follows no redirection, and trusts the authorities that this machine does (SSL_CERT_FILE names
+/// others).
+fn client() -> io::Result<Client> {
+    let connector = HttpsConnectorBuilder::new()
+        .with_provider_and_native_roots(rustls::crypto::ring::default_provider())?
+        .https_or_http()
+        .enable_http1()
+        .build();
+    Ok(hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build(connector))
+}
+
 #[derive(Deserialize)]
 struct Discovery {
     issuer: String,
@@ -209,23 +226,27 @@ async fn fetch(client: &Client, issuer: &str) -> Result<KeySet, FetchError> {
 }
 
 async fn get<T: DeserializeOwned>(client: &Client, url: &str) -> Result<T, FetchError> {
-    let failed = |source| FetchError::Http {
+    let failed = |why: String| FetchError::Http {
         url: url.to_owned(),
-        source,
+        why,
     };
-    let answer = client
-        .get(url)
-        .send()
-        .await
-        .and_then(reqwest::Response::error_for_status);
-    let mut answer = answer.map_err(failed)?;
-    let mut body = Vec::new();
-    while let Some(part) = answer.chunk().await.map_err(failed)? {
-        body.extend_from_slice(&part);
-        if body.len() > MAX_DOCUMENT_BYTES {
-            return Err(FetchError::TooLong(url.to_owned()));
+    let request = Request::get(url)
+        .header("accept", "application/json")
+        .body(Empty::new());
+    let request = request.map_err(|error| failed(error.to_string()))?;
+    let answer = async {
+        let answer = client.request(request).await.map_err(|error| innermost(&error))?;
+        if answer.status() != StatusCode::OK {
+            return Err(format!("the answer is {}", answer.status()));
         }
-    }
+        let body = Limited::new(answer.into_body(), MAX_DOCUMENT_BYTES)
+            .collect()
+            .await;
+        Ok(body.map_err(|error| error.to_string())?.to_bytes())
+    };
+    let answer = tokio::time::timeout(FETCH_TIMEOUT, answer).await;
+    let answer = answer.unwrap_or_else(|_| Err(format!("no answer within {} s", FETCH_TIMEOUT.as_secs())));
+    let body = answer.map_err(failed)?;
     serde_json::from_slice(&body).map_err(|source| FetchError::Json {
         url: url.to_owned(),
         source,
@@ -257,10 +278,8 @@ pub fn check_url(url: &str) -> Result<(), String> {
 
 #[derive(Debug, thiserror::Error)]
 enum FetchError {
-    #[error("GET {url}: {}", innermost(source))]
-    Http { url: String, source: reqwest::Error },
-    #[error("GET {0}: the answer is longer than {MAX_DOCUMENT_BYTES} bytes")]
-    TooLong(String),
+    #[error("GET {url}: {why}")]
+    Http { url: String, why: String },
     #[error("GET {url}: the answer can't be read: {source}")]
     Json { url: String, source: serde_json::Error },
     #[error(
@@ -273,9 +292,9 @@ enum FetchError {
     NoKeys(String),
 }
 
-/// reqwest's own text says only that sending failed; why is in its sources.
-fn innermost(error: &reqwest::Error) -> String {
-    let mut cause: &dyn std::error::Error = error;
+/// The client's own text says only that connecting failed; why is in its sources.
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
     while let Some(deeper) = cause.source() {
         cause = deeper;
     }
