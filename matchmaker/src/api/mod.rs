@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::rejection::JsonRejection;
+use axum::extract::rejection::{JsonRejection, PathRejection};
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderName, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
@@ -19,7 +19,7 @@ use axum::routing::{MethodRouter, get, post};
 use penstock_core::ids::{PlayerId, SessionId};
 use penstock_core::turn_rest;
 use penstock_core::wire::status::StreamerStatus;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tokio::sync::oneshot;
 
 use self::promises::{Full, Promises};
@@ -41,6 +41,8 @@ pub struct Api {
 }
 
 type Answer = Result<Response, Refusal>;
+/// What stands in a path, as it came.
+type Id = Result<Path<String>, PathRejection>;
 
 /// All of the API's routes, in the order of `openapi.json`.
 pub fn routes() -> Vec<(&'static str, MethodRouter<Front>)> {
@@ -90,7 +92,7 @@ async fn list(State(front): State<Front>, caller: Caller) -> Answer {
     Ok(Json(SessionList { sessions }).into_response())
 }
 
-async fn show(State(front): State<Front>, caller: Caller, id: Path<String>) -> Answer {
+async fn show(State(front): State<Front>, caller: Caller, id: Id) -> Answer {
     caller.must(Action::ListSessions)?;
     let (_, status) = find(&front, id).await?;
     let session = Session::of(&status).ok_or_else(no_such_session)?;
@@ -101,10 +103,17 @@ async fn create(
     State(front): State<Front>,
     caller: Caller,
     headers: HeaderMap,
-    asked: Result<Json<NewSession>, JsonRejection>,
+    asked: Result<Json<Map<String, Value>>, JsonRejection>,
 ) -> Answer {
     caller.must(Action::CreateSession)?;
     let Json(asked) = asked.map_err(|error| Refusal::new(error.status(), error.body_text()))?;
+    // By way of an object: from a list its fields would be read too, in order.
+    let asked: NewSession = serde_json::from_value(Value::Object(asked)).map_err(|error| {
+        Refusal::new(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            format!("reading what to play: {error}"),
+        )
+    })?;
     let wish = asked.wish()?;
     let survey = survey(&front).await?;
     let link = Link::new(Admits::Player(wish.clone()));
@@ -126,7 +135,7 @@ async fn create(
     Ok(invitation(&front, &caller, &headers, &link, expires))
 }
 
-async fn invite(State(front): State<Front>, caller: Caller, headers: HeaderMap, id: Path<String>) -> Answer {
+async fn invite(State(front): State<Front>, caller: Caller, headers: HeaderMap, id: Id) -> Answer {
     caller.must(Action::CreateSession)?;
     let (_, status) = find(&front, id).await?;
     let session = status.session_id.ok_or_else(no_such_session)?;
@@ -149,10 +158,10 @@ fn invitation(
         join_url,
         expires_at: expires.as_secs(),
     };
-    (StatusCode::CREATED, location, Json(invitation)).into_response()
+    (StatusCode::CREATED, NO_STORE, location, Json(invitation)).into_response()
 }
 
-async fn end(State(front): State<Front>, caller: Caller, id: Path<String>) -> Answer {
+async fn end(State(front): State<Front>, caller: Caller, id: Id) -> Answer {
     caller.must(Action::EndSession)?;
     let (address, status) = find(&front, id).await?;
     let session = status.session_id.ok_or_else(no_such_session)?;
@@ -229,7 +238,8 @@ async fn survey(front: &Front) -> Result<Survey, Refusal> {
 }
 
 /// The streamer that has the session.
-async fn find(front: &Front, Path(id): Path<String>) -> Result<(SocketAddr, StreamerStatus), Refusal> {
+async fn find(front: &Front, id: Id) -> Result<(SocketAddr, StreamerStatus), Refusal> {
+    let Path(id) = id.map_err(|error| Refusal::bad_request(error.body_text()))?;
     let id = SessionId::new(id).map_err(|error| Refusal::bad_request(error.to_string()))?;
     let survey = survey(front).await?;
     let mut streamers = survey.streamers.into_iter();

@@ -281,7 +281,9 @@ fn rsa() -> (RsaKeyPair, String, String) {
         "rsa_keygen_bits:2048",
     ];
     let made = Command::new("openssl").args(arguments).output().unwrap();
-    let pair = RsaKeyPair::from_pkcs8(&made.stdout).unwrap();
+    let pair = RsaKeyPair::from_pkcs8(&made.stdout)
+        .or_else(|_| RsaKeyPair::from_der(&made.stdout))
+        .unwrap();
     let public: RsaPublicKeyComponents<Vec<u8>> = pair.public().into();
     let [n, e] = [&public.n, &public.e].map(|part| URL_SAFE_NO_PAD.encode(part));
     (pair, n, e)

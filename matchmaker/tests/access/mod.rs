@@ -10,7 +10,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use penstock_core::wire::agent::Problem;
 use rustls::pki_types::{CertificateDer, ServerName};
-use serde_json::{Value, json};
+use serde_json::json;
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -217,102 +217,82 @@ async fn replicas_with_one_key_take_each_others_links() {
 }
 
 #[tokio::test]
-async fn tokens_open_the_door_and_keys_may_change() {
+async fn until_the_provider_comes_nobody_can_sign_in_and_that_is_said() {
     let provider = Provider::new().await;
     let door = Matchmaker::start_guarded(&[], &provider.args()).await;
+    eventually(async || !door.get("/readyz").await.1.contains("agent")).await;
     let not_ready = door.ask("GET", "/readyz", &[], "").await;
     assert!(
         not_ready.status == 503 && not_ready.body.contains("identity provider"),
         "{not_ready:?}"
     );
-    let bearer = |claims: &dyn Fn(&mut Value)| format!("Bearer {}", provider.token(claims));
-    let ann = bearer(&|_| {});
+    let ann = provider.bearer(&|_| {});
     let early = door.ask("GET", "/", &[("authorization", &ann)], "").await;
     assert_eq!(
         (early.status, early.header("retry-after")),
         (503, Some("5")),
         "{early:?}"
     );
-
     provider.comes();
     eventually(async || door.ask("GET", "/readyz", &[], "").await.status == 200).await;
+    assert_eq!(status(&door, "/", &ann).await, 200);
+}
+
+#[tokio::test]
+async fn tokens_say_who_may_do_what() {
+    let provider = Provider::new().await;
+    let door = provider.door().await;
     let nobody = door.ask("GET", "/", &[], "").await;
     assert_eq!(
         (nobody.status, nobody.header("www-authenticate")),
         (401, Some(r#"Bearer realm="penstock""#))
     );
-    assert_eq!(
-        door.ask("GET", "/", &[("authorization", &ann)], "").await.status,
-        200
-    );
-    assert_eq!(
-        door.ask("GET", "/sessions", &[("authorization", &ann)], "")
-            .await
-            .status,
-        403
-    );
-    let oscar = bearer(&|claims| claims["roles"] = json!(["penstock:operator"]));
-    assert_eq!(
-        door.ask("GET", "/sessions", &[("authorization", &oscar)], "")
-            .await
-            .status,
-        200
-    );
-    let other = bearer(&|claims| claims["aud"] = json!("another program"));
+    let ann = provider.bearer(&|_| {});
+    assert_eq!(status(&door, "/", &ann).await, 200);
+    assert_eq!(status(&door, "/sessions", &ann).await, 403);
+    let oscar = provider.bearer(&|claims| claims["roles"] = json!(["penstock:operator"]));
+    assert_eq!(status(&door, "/sessions", &oscar).await, 200);
+    let other = provider.bearer(&|claims| claims["aud"] = json!("another program"));
     let refused = door.ask("GET", "/", &[("authorization", &other)], "").await;
     assert_eq!(refused.status, 401);
     let challenge = refused.header("www-authenticate").unwrap();
     assert!(challenge.contains(r#"error="invalid_token""#), "{challenge}");
-    assert_eq!(
-        door.ask("GET", "/", &[("authorization", &basic("ann", "x"))], "")
-            .await
-            .status,
-        401
-    );
+    assert_eq!(status(&door, "/", &basic("ann", "x")).await, 401);
 
     let login = door.ask("POST", "/login", &[("authorization", &oscar)], "").await;
     assert_eq!(login.status, 204, "{login:?}");
-    let cookie = login
-        .header("set-cookie")
-        .unwrap()
-        .split(';')
-        .next()
-        .unwrap()
-        .to_owned();
-    assert!(
-        Player::try_connect(door.address(), "/signalling?id=x", &[("cookie", &cookie)])
-            .await
-            .is_ok()
-    );
+    let cookie = login.header("set-cookie").unwrap().split(';').next().unwrap();
+    let socket = Player::try_connect(door.address(), "/signalling?id=x", &[("cookie", cookie)]).await;
+    assert!(socket.is_ok(), "{:?}", socket.err());
+}
 
-    // The provider signs with a new key from now on, which nobody told us of. It was asked just now, so that it is asked
-    // again only after ten seconds: whoever invents keys can't have it asked more often.
+/// The keys were fetched just now, so they are fetched again only after ten seconds: whoever invents tokens can't have
+/// the provider asked more often.
+#[tokio::test]
+async fn a_new_key_is_known_without_a_restart_and_the_last_good_ones_are_kept() {
+    let provider = Provider::new().await;
+    let door = provider.door().await;
+    let old = provider.bearer(&|_| {});
+    assert_eq!(status(&door, "/", &old).await, 200);
     provider.changes_keys();
-    let new = bearer(&|_| {});
+    let new = provider.bearer(&|_| {});
     let asked = provider.asked();
     for _ in 0..20 {
-        let answer = door.ask("GET", "/", &[("authorization", &new)], "").await;
-        if answer.status == 200 {
+        if status(&door, "/", &new).await == 200 {
             break;
         }
-        assert_eq!(answer.status, 401);
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
-    assert_eq!(
-        door.ask("GET", "/", &[("authorization", &new)], "").await.status,
-        200
-    );
+    assert_eq!(status(&door, "/", &new).await, 200);
     assert_eq!(provider.asked() - asked, 1);
-    assert_eq!(
-        door.ask("GET", "/", &[("authorization", &ann)], "").await.status,
-        401
-    );
-    // While it is away, what it said last goes on.
+    assert_eq!(status(&door, "/", &old).await, 401);
     provider.goes();
-    assert_eq!(
-        door.ask("GET", "/", &[("authorization", &new)], "").await.status,
-        200
-    );
+    assert_eq!(status(&door, "/", &new).await, 200);
+}
+
+async fn status(door: &Matchmaker, path: &str, authorization: &str) -> u16 {
+    let headers = [("authorization", authorization)];
+    door.ask("GET", path, &headers, "").await.status
 }
 
 #[tokio::test]

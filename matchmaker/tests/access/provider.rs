@@ -15,6 +15,9 @@ use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as 
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
+use crate::eventually;
+use crate::support::Matchmaker;
+
 /// It is away until it comes.
 pub(super) struct Provider {
     address: SocketAddr,
@@ -84,7 +87,20 @@ impl Provider {
         inner.key_id.push('1');
     }
 
-    pub(super) fn token(&self, change: &dyn Fn(&mut Value)) -> String {
+    /// The program, once it has the keys.
+    pub(super) async fn door(&self) -> Matchmaker {
+        self.comes();
+        let door = Matchmaker::start_guarded(&[], &self.args()).await;
+        eventually(async || door.ask("GET", "/readyz", &[], "").await.status == 200).await;
+        door
+    }
+
+    /// A header with a token.
+    pub(super) fn bearer(&self, change: &dyn Fn(&mut Value)) -> String {
+        format!("Bearer {}", self.token(change))
+    }
+
+    fn token(&self, change: &dyn Fn(&mut Value)) -> String {
         let inner = self.inner.lock().unwrap();
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
         let mut claims = json!({

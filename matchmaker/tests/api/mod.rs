@@ -328,7 +328,7 @@ impl<'a> Api<'a> {
     }
 
     fn check_body(&self, pointer: &str, answer: &Answer) {
-        let mut schema = json!({"$schema": "https://json-schema.org/draft/2020-12/schema", "$ref": pointer});
+        let mut schema = json!({"$schema": "https://json-schema.org/draft/2020-12/schema", "$ref": pointer.replace('{', "%7B").replace('}', "%7D")});
         for part in ["components", "paths"] {
             schema[part] = self.document[part].clone();
         }
