@@ -19,8 +19,9 @@ use crate::site::SiteArgs;
 /// that is free; the others see their place in the queue. A link with
 /// ?watch=<session> shows a running session without steering it.
 ///
-/// Who may connect from other machines has to show who they are, by name and password or by a token of an OpenID
-/// provider, or have a join link (see "Who gets in"). Operators see and end sessions, and make join links.
+/// Players from other machines show who they are, by name and password or by a
+/// token of an OpenID provider, or have a join link (see "Who gets in"). Operators
+/// also see and end sessions, and make join links.
 ///
 /// For pages:      GET /   WebSocket /signalling (and /, for stock Pixel Streaming pages)
 /// For programs:   /sessions   /ice-servers   /login   described by GET /openapi.json

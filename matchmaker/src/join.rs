@@ -72,30 +72,33 @@ impl Link {
         key.seal(Purpose::JoinLink, self, expires_unix)
     }
 
-    /// Reads that text. `opened` are the texts of the browser's cookies, one of which may say that it was here in time.
+    /// Reads that text.
     ///
     /// # Errors
-    /// [`BadText`] where the link is not ours, or has expired for this browser.
-    pub fn read<'a>(
+    /// [`BadText`] where the link is not ours, or has expired.
+    pub fn read(key: &SigningKey, text: &str, now_unix: Duration) -> Result<Self, BadText> {
+        key.open(Purpose::JoinLink, text, now_unix)
+    }
+
+    /// Reads that text however old it is, for a browser with these cookies, one of which must say that it opened this
+    /// very link in time.
+    ///
+    /// # Errors
+    /// [`BadText`] where the link is not ours, or has expired for this browser too.
+    pub fn read_again<'a>(
         key: &SigningKey,
         text: &str,
         opened: impl IntoIterator<Item = &'a str>,
         now_unix: Duration,
     ) -> Result<Self, BadText> {
-        match key.open(Purpose::JoinLink, text, now_unix) {
-            Err(BadText::Expired) => {
-                let link: Self = key.open_expired(Purpose::JoinLink, text)?;
-                let names_it = |cookie| {
-                    let opened: Result<Opened, _> = key.open(Purpose::OpenedLink, cookie, now_unix);
-                    opened.is_ok_and(|opened| opened.id == link.id)
-                };
-                if opened.into_iter().any(names_it) {
-                    Ok(link)
-                } else {
-                    Err(BadText::Expired)
-                }
-            }
-            read => read,
+        let link: Self = key.open_expired(Purpose::JoinLink, text)?;
+        let names_it = |cookie| {
+            let opened: Result<Opened, _> = key.open(Purpose::OpenedLink, cookie, now_unix);
+            opened.is_ok_and(|opened| opened.id == link.id)
+        };
+        match opened.into_iter().any(names_it) {
+            true => Ok(link),
+            false => Err(BadText::Expired),
         }
     }
 
@@ -125,7 +128,7 @@ mod tests {
         for admits in [Admits::Player(wish), Admits::Viewer { session }] {
             let link = Link::new(admits);
             let text = link.sign(&key, START + HOUR);
-            assert_eq!(Link::read(&key, &text, [], START), Ok(link));
+            assert_eq!(Link::read(&key, &text, START), Ok(link));
             assert!(text.len() < 300, "{text}");
         }
     }
@@ -136,15 +139,15 @@ mod tests {
         let links = [(); 2].map(|()| Link::new(Admits::Player(Wish::default())));
         let text = links[0].sign(&key, START);
         let late = START + HOUR;
-        assert_eq!(Link::read(&key, &text, [], late), Err(BadText::Expired));
+        assert_eq!(Link::read(&key, &text, late), Err(BadText::Expired));
+        let again = |cookies: &[&str], now| Link::read_again(&key, &text, cookies.iter().copied(), now);
         let [own, other] = links.each_ref().map(|link| link.opened(&key, START));
-        assert_eq!(
-            Link::read(&key, &text, [other.as_str()], late),
-            Err(BadText::Expired)
-        );
-        let both = [other.as_str(), own.as_str()];
-        assert_eq!(Link::read(&key, &text, both, late), Ok(links[0].clone()));
-        let too_late = START + OPENED_FOR;
-        assert_eq!(Link::read(&key, &text, both, too_late), Err(BadText::Expired));
+        for none in [&[][..], &[&other], &[&text], &["x"]] {
+            assert_eq!(again(none, late), Err(BadText::Expired));
+        }
+        assert_eq!(again(&[&other, &own], late), Ok(links[0].clone()));
+        assert_eq!(again(&[&own], START + OPENED_FOR), Err(BadText::Expired));
+        let forged = Link::read_again(&SigningKey::random(), &text, [own.as_str()], START);
+        assert_eq!(forged, Err(BadText::Forged));
     }
 }

@@ -155,40 +155,57 @@ impl Authenticator {
             let (name, role) = ("anyone".to_owned(), Role::Operator);
             return Ok(Who::User(User { name, role }).into());
         }
-        if let Some(user) = self.logged_in(shown.headers, now_unix) {
-            return Ok(Who::User(user).into());
+        let credentials = authorization(shown.headers);
+        let user = self.logged_in(shown.headers, now_unix);
+        match (user, credentials) {
+            (None, None) => Ok(Who::Nobody.into()),
+            (Some(user), None) => Ok(Who::User(user).into()),
+            // Looking at a password is dear, and browsers send the same one every time.
+            (Some(user), Some(shown)) if is_password_of(shown, &user) => Ok(Who::User(user).into()),
+            (_, Some(credentials)) => self.sign_in(credentials, shown.address, now_unix).await,
         }
-        let Some((scheme, rest)) = authorization(shown.headers) else {
-            return Ok(Who::Nobody.into());
-        };
+    }
+
+    async fn sign_in(
+        &self,
+        (scheme, credentials): (&str, &str),
+        address: IpAddr,
+        now_unix: Duration,
+    ) -> Result<Identity, Refusal> {
         match &self.how {
             How::Basic { users, operators } if scheme.eq_ignore_ascii_case("basic") => {
                 let users = users.borrow().clone();
-                self.password(users, operators, rest, shown.address, now_unix)
+                self.password(users, operators, credentials, address, now_unix)
                     .await
             }
             How::Oidc(provider) if scheme.eq_ignore_ascii_case("bearer") => {
-                self.token(provider, rest, now_unix).await
+                self.token(provider, credentials, now_unix).await
             }
             _ => Err(self.unauthorized("this server takes no such Authorization")),
         }
     }
 
     fn guest(&self, text: &str, headers: &HeaderMap, now_unix: Duration) -> Result<Identity, Refusal> {
-        let opened = cookies(headers).filter(|(name, _)| name.starts_with(OPENED_COOKIE));
-        let opened = opened.map(|(_, value)| value);
-        let link = Link::read(&self.key, text, opened, now_unix).map_err(|why| {
+        let (link, cookie) = match Link::read(&self.key, text, now_unix) {
+            Ok(link) => {
+                let cookie = Cookie {
+                    name: format!("{OPENED_COOKIE}{}", link.id),
+                    value: link.opened(&self.key, now_unix),
+                    lasts: crate::join::OPENED_FOR,
+                };
+                (Ok(link), Some(cookie))
+            }
+            Err(_) => {
+                let opened = cookies(headers).filter(|(name, _)| name.starts_with(OPENED_COOKIE));
+                let opened = opened.map(|(_, value)| value);
+                (Link::read_again(&self.key, text, opened, now_unix), None)
+            }
+        };
+        let link = link.map_err(|why| {
             Refusal::forbidden(format!("This link does not admit: {why}. Ask for a new one."))
         })?;
-        let cookie = Cookie {
-            name: format!("{OPENED_COOKIE}{}", link.id),
-            value: link.opened(&self.key, now_unix),
-            lasts: crate::join::OPENED_FOR,
-        };
-        Ok(Identity {
-            who: Who::Guest(link),
-            cookie: Some(cookie),
-        })
+        let who = Who::Guest(link);
+        Ok(Identity { who, cookie })
     }
 
     fn logged_in(&self, headers: &HeaderMap, now_unix: Duration) -> Option<User> {
@@ -311,6 +328,12 @@ impl Cookie {
         let (name, value, lasts) = (&self.name, &self.value, self.lasts.as_secs());
         format!("{name}={value}; Path={path}; Max-Age={lasts}; HttpOnly; SameSite=Lax{secure}")
     }
+}
+
+/// Whether a password of this user is shown.
+fn is_password_of((scheme, credentials): (&str, &str), user: &User) -> bool {
+    scheme.eq_ignore_ascii_case("basic")
+        && Credentials::parse(credentials).is_some_and(|credentials| credentials.name == user.name)
 }
 
 fn role(operators: &BTreeSet<String>, name: &str) -> Role {

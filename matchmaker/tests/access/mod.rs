@@ -111,6 +111,13 @@ async fn a_password_opens_the_page_and_its_cookie_the_socket() {
             .is_ok()
     );
 
+    // What a request says itself counts for more than what the browser remembers.
+    let both = [("cookie", &*cookie), ("authorization", &*oscar)];
+    assert_eq!(door.ask("GET", "/sessions", &both, "").await.status, 200);
+    let wrong = basic("oscar", "guess");
+    let both = [("cookie", &*cookie), ("authorization", &*wrong)];
+    assert_eq!(door.ask("GET", "/", &both, "").await.status, 401);
+
     let out = door.ask("DELETE", "/login", &[("cookie", &cookie)], "").await;
     assert!(out.header("set-cookie").unwrap().contains("Max-Age=0"));
 
@@ -193,7 +200,15 @@ async fn a_join_link_admits_to_what_it_says_and_nothing_else() {
         Player::try_connect(door.address(), &socket, &[]).await.err(),
         Some(403)
     );
-    // The browser that opened it in time comes back after the network was away.
+    // The browser that opened it in time comes back after the network was away, but not for ever.
+    let again = door
+        .ask("GET", &format!("/{query}"), &[("cookie", &cookie)], "")
+        .await;
+    assert_eq!(
+        (again.status, again.header("set-cookie")),
+        (200, None),
+        "{again:?}"
+    );
     assert!(
         Player::try_connect(door.address(), &socket, &[("cookie", &cookie)])
             .await
