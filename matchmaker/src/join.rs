@@ -142,7 +142,7 @@ mod tests {
         assert_eq!(Link::read(&key, &text, late), Err(BadText::Expired));
         let again = |cookies: &[&str], now| Link::read_again(&key, &text, cookies.iter().copied(), now);
         let [own, other] = links.each_ref().map(|link| link.opened(&key, START));
-        for none in [&[][..], &[&other], &[&text], &["x"]] {
+        for none in [&[][..], &[other.as_str()], &[text.as_str()], &["x"]] {
             assert_eq!(again(none, late), Err(BadText::Expired));
         }
         assert_eq!(again(&[&other, &own], late), Ok(links[0].clone()));

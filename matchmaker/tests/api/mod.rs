@@ -5,8 +5,8 @@ use std::time::Duration;
 use penstock_core::wire::signalling::MAX_MESSAGE_BYTES;
 use serde_json::{Value, json};
 
-use crate::TURN;
 use crate::support::{Answer, Matchmaker, Player, StandIn};
+use crate::{TURN, eventually};
 
 #[tokio::test]
 async fn a_session_is_made_seen_watched_and_ended() {
@@ -49,6 +49,8 @@ async fn a_session_is_made_seen_watched_and_ended() {
     assert_eq!(matched["streamerId"], "c");
     let id = matched["sessionId"].as_str().unwrap();
     let path = format!("/sessions/{id}");
+    // The streamer says so a moment after its yes.
+    eventually(async || api.ask("GET", &path, "").await.status == 200).await;
     let shown = api.ok("GET", &path, "", 200).await;
     assert_eq!(
         shown,
@@ -81,7 +83,7 @@ async fn a_session_is_made_seen_watched_and_ended() {
     ann.notice(json!({"type": "matchmaker", "status": "ended", "reason": "an operator ended the session"}))
         .await;
     for method in ["GET", "DELETE"] {
-        crate::eventually(async || api.ask(method, &path, "").await.status == 404).await;
+        eventually(async || api.ask(method, &path, "").await.status == 404).await;
     }
 }
 
@@ -96,7 +98,7 @@ async fn a_session_of_another_matchmaker_is_seen_and_ended_too() {
         .unwrap()
         .to_owned();
     let api = Api::of(&second).await;
-    crate::eventually(async || api.ask("GET", "/sessions", "").await.body.contains(&id)).await;
+    eventually(async || api.ask("GET", "/sessions", "").await.body.contains(&id)).await;
     assert_eq!(
         api.ask("DELETE", &format!("/sessions/{id}"), "").await.status,
         204
@@ -119,7 +121,7 @@ async fn a_link_leads_to_what_it_says_and_a_url_can_ask_for_more() {
         plays(&mut ann).await;
         assert_eq!(ann.last_notice("matched")["streamerId"], streamer, "{path}");
         ann.leave().await;
-        crate::eventually(async || door.status().await.to_string().matches("free").count() == 2).await;
+        eventually(async || door.status().await.to_string().matches("free").count() == 2).await;
     }
     // Who waits for what is not there holds up nobody.
     let mut bob = door.player("/signalling?application=ludo").await;
