@@ -105,6 +105,11 @@ id!(
     "streamer name"
 );
 id!(
+    /// An application that is streamed, as its operator names it: what a player may ask for.
+    ApplicationName,
+    "name of an application"
+);
+id!(
     /// A session: one player, or one group of viewers, on one running application.
     SessionId,
     "session name"

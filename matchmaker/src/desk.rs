@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
-use crate::events::{Event, ToPage};
+use crate::events::{Event, Survey, ToPage};
 use crate::ice::Ice;
 use crate::link;
 use crate::lobby::{Command, Input, LinkId, Lobby};
@@ -88,6 +88,14 @@ impl Desk {
             Event::Look(answer) => {
                 // Who asked may have gone.
                 let _ = answer.send(self.lobby.view());
+            }
+            Event::Survey(answer) => {
+                let streamers = self.lobby.streamers();
+                let streamers = streamers.map(|(address, status)| (address, status.clone()));
+                let _ = answer.send(Survey {
+                    streamers: streamers.collect(),
+                    waiting: self.lobby.wishes().cloned().collect(),
+                });
             }
         }
     }

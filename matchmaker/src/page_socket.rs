@@ -271,7 +271,7 @@ fn pings() -> Interval {
 }
 
 /// 128 random bits, safe in a URL: a session's name in a link is what allows to watch it.
-fn random_name() -> String {
+pub(crate) fn random_name() -> String {
     URL_SAFE_NO_PAD.encode(rand::random::<[u8; 16]>())
 }
 

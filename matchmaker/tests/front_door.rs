@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests: a panic is their verdict")]
 
+mod access;
+mod api;
 mod support;
 
 use std::time::{Duration, Instant};
@@ -357,4 +359,16 @@ fn keys(value: &Value) -> Vec<&str> {
     let mut keys: Vec<_> = value.as_object().unwrap().keys().map(String::as_str).collect();
     keys.sort_unstable();
     keys
+}
+
+/// Waits until `what` is so.
+async fn eventually(what: impl AsyncFn() -> bool) {
+    let so = async {
+        while !what().await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(support::PATIENCE, so)
+        .await
+        .expect("it should come to that");
 }

@@ -6,6 +6,7 @@
 //!  ops        router(registry, …)    /metrics, /healthz, /readyz
 //!  events     sse(watch)             a value as server-sent events, now and on every change
 //!  children   Child, Reaper          processes that never outlive us
+//!  tls        load(cert, key)        the certificate that clients see
 //! ```
 
 pub mod children;
@@ -13,3 +14,4 @@ pub mod events;
 pub mod logging;
 pub mod ops;
 pub mod shutdown;
+pub mod tls;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use penstock_core::ids::StreamerId;
+use penstock_core::ids::{ApplicationName, StreamerId};
 use penstock_core::units::{EncoderUnits, StreamSize};
 use penstock_shell::logging::LogArgs;
 
@@ -104,6 +104,9 @@ pub struct StreamArgs {
     /// The application to start, as a shell command (source x11)
     #[arg(long, value_name = "COMMAND")]
     pub app: Option<String>,
+    /// What players ask for who want this application and no other; letters, digits and -_.:
+    #[arg(long, env = "PENSTOCK_APPLICATION", value_name = "NAME")]
+    pub app_name: Option<ApplicationName>,
     /// Attach to this X display instead of starting an X server (source x11)
     #[arg(long, value_name = "DISPLAY")]
     pub display: Option<String>,

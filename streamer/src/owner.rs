@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use axum::extract::ws::WebSocket;
-use penstock_core::ids::{PlayerId, SessionId};
+use penstock_core::ids::{ApplicationName, PlayerId, SessionId, StreamerId};
 use penstock_core::units::StreamSize;
 use penstock_core::wire::link::{Claim, RefusedReason};
 use penstock_core::wire::returning::ReturnToken;
@@ -32,6 +32,10 @@ enum Ask {
         link: LinkId,
         how: Gone,
         ended: bool,
+    },
+    End {
+        session: SessionId,
+        answer: oneshot::Sender<bool>,
     },
     Keyframe,
 }
@@ -128,6 +132,13 @@ impl OwnerHandle {
         }
     }
 
+    /// Ends the session of this name. Whether it was here.
+    pub(crate) async fn end(&self, session: SessionId) -> bool {
+        let (answer, answered) = oneshot::channel();
+        self.ask(Ask::End { session, answer });
+        answered.await.unwrap_or(false)
+    }
+
     /// Asks for a keyframe; requests close together are answered by one.
     pub(crate) fn keyframe(&self) {
         self.ask(Ask::Keyframe);
@@ -141,7 +152,8 @@ impl OwnerHandle {
 
 /// What does not change about a streamer, for its status.
 pub(crate) struct Identity {
-    pub(crate) streamer_id: penstock_core::ids::StreamerId,
+    pub(crate) streamer_id: StreamerId,
+    pub(crate) application: Option<ApplicationName>,
     pub(crate) stream: StreamSize,
     pub(crate) media_addresses: Vec<IpAddr>,
     pub(crate) limits: Limits,
@@ -240,6 +252,12 @@ impl Owner {
                 }
                 self.session.gone(now, link, how, ended)
             }
+            Ask::End { session, answer } => {
+                let ends = self.session.end(now, &session);
+                // Who asked may have gone.
+                let _ = answer.send(ends.is_some());
+                ends.unwrap_or_default()
+            }
             Ask::Keyframe => {
                 if self.gate.request(now) {
                     self.media.force_keyframe();
@@ -327,6 +345,7 @@ fn status_of(identity: &Identity, session: &Session) -> StreamerStatus {
     StreamerStatus {
         streamer_id: identity.streamer_id.clone(),
         state: session.state(),
+        application: identity.application.clone(),
         session_id: session.session_id().cloned(),
         players: session.players(),
         away: session.away(),

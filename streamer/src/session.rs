@@ -138,12 +138,24 @@ impl Session {
 
     /// Sends everyone elsewhere: the streamer ends now.
     pub fn evict(&mut self) -> Vec<Decision> {
-        let reason = "The streamer ends.";
+        self.end_all(EndKind::Moves, "The streamer ends.")
+    }
+
+    /// Ends the session of this name: its players and all who watch. `None` where it is not here.
+    pub fn end(&mut self, now: Instant, session: &SessionId) -> Option<Vec<Decision>> {
+        if self.session_id() != Some(session) {
+            return None;
+        }
+        self.bids_until = Some(now + BID_WINDOW);
+        Some(self.end_all(EndKind::Over, "An operator ended the session."))
+    }
+
+    fn end_all(&mut self, kind: EndKind, reason: &'static str) -> Vec<Decision> {
         let seats = self.current.take().map(|current| current.seats);
         seats
             .into_iter()
             .flatten()
-            .filter_map(|seat| Some(Decision::End(seat.link?, EndKind::Moves, reason)))
+            .filter_map(|seat| Some(Decision::End(seat.link?, kind, reason)))
             .collect()
     }
 
@@ -441,6 +453,19 @@ mod tests {
             [Decision::End(LinkId(2), EndKind::Over, "The player has left.")]
         );
         assert_eq!((session.players(), session.viewers()), (0, 0));
+    }
+
+    #[test]
+    fn an_operator_ends_the_session_that_is_named_and_no_other() {
+        let (mut session, now) = ready();
+        let name = |name: &str| SessionId::new(name).unwrap();
+        assert_eq!(session.end(now, &name("a")), None);
+        join(&mut session, now, 1, player("a", 0));
+        join(&mut session, now, 2, viewer("a"));
+        assert_eq!(session.end(now, &name("b")), None);
+        let ended = |link| Decision::End(LinkId(link), EndKind::Over, "An operator ended the session.");
+        assert_eq!(session.end(now, &name("a")), Some(vec![ended(1), ended(2)]));
+        assert_eq!(session.state(), StreamerState::Free);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::time::Duration;
 use clap::{Args, Parser};
 use ipnet::IpNet;
 use penstock_shell::logging::LogArgs;
+use penstock_shell::tls::{self, BadCertificate};
 use rustls::ServerConfig;
 
 use crate::addresses::{Addresses, ExternalIp};
@@ -19,7 +20,6 @@ use crate::core::family::{ByFamily, Family};
 use crate::core::ports::PortRange;
 use crate::core::shared::{Limits, Quota};
 use crate::core::throttle::Rate;
-use crate::shell::tls::{self, BadCertificate};
 
 /// TURN server: relays media between players' browsers and streamers.
 ///
@@ -496,7 +496,7 @@ impl Options {
 
     fn tls(&self) -> Result<Option<Arc<ServerConfig>>, BadCertificate> {
         match (&self.tls_cert, &self.tls_key) {
-            (Some(certificate), Some(key)) => tls::load(certificate, key).map(Some),
+            (Some(certificate), Some(key)) => tls::load(certificate, key, &PROTOCOLS).map(Some),
             _ => Ok(None),
         }
     }
@@ -585,6 +585,9 @@ const LIBRARY: &str = "stun_types";
 const MAX_NAME_LEN: usize = 508;
 /// Short, since it is in every challenge.
 const MAX_REALM_LEN: usize = 127;
+
+/// RFC 7443, section 3, for clients that ask by name; most don't.
+const PROTOCOLS: [&str; 2] = ["stun.turn", "stun.nat-discovery"];
 
 #[cfg(test)]
 mod tests {

@@ -1,11 +1,12 @@
 //! What a streamer says of itself: `GET /status` once, `GET /events` as server-sent events (the whole
-//! [`StreamerStatus`] at once, then on every change).
+//! [`StreamerStatus`] at once, then on every change). `DELETE /session/{id}` ends that session for its player and all who
+//! watch: 204, or 404 with a `Problem` where it is not there.
 
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{SeatName, SessionId, StreamerId};
+use crate::ids::{ApplicationName, SeatName, SessionId, StreamerId};
 use crate::units::{EncoderUnits, StreamSize};
 
 /// A streamer as it stands.
@@ -16,6 +17,9 @@ pub struct StreamerStatus {
     pub streamer_id: StreamerId,
     /// Whether it can take a player.
     pub state: StreamerState,
+    /// What it streams, where its operator named that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub application: Option<ApplicationName>,
     /// The session on it; absent while it is free.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session_id: Option<SessionId>,

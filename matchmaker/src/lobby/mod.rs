@@ -32,10 +32,10 @@ use std::time::{Duration, Instant};
 use penstock_core::ids::{PlayerId, SeatName};
 use penstock_core::wire::link::{Claim, Role};
 use penstock_core::wire::signalling::{Failure, Notice, ToPlayer};
-use penstock_core::wire::status::StreamerState;
+use penstock_core::wire::status::{StreamerState, StreamerStatus};
 
 use turnover::Turnover;
-pub use types::{Command, Input, LinkId, Outcome, Parting, Return, StreamerView, View, Want};
+pub use types::{Command, Input, LinkId, Outcome, Parting, Return, StreamerView, View, Want, Wish};
 use types::{Order, Place, Player, Streamer};
 
 /// How long a viewer waits for a session that no streamer has yet: after a restart of ours the streamers' states
@@ -116,23 +116,46 @@ impl Lobby {
         }
     }
 
-    /// Gives those who wait what is free, longest waiting first.
+    /// All streamers that say how they stand, with what they say.
+    pub fn streamers(&self) -> impl Iterator<Item = (SocketAddr, &StreamerStatus)> {
+        self.streamers
+            .iter()
+            .map(|(address, streamer)| (*address, &streamer.status))
+    }
+
+    /// What those who wait to play ask for, longest waiting first.
+    pub fn wishes(&self) -> impl Iterator<Item = &Wish> {
+        self.queue
+            .values()
+            .filter_map(|id| match &self.players.get(id)?.want {
+                Want::Play(wish) => Some(wish),
+                Want::Watch(_) => None,
+            })
+    }
+
+    /// Gives those who wait what is free and fits, longest waiting first. Whoever asks for something that is not free
+    /// holds up nobody who asks for something else.
     fn place_waiting(&mut self, now: Instant) {
         self.place_returning(now);
-        let free = self.free_places(now);
-        let waits = |id: &&PlayerId| {
-            self.players
-                .get(*id)
-                .is_some_and(|player| player.place.is_waiting() && player.back.is_none())
-        };
-        let first: Vec<_> = self
-            .queue
-            .values()
-            .filter(waits)
-            .take(free.len())
-            .cloned()
-            .collect();
-        for (player, address) in first.into_iter().zip(free) {
+        let mut free = self.free_places(now);
+        let mut matches = Vec::new();
+        for id in self.queue.values() {
+            if free.is_empty() {
+                break;
+            }
+            let waits = |player: &&Player| player.place.is_waiting() && player.back.is_none();
+            let Some(player) = self.players.get(id).filter(waits) else {
+                continue;
+            };
+            let fits = |address: &SocketAddr| {
+                let streamer = self.streamers.get(address);
+                streamer.is_some_and(|streamer| player.accepts(&streamer.status))
+            };
+            if let Some(first) = free.iter().position(fits) {
+                matches.push((id.clone(), free.remove(first)));
+            }
+        }
+        for (player, address) in matches {
             self.dial(now, &player, address);
         }
         self.place_viewers(now);
@@ -223,7 +246,7 @@ impl Lobby {
             return;
         };
         let role = match player.want {
-            Want::Play => Role::Player,
+            Want::Play(_) => Role::Player,
             Want::Watch(_) => Role::Viewer,
         };
         // A player begins a session of its own; one that comes back, or joins others, is told whose it is.
@@ -281,7 +304,7 @@ impl Lobby {
         player.place = Place::Waiting { since: now };
         player.told = None;
         self.newcomers = true;
-        if player.want == Want::Play {
+        if player.watches().is_none() {
             self.queue.insert(player.order, id.clone());
         }
     }

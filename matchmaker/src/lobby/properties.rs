@@ -172,7 +172,7 @@ impl World {
         self.input(Input::Joined {
             player,
             session,
-            want: Want::Play,
+            want: Want::Play(Wish::default()),
             back,
         });
     }

@@ -450,6 +450,45 @@ fn viewers_never_hold_a_streamer() {
     );
 }
 
+#[test]
+fn who_asks_for_what_is_not_free_holds_up_nobody_who_asks_for_something_else() {
+    let mut story = Story::new();
+    let ask = |name: &str, application: &str| Input::Joined {
+        player: id(name),
+        session: SessionId::new(name).unwrap(),
+        want: Want::Play(Wish {
+            application: application.parse().ok(),
+            ..Wish::default()
+        }),
+        back: Return::Later,
+    };
+    story.handle(ask("ann", "go"));
+    story.handle(ask("bob", "chess"));
+    story.handle(ask("eve", ""));
+    let streams = |number, application: &str| {
+        let mut status = status(number, StreamerState::Free, None);
+        status.application = application.parse().ok();
+        Input::Status {
+            address: address(number),
+            status,
+        }
+    };
+    let dialled = |commands: Vec<Command>| {
+        let claims = commands.into_iter().filter_map(|command| match command {
+            Command::Dial { address, claim, .. } => Some((claim.player_id.to_string(), address.port())),
+            _ => None,
+        });
+        claims.collect::<Vec<_>>()
+    };
+    assert_eq!(dialled(story.handle(streams(1, "ludo"))), [("eve".to_owned(), 1)]);
+    assert_eq!(
+        dialled(story.handle(streams(2, "chess"))),
+        [("bob".to_owned(), 2)]
+    );
+    assert_eq!(dialled(story.handle(streams(3, ""))), []);
+    assert_eq!(dialled(story.handle(streams(4, "go"))), [("ann".to_owned(), 4)]);
+}
+
 struct Story {
     lobby: Lobby,
     now: Instant,
@@ -477,7 +516,7 @@ impl Story {
         self.handle(Input::Joined {
             player: id(name),
             session,
-            want: Want::Play,
+            want: Want::Play(Wish::default()),
             back: Return::Later,
         })
     }
@@ -509,7 +548,7 @@ impl Story {
         self.handle(Input::Joined {
             player: id(name),
             session,
-            want: Want::Play,
+            want: Want::Play(Wish::default()),
             back: Return::Now { token: token(), live },
         })
     }

@@ -3,12 +3,13 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use penstock_core::ids::{PlayerId, SessionId, StreamerId};
+use penstock_core::ids::{ApplicationName, PlayerId, SessionId, StreamerId};
+use penstock_core::units::StreamSize;
 use penstock_core::wire::link::{Back, Claim, FromStreamer, ToStreamer};
 use penstock_core::wire::returning::ReturnToken;
 use penstock_core::wire::signalling::{FromPlayer, ToPlayer};
 use penstock_core::wire::status::{StreamerState, StreamerStatus};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// One WebSocket of ours to a streamer. Never used twice, so that what an old link still says is told apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -17,8 +18,8 @@ pub struct LinkId(pub u64);
 /// What a page came for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Want {
-    /// To play: any streamer that is free.
-    Play,
+    /// To play: the first streamer that is free and fits.
+    Play(Wish),
     /// To watch the session of this name. Text, since it comes from a URL.
     Watch(String),
 }
@@ -49,6 +50,32 @@ pub enum Parting {
     Closed,
     /// Its socket broke, or we end.
     Lost,
+}
+
+/// What a player asks of a streamer. Where nothing is asked for, any will do.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Wish {
+    /// It streams this application.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub application: Option<ApplicationName>,
+    /// It encodes exactly this size and rate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stream: Option<StreamSize>,
+    /// It is this one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub streamer_id: Option<StreamerId>,
+}
+
+impl Wish {
+    /// Whether a streamer is what was asked for; whether it is free is another question.
+    pub fn fits(&self, status: &StreamerStatus) -> bool {
+        let application = self.application.as_ref();
+        let streamer = self.streamer_id.as_ref();
+        application.is_none_or(|wanted| status.application.as_ref() == Some(wanted))
+            && self.stream.is_none_or(|wanted| status.stream == wanted)
+            && streamer.is_none_or(|wanted| status.streamer_id == *wanted)
+    }
 }
 
 /// What happened.
@@ -229,8 +256,15 @@ pub(super) struct Returning {
 impl Player {
     pub(super) fn watches(&self) -> Option<&str> {
         match &self.want {
-            Want::Play => None,
+            Want::Play(_) => None,
             Want::Watch(session) => Some(session),
+        }
+    }
+
+    pub(super) fn accepts(&self, streamer: &StreamerStatus) -> bool {
+        match &self.want {
+            Want::Play(wish) => wish.fits(streamer),
+            Want::Watch(_) => false,
         }
     }
 }

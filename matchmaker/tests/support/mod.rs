@@ -6,7 +6,7 @@ mod door;
 mod player;
 mod streamer;
 
-pub(crate) use door::{Matchmaker, run};
+pub(crate) use door::{Answer, Matchmaker, ask_over, run};
 pub(crate) use player::Player;
 pub(crate) use streamer::StandIn;
 

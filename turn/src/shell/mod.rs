@@ -21,7 +21,6 @@ mod shard;
 pub mod sockets;
 mod status;
 mod streams;
-pub mod tls;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
