@@ -139,7 +139,7 @@ pub async fn run(settings: Settings, read_again: impl Fn() -> Result<Settings, S
         system("reading an address", metrics.local_addr())?,
     );
 
-    let status = Status::new(urls(&settings, &shards[0]), settings.limits.total, meter.clone());
+    let status = status_of(&settings, &shards[0], meter.clone());
     let ready = {
         let controls = controls.clone();
         Arc::new(move || {
@@ -188,14 +188,15 @@ pub async fn run(settings: Settings, read_again: impl Fn() -> Result<Settings, S
     }
 }
 
-fn urls(settings: &Settings, shard: &Shard) -> Vec<String> {
+fn status_of(settings: &Settings, shard: &Shard, meter: Meter) -> Status {
     let listeners = Listeners {
         udp: shard.listen_addresses().collect(),
         tcp: shard.stream_addresses(false).collect(),
         tls: shard.stream_addresses(true).collect(),
     };
     let name = settings.tls_name.as_deref();
-    status::urls(&listeners, &settings.addresses, settings.relay_ips, name)
+    let urls = status::urls(&listeners, &settings.addresses, settings.relay_ips, name);
+    Status::new(urls, settings.limits.total, meter)
 }
 
 /// With what was left to the node: where clients come in, and what relays are bound to.
