@@ -140,16 +140,7 @@ pub async fn run(settings: Settings, read_again: impl Fn() -> Result<Settings, S
     );
 
     let status = status_of(&settings, &shards[0], meter.clone());
-    let ready = {
-        let controls = controls.clone();
-        Arc::new(move || {
-            if is_draining(&controls) {
-                Err("draining".to_owned())
-            } else {
-                Ok(())
-            }
-        })
-    };
+    let ready = ready(controls.clone());
     let serving = async {
         let controls = controls.clone();
         let status = status.clone().router(move || is_draining(&controls));
@@ -206,6 +197,13 @@ fn located(mut settings: Settings) -> Settings {
     }
     settings.relay_ips = addresses::relay_ips(settings.relay_ips, &settings.listen);
     settings
+}
+
+fn ready(controls: Arc<[Arc<Control>]>) -> ops::Ready {
+    Arc::new(move || match is_draining(&controls) {
+        true => Err("draining".to_owned()),
+        false => Ok(()),
+    })
 }
 
 fn is_draining(controls: &[Arc<Control>]) -> bool {
