@@ -138,17 +138,8 @@ pub async fn run(settings: Settings, read_again: impl Fn() -> Result<Settings, S
         system("reading an address", metrics.local_addr())?,
     );
 
-    let status = Status::new(urls(&settings, &shards[0]), settings.limits.total, meter.clone());
-    let ready = {
-        let controls = controls.clone();
-        Arc::new(move || {
-            if is_draining(&controls) {
-                Err("draining".to_owned())
-            } else {
-                Ok(())
-            }
-        })
-    };
+    let status = status_of(&settings, &shards[0], meter.clone());
+    let ready = ready(controls.clone());
     let serving = async {
         let controls = controls.clone();
         let status = status.clone().router(move || is_draining(&controls));
@@ -187,14 +178,15 @@ pub async fn run(settings: Settings, read_again: impl Fn() -> Result<Settings, S
     }
 }
 
-fn urls(settings: &Settings, shard: &Shard) -> Vec<String> {
+fn status_of(settings: &Settings, shard: &Shard, meter: Meter) -> Status {
     let listeners = Listeners {
         udp: shard.listen_addresses().collect(),
         tcp: shard.stream_addresses(false).collect(),
         tls: shard.stream_addresses(true).collect(),
     };
     let name = settings.tls_name.as_deref();
-    status::urls(&listeners, &settings.addresses, settings.relay_ips, name)
+    let urls = status::urls(&listeners, &settings.addresses, settings.relay_ips, name);
+    Status::new(urls, settings.limits.total, meter)
 }
 
 /// With what was left to the node: where clients come in, and what relays are bound to.
@@ -204,6 +196,13 @@ fn located(mut settings: Settings) -> Settings {
     }
     settings.relay_ips = addresses::relay_ips(settings.relay_ips, &settings.listen);
     settings
+}
+
+fn ready(controls: Arc<[Arc<Control>]>) -> ops::Ready {
+    Arc::new(move || match is_draining(&controls) {
+        true => Err("draining".to_owned()),
+        false => Ok(()),
+    })
 }
 
 fn is_draining(controls: &[Arc<Control>]) -> bool {
