@@ -82,12 +82,13 @@ async fn bench() {
 
 /// A node with the program on it.
 struct Node {
-    _directory: TempDir,
+    // Killed before what it looks at goes.
+    process: Child,
     kube: Option<FakeKube>,
     kubelet: Kubelet,
     started: Instant,
-    process: Child,
     _daemons: Vec<UnixListener>,
+    _directory: TempDir,
 }
 
 impl Node {
@@ -138,8 +139,8 @@ impl Node {
 
     fn registered_after(&self) -> Duration {
         let events = self.kubelet.events().into_iter();
-        let registered = events.filter(|happened| matches!(happened.event, Event::Registered(_)));
-        registered.last().unwrap().at - self.started
+        let mut registered = events.filter(|happened| matches!(happened.event, Event::Registered(_)));
+        registered.next_back().unwrap().at - self.started
     }
 
     /// How long it took from the start.
