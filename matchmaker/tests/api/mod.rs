@@ -80,7 +80,8 @@ async fn a_session_is_made_seen_watched_and_ended() {
 
     let ended = api.ask("DELETE", &path, "").await;
     assert_eq!((ended.status, &*ended.body), (204, ""));
-    ann.notice(json!({"type": "matchmaker", "status": "ended", "reason": "an operator ended the session"}))
+    let reason = "an operator ended the session";
+    ann.notice(json!({"type": "matchmaker", "status": "ended", "reason": reason, "kind": "stopped"}))
         .await;
     for method in ["GET", "DELETE"] {
         eventually(async || api.ask(method, &path, "").await.status == 404).await;
