@@ -213,6 +213,9 @@ impl Page {
     /// # Errors
     /// Where the browser refuses, or the picture can't be written.
     pub async fn keep_picture(&mut self, name: &str) -> anyhow::Result<()> {
+        // They would take their width from a page that is laid out as high as it is for the picture.
+        self.call("Emulation.setScrollbarsHidden", json!({ "hidden": true }))
+            .await?;
         let size = self.call("Page.getLayoutMetrics", json!({})).await?["cssContentSize"].clone();
         let clip = json!({ "x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1 });
         let params = json!({ "format": "png", "captureBeyondViewport": true, "clip": clip });

@@ -1,5 +1,7 @@
 //! The API of the real program. Whatever it answers here is held against the document that it serves.
 
+mod overview;
+
 use std::time::Duration;
 
 use penstock_core::wire::signalling::MAX_MESSAGE_BYTES;
