@@ -93,7 +93,14 @@ pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
     let (events, desk) = Desk::new(metrics.clone(), ice.clone());
     let mut cluster = JoinSet::new();
     let places = Places::new(args.agent().is_some(), args.cluster.pods.is_some());
-    let pods = pods_of(&args.cluster, &ice, &places, &mut cluster, &stop).await?;
+    let pods = pods_of(
+        &args.cluster,
+        &ice,
+        &places,
+        (&mut cluster, &mut followers),
+        &stop,
+    )
+    .await?;
     let overviews = overviews(&args, &places, &ice, &events, &stop);
     followers.spawn(overviews.clone().run());
     let by_hand = args.streamer.clone();
@@ -161,13 +168,13 @@ fn overviews(
     Overviews::new(places.clone(), turn, events.clone(), stop.clone())
 }
 
-/// The streamers in pods, if they are looked for, with what writes on these pods. Follows GpuNodes and TURN servers,
-/// too.
+/// The streamers in pods, if they are looked for, with what writes on these pods, which goes into `tasks`: it has
+/// something to do at the end. GpuNodes and TURN servers are followed, too.
 async fn pods_of(
     args: &ClusterArgs,
     ice: &Ice,
     places: &Places,
-    tasks: &mut JoinSet<()>,
+    (tasks, followers): (&mut JoinSet<()>, &mut JoinSet<()>),
     stop: &CancellationToken,
 ) -> anyhow::Result<Option<Pods>> {
     let Some(cluster) = args.connect().await? else {
@@ -176,21 +183,12 @@ async fn pods_of(
     if let (Some(selector), Some(turn)) = (&args.turn_pods, &ice.turn) {
         let (client, wanted) = (cluster.client.clone(), cluster.pods(selector));
         let follow = turn_servers::follow(client, wanted, turn.servers.clone())?;
-        let stop = stop.clone();
-        tasks.spawn(async move {
-            stop.run_until_cancelled(follow).await;
-        });
+        followers.spawn(follow);
     }
     Ok(args.pods.as_deref().map(|selector| {
         let (cost, work) = cost::start(&cluster, args, lease::identity(), stop.clone());
         tasks.spawn(work);
-        let (nodes, stop) = (
-            gpu_nodes::follow(cluster.client.clone(), places.clone()),
-            stop.clone(),
-        );
-        tasks.spawn(async move {
-            stop.run_until_cancelled(nodes).await;
-        });
+        followers.spawn(gpu_nodes::follow(cluster.client.clone(), places.clone()));
         let wanted = cluster.pods(selector);
         let client = cluster.client;
         Pods { client, wanted, cost }

@@ -92,11 +92,11 @@ function draw(overview: Overview): void {
   relays(overview.turnServers);
 }
 
-function totals({ totals, queue }: Overview): void {
+function totals({ totals, queue, nodes }: Overview): void {
   const { players, away, viewers, free, streamers, encoderUnits: all, reservedUnits } = totals;
   const used = all === undefined || all === 0 ? '' : ` %`;
   const percent = all === undefined || all === 0 ? '–' : `${Math.round((100 * reservedUnits) / all)}`;
-  const units = all === undefined ? `${reservedUnits} units` : `${reservedUnits} of ${all} units, ${many(totals.gpus, 'GPU')}`;
+  const units = all === undefined ? `${reservedUnits} units` : `${reservedUnits} of ${all} units, ${hardware(nodes.flatMap((node) => node.gpus))}`;
   const expected = queue.expectedWaitSeconds;
   const tiles = [
     { name: 'Playing', value: `${players}`, more: list([away && `${away} away`, many(viewers, 'viewer')]) },
@@ -139,8 +139,7 @@ function updateCard(card: HTMLElement, node: Card): void {
   card.setAttribute('aria-label', node.title);
   text(part(card, 'h2'), node.title);
   const slices = [...node.gpus.flatMap((gpu) => gpu.slices), ...(node.rest ?? [])];
-  const gpus = node.gpus.length > 0 ? many(node.gpus.length, 'GPU') : undefined;
-  text(part(card, '.sum'), node.nothing ?? list([gpus, counted(slices)]));
+  text(part(card, '.sum'), node.nothing ?? list([hardware(node.gpus), counted(slices)]));
   texts(part(card, '.problems'), node.problems, 'problem');
   keyed(part(card, '.gpus'), node.gpus, (gpu) => gpu.uuid, newGpu, updateGpu);
   rows(part(card, ':scope > .rows'), node.rest ?? []);
@@ -275,6 +274,13 @@ function relays(servers: Overview['turnServers']): void {
     text(part(row, 'span'), `Server ${name}: ${list(words)}`);
     part(row, 'i').style.width = `${(100 * allocations) / Math.max(maxAllocations, 1)}%`;
   });
+}
+
+/** `2 GPUs`; a machine without any encodes in software. */
+function hardware(gpus: Gpu[]): string {
+  const software = gpus.filter(({ uuid }) => uuid.startsWith('CPU-')).length;
+  const real = gpus.length - software;
+  return list([real > 0 && many(real, 'GPU'), software > 0 && many(software, 'software encoder')]);
 }
 
 /** `3 playing, 1 free` */
