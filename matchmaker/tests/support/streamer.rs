@@ -217,6 +217,7 @@ impl Inner {
     fn free(&self) {
         self.set(|status| {
             status["state"] = json!("free");
+            status["players"] = json!(0);
             status.as_object_mut().unwrap().remove("sessionId");
         });
     }
