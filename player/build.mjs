@@ -1,12 +1,13 @@
-// Bundles src/ to dist/: index.html, and assets with their content's hash in the name, which browsers may keep for
-// ever.
+// Bundles src/ to dist/: the pages, and assets with their content's hash in the name, which browsers may keep for ever.
 import { readFile, rm, writeFile } from 'node:fs/promises';
 import { basename } from 'node:path';
 import { build } from 'esbuild';
 
+const PAGES = ['index.html', 'overview.html'];
+
 await rm('dist', { recursive: true, force: true });
 const { metafile } = await build({
-  entryPoints: ['src/player.ts', 'src/player.css'],
+  entryPoints: ['src/player.ts', 'src/player.css', 'src/overview.ts', 'src/overview.css'],
   outdir: 'dist/assets',
   entryNames: '[name]-[hash]',
   bundle: true,
@@ -16,10 +17,14 @@ const { metafile } = await build({
   legalComments: 'linked',
   metafile: true,
 });
-let html = await readFile('src/index.html', 'utf8');
+const names = new Map();
 for (const [file, { entryPoint, bytes }] of Object.entries(metafile.outputs)) {
   if (!entryPoint) continue;
-  html = html.replace(`assets/${basename(entryPoint).replace('.ts', '.js')}`, `assets/${basename(file)}`);
+  names.set(`assets/${basename(entryPoint).replace('.ts', '.js')}`, `assets/${basename(file)}`);
   console.log(`${file}  ${bytes} bytes`);
 }
-await writeFile('dist/index.html', html);
+for (const page of PAGES) {
+  let html = await readFile(`src/${page}`, 'utf8');
+  for (const [name, hashed] of names) html = html.replace(name, hashed);
+  await writeFile(`dist/${page}`, html);
+}

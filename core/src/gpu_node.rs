@@ -357,6 +357,15 @@ impl LoadBand {
     pub fn percent(self) -> u8 {
         self.0
     }
+
+    /// The highest load of it, in percent.
+    pub fn highest_percent(self) -> u8 {
+        if self.0 == TOP_BAND {
+            100
+        } else {
+            self.0 + BAND - 1
+        }
+    }
 }
 
 impl From<u8> for LoadBand {
@@ -485,7 +494,7 @@ mod tests {
         fn a_band_is_at_most_the_hysteresis_away(start in 0..=100u8, then in 0..=100u8) {
             let shown = LoadBand::of(start).follow(then);
             let low = shown.percent().saturating_sub(LoadBand::HYSTERESIS);
-            let high = if shown.percent() == TOP_BAND { 100 } else { shown.percent() + BAND - 1 + LoadBand::HYSTERESIS };
+            let high = shown.highest_percent().saturating_add(LoadBand::HYSTERESIS).min(100);
             prop_assert!((low..=high).contains(&then), "{then} shown as {shown:?}");
             prop_assert_eq!(shown.follow(then), shown);
         }

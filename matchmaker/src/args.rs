@@ -27,7 +27,7 @@ use crate::turn_servers::TurnServers;
 ///
 /// For pages:      GET /   WebSocket /signalling (and /, for stock Pixel Streaming pages)
 /// For programs:   /sessions   /ice-servers   /login   described by GET /openapi.json
-/// For operators:  GET /status   and for all in their network   /healthz   /readyz   /metrics
+/// For operators:  GET /overview   /status   and for all in their network   /healthz   /readyz   /metrics
 #[derive(Debug, Clone, Parser)]
 #[command(version, verbatim_doc_comment)]
 #[command(after_help = "Examples:

@@ -95,6 +95,7 @@ impl Desk {
                 let _ = answer.send(Survey {
                     streamers: streamers.collect(),
                     waiting: self.lobby.wishes().cloned().collect(),
+                    queue: self.lobby.queue(Instant::now()),
                 });
             }
         }

@@ -36,6 +36,8 @@ use tokio::task::{AbortHandle, JoinSet};
 use crate::cost::Heard;
 use crate::events::Event;
 use crate::lobby::Input;
+use crate::overview::agent;
+use crate::overview::places::{Heard as Told, Places};
 use crate::pods::{self, LabelledPod, Wanted};
 
 /// The port of a streamer's pod that names none.
@@ -47,6 +49,7 @@ pub struct Discovery {
     pods: Option<Pods>,
     by_hand: Vec<SocketAddr>,
     events: mpsc::Sender<Event>,
+    places: Places,
     streamers: Client,
     known: Known,
     followers: HashMap<SocketAddr, Follower>,
@@ -98,7 +101,8 @@ enum Found {
 }
 
 impl Discovery {
-    /// Follows the agent at `agent`, the streamers in `pods`, and those `by_hand`, as far as there are any.
+    /// Follows the agent at `agent`, the streamers in `pods`, and those `by_hand`, as far as there are any. Which slice
+    /// or pod each is in goes into `places`.
     ///
     /// # Errors
     /// Where no HTTP client can be made.
@@ -107,6 +111,7 @@ impl Discovery {
         pods: Option<Pods>,
         by_hand: Vec<SocketAddr>,
         events: mpsc::Sender<Event>,
+        places: Places,
     ) -> Result<Self, reqwest::Error> {
         let agent = agent.map(|socket| Agent::new(&socket)).transpose()?;
         Ok(Self {
@@ -118,6 +123,7 @@ impl Discovery {
             pods,
             by_hand,
             events,
+            places,
             streamers: client().build()?,
             followers: HashMap::new(),
             tasks: JoinSet::new(),
@@ -142,10 +148,14 @@ impl Discovery {
         let (lists, mut heard) = mpsc::channel::<Found>(1);
         let cost = self.pods.as_ref().map(|pods| pods.cost.clone());
         if let Some(agent) = self.agent.take() {
-            self.tasks.spawn(follow_agent(agent, lists.clone()));
+            let gpus = agent::follow_gpus(agent.client.clone(), self.places.clone());
+            self.tasks.spawn(gpus);
+            self.tasks
+                .spawn(follow_agent(agent, lists.clone(), self.places.clone()));
         }
         if let Some(pods) = self.pods.take() {
-            self.tasks.spawn(follow_pods(pods, lists.clone()));
+            self.tasks
+                .spawn(follow_pods(pods, lists.clone(), self.places.clone()));
         }
         let (mut of_agent, mut of_pods) = (Addresses::new(), Addresses::new());
         loop {
@@ -255,7 +265,15 @@ fn streaming<'a>(pods: impl Iterator<Item = &'a LabelledPod>) -> Addresses {
     addresses
 }
 
-async fn follow_agent(agent: Agent, lists: mpsc::Sender<Found>) {
+fn by_uid(pods: &BTreeMap<PodUid, LabelledPod>) -> BTreeMap<PodUid, SocketAddr> {
+    let at = |(uid, pod): (&PodUid, &LabelledPod)| {
+        let address = pod.address(PORT_SIGNALLING, STREAMER_PORT)?;
+        Some((uid.clone(), address))
+    };
+    pods.iter().filter_map(at).collect()
+}
+
+async fn follow_agent(agent: Agent, lists: mpsc::Sender<Found>, places: Places) {
     // The host part is for the protocol's sake only: the connection goes over the socket.
     let mut feed = Feed::new(agent.client, "http://agent/v1/events".to_owned());
     loop {
@@ -263,8 +281,10 @@ async fn follow_agent(agent: Agent, lists: mpsc::Sender<Found>) {
             Ok(slices) => {
                 let slices: Vec<SliceStatus> = slices;
                 let _ = lists.send(Found::Agent(running(&slices))).await;
+                places.slices.send_replace(Told::Now(slices));
             }
             Err(error) => {
+                places.slices.send_modify(Told::away);
                 let socket = agent.socket.display();
                 feed.complain(&format!(
                     "the agent at {socket} can't be heard: {error}. Is `penstock-plugin standalone` running, and \
@@ -276,7 +296,7 @@ async fn follow_agent(agent: Agent, lists: mpsc::Sender<Found>) {
     }
 }
 
-async fn follow_pods(pods: Pods, lists: mpsc::Sender<Found>) {
+async fn follow_pods(pods: Pods, lists: mpsc::Sender<Found>, places: Places) {
     let (seen, mut changes) = mpsc::channel(CHANGES);
     let watch = pods::watch(pods.client, pods.wanted, seen);
     let tell = async {
@@ -285,6 +305,7 @@ async fn follow_pods(pods: Pods, lists: mpsc::Sender<Found>) {
         while let Some(seen) = changes.recv().await {
             pods::apply(&mut known, &seen);
             let _ = pods.cost.send(Heard::Pods(seen)).await;
+            places.pods.send_replace(Told::Now(by_uid(&known)));
             let addresses = streaming(known.values());
             if told.as_ref() != Some(&addresses) {
                 told = Some(addresses.clone());

@@ -7,7 +7,7 @@ use penstock_core::wire::signalling::ToPlayer;
 use penstock_core::wire::status::StreamerStatus;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::lobby::{Input, Return, View, Want, Wish};
+use crate::lobby::{Input, QueueView, Return, View, Want, Wish};
 
 /// What reaches the desk.
 #[derive(Debug)]
@@ -29,17 +29,19 @@ pub enum Event {
     Input(Input),
     /// Someone looks in.
     Look(oneshot::Sender<View>),
-    /// The API asks who is where.
+    /// The API or the overview asks who is where.
     Survey(oneshot::Sender<Survey>),
 }
 
-/// How streamers and queue stand, for the API. It names addresses, so it is not shown as it is.
+/// How streamers and queue stand, for the API and the overview. It names addresses, so it is not shown as it is.
 #[derive(Debug, Clone, Default)]
 pub struct Survey {
     /// Where each streamer listens, and what it says.
     pub streamers: Vec<(SocketAddr, StreamerStatus)>,
     /// What those who wait ask for, longest waiting first.
     pub waiting: Vec<Wish>,
+    /// How the queue stands.
+    pub queue: QueueView,
 }
 
 /// What a page's task does next.

@@ -31,6 +31,7 @@ pub mod limits;
 pub mod link;
 pub mod lobby;
 pub mod metrics;
+pub mod overview;
 pub mod page_socket;
 pub mod pods;
 pub mod prefix;
@@ -49,6 +50,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::net::TcpListener;
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -59,8 +61,11 @@ use crate::args::Args;
 use crate::cluster::ClusterArgs;
 use crate::desk::Desk;
 use crate::discovery::{Discovery, Pods};
+use crate::events::Event;
 use crate::ice::Ice;
 use crate::metrics::Metrics;
+use crate::overview::places::Places;
+use crate::overview::{Overviews, gpu_nodes};
 use crate::serve::Door;
 use crate::web::Front;
 
@@ -87,8 +92,19 @@ pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
 
     let (events, desk) = Desk::new(metrics.clone(), ice.clone());
     let mut cluster = JoinSet::new();
-    let pods = pods_of(&args.cluster, &ice, &mut cluster, &stop).await?;
-    let discovery = Discovery::new(args.agent(), pods, args.streamer.clone(), events.clone())?;
+    let places = Places::new(args.agent().is_some(), args.cluster.pods.is_some());
+    let pods = pods_of(
+        &args.cluster,
+        &ice,
+        &places,
+        (&mut cluster, &mut followers),
+        &stop,
+    )
+    .await?;
+    let overviews = overviews(&args, &places, &ice, &events, &stop);
+    followers.spawn(overviews.clone().run());
+    let by_hand = args.streamer.clone();
+    let discovery = Discovery::new(args.agent(), pods, by_hand, events.clone(), places)?;
     let pages = TaskTracker::new();
     let site = args.site.site();
     let scheme = if tls.is_some() { "https" } else { "http" };
@@ -105,6 +121,7 @@ pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
         discovered: discovery.ready(),
         auth: Arc::new(auth),
         api: Api::new(args.access.join_link_ttl)?,
+        overviews,
         gate: Gate::new(args.site.per_address()),
         site: Arc::new(site),
         pages: pages.clone(),
@@ -139,11 +156,25 @@ pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The streamers in pods, if they are looked for, with what writes on these pods. Follows TURN servers, too.
+fn overviews(
+    args: &Args,
+    places: &Places,
+    ice: &Ice,
+    events: &mpsc::Sender<Event>,
+    stop: &CancellationToken,
+) -> Overviews {
+    let followed = args.cluster.turn_pods.as_ref().and(ice.turn.as_ref());
+    let turn = followed.map(|turn| turn.servers.clone());
+    Overviews::new(places.clone(), turn, events.clone(), stop.clone())
+}
+
+/// The streamers in pods, if they are looked for, with what writes on these pods, which goes into `tasks`: it has
+/// something to do at the end. GpuNodes and TURN servers are followed, too.
 async fn pods_of(
     args: &ClusterArgs,
     ice: &Ice,
-    tasks: &mut JoinSet<()>,
+    places: &Places,
+    (tasks, followers): (&mut JoinSet<()>, &mut JoinSet<()>),
     stop: &CancellationToken,
 ) -> anyhow::Result<Option<Pods>> {
     let Some(cluster) = args.connect().await? else {
@@ -152,14 +183,12 @@ async fn pods_of(
     if let (Some(selector), Some(turn)) = (&args.turn_pods, &ice.turn) {
         let (client, wanted) = (cluster.client.clone(), cluster.pods(selector));
         let follow = turn_servers::follow(client, wanted, turn.servers.clone())?;
-        let stop = stop.clone();
-        tasks.spawn(async move {
-            stop.run_until_cancelled(follow).await;
-        });
+        followers.spawn(follow);
     }
     Ok(args.pods.as_deref().map(|selector| {
         let (cost, work) = cost::start(&cluster, args, lease::identity(), stop.clone());
         tasks.spawn(work);
+        followers.spawn(gpu_nodes::follow(cluster.client.clone(), places.clone()));
         let wanted = cluster.pods(selector);
         let client = cluster.client;
         Pods { client, wanted, cost }

@@ -168,7 +168,8 @@ impl Watch {
     }
 }
 
-fn is_too_old(error: &watcher::Error) -> bool {
+/// Whether a watch has to begin anew, since nobody remembers its place.
+pub(crate) fn is_too_old(error: &watcher::Error) -> bool {
     matches!(error, watcher::Error::WatchStartFailed(kube::Error::Api(status)) if status.code == 410)
 }
 
@@ -220,7 +221,8 @@ pub fn why(error: &kube::Error) -> String {
     }
 }
 
-fn why_of_watch(error: &watcher::Error) -> String {
+/// What went wrong with a watch, in words.
+pub(crate) fn why_of_watch(error: &watcher::Error) -> String {
     use watcher::Error::{InitialListFailed, NoResourceVersion, WatchError, WatchFailed, WatchStartFailed};
     match error {
         InitialListFailed(error) | WatchStartFailed(error) | WatchFailed(error) => why(error),

@@ -24,6 +24,10 @@ use tower::ServiceExt as _;
 use crate::addresses::{Gate, Pass};
 use crate::client_address::{Peer, Proxies};
 
+/// Ends the connection that a request came over, at once and whatever is still to be sent. Each request carries one.
+#[derive(Debug, Clone)]
+pub struct HangUp(pub CancellationToken);
+
 /// What connections come in by.
 pub struct Door {
     /// Where they come in.
@@ -107,9 +111,12 @@ async fn serve<S>(stream: S, peer: Peer, app: Router, stop: CancellationToken, _
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let hang_up = CancellationToken::new();
+    let handle = HangUp(hang_up.clone());
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(peer);
+        request.extensions_mut().insert(handle.clone());
         app.clone().oneshot(request)
     });
     let connection = http1::Builder::new()
@@ -121,6 +128,7 @@ where
     let mut connection = pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
+        () = hang_up.cancelled() => return,
         () = stop.cancelled() => {
             connection.as_mut().graceful_shutdown();
             connection.await

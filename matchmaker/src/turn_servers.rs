@@ -55,6 +55,11 @@ impl TurnServers {
             .map(|server| server.status.urls.clone())
     }
 
+    /// How all of them stand, in no order that means anything.
+    pub fn all(&self) -> Vec<TurnStatus> {
+        self.lock().values().map(|server| server.status.clone()).collect()
+    }
+
     /// A server has said how it stands.
     pub fn answered(&self, uid: &PodUid, status: TurnStatus) {
         self.lock().insert(uid.clone(), Server { status, told: 0 });

@@ -33,6 +33,7 @@ use crate::events::Event;
 use crate::ice::Ice;
 use crate::lobby::{Return, Want};
 use crate::metrics::Metrics;
+use crate::overview::{self, Overviews};
 use crate::page_socket::Page;
 use crate::prefix;
 use crate::problem::Refusal;
@@ -53,6 +54,8 @@ pub struct Front {
     pub auth: Arc<Authenticator>,
     /// What the API needs.
     pub api: Api,
+    /// What the overview shows.
+    pub overviews: Overviews,
     /// Where the site is.
     pub site: Arc<Site>,
     /// How many pages an address may have.
@@ -64,7 +67,15 @@ pub struct Front {
 }
 
 /// The paths that are not the API's.
-pub const PATHS: [&str; 6] = ["/", "/signalling", "/status", "/healthz", "/readyz", "/metrics"];
+pub const PATHS: [&str; 7] = [
+    "/",
+    "/signalling",
+    "/overview",
+    "/status",
+    "/healthz",
+    "/readyz",
+    "/metrics",
+];
 
 /// The whole site, with the page from `page`.
 pub fn router(front: Front, page: &Path) -> Router {
@@ -85,11 +96,18 @@ pub fn router(front: Front, page: &Path) -> Router {
             }
         },
     );
+    let overview = ServeFile::new(page.join("overview.html"));
+    let overview = get(
+        async move |State(front): State<Front>, caller: Caller, request: Request| {
+            front.overview(caller, overview, request).await
+        },
+    );
     let mut site = Router::new()
         .route("/", index)
+        .route("/overview", overview)
         .route("/signalling", get(signalling))
         .route("/status", get(status));
-    for (path, methods) in api::routes() {
+    for (path, methods) in api::routes().into_iter().chain(overview::routes()) {
         site = site.route(path, methods);
     }
     let prefix = front.site.prefix.clone();
@@ -208,6 +226,14 @@ impl Front {
         Ok(response)
     }
 
+    /// The overview's page. What it shows it asks for itself.
+    async fn overview(self, caller: Caller, page: ServeFile, request: Request) -> Result<Response, Refusal> {
+        caller.must(Action::SeeOverview)?;
+        let mut response = file(page, request).await;
+        caller.remember(&self, &mut response);
+        Ok(response)
+    }
+
     /// The page itself. Its assets are open to all; but where a password is needed, only a page makes a browser ask for
     /// one.
     async fn page(self, caller: Caller, index: ServeFile, request: Request) -> Result<Response, Refusal> {
@@ -262,7 +288,7 @@ async fn file(index: ServeFile, request: Request) -> Response {
     match served {
         Ok(response) => response.into_response(),
         Err(error) => {
-            tracing::error!(%error, "reading index.html");
+            tracing::error!(%error, "reading a page");
             Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "The page can't be read.").into_response()
         }
     }

@@ -18,7 +18,7 @@ type Notice =
   | { status: 'queued'; position: number; waiting: number; expectedWaitSeconds?: number }
   | { status: 'matched'; streamerId: string; sessionId: string; returnToken?: string; resumed: boolean; shared: boolean }
   | { status: 'draining'; secondsLeft: number }
-  | { status: 'ended'; reason: string; kind: 'over' | 'moves' | 'replaced' };
+  | { status: 'ended'; reason: string; kind: 'over' | 'moves' | 'replaced' | 'stopped' };
 
 interface Hooks {
   readonly state: State;
@@ -121,7 +121,9 @@ function hear(notice: Notice): void {
     case 'draining':
       return drains(notice.secondsLeft);
     case 'ended':
-      if (notice.kind === 'replaced') return finished('ended', notice.reason);
+      // The way back stays with the other window; but what an operator ended is not to be gone back to.
+      if (notice.kind === 'stopped') remember('');
+      if (notice.kind === 'replaced' || notice.kind === 'stopped') return finished('ended', notice.reason);
       // Where the player moves the socket stays, and the place in the queue with it; only the picture is over.
       peer()?.close();
       if (notice.kind === 'moves') remember('');

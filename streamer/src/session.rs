@@ -147,7 +147,7 @@ impl Session {
             return None;
         }
         self.bids_until = Some(now + BID_WINDOW);
-        Some(self.end_all(EndKind::Over, "An operator ended the session."))
+        Some(self.end_all(EndKind::Stopped, "An operator ended the session."))
     }
 
     fn end_all(&mut self, kind: EndKind, reason: &'static str) -> Vec<Decision> {
@@ -463,7 +463,7 @@ mod tests {
         join(&mut session, now, 1, player("a", 0));
         join(&mut session, now, 2, viewer("a"));
         assert_eq!(session.end(now, &name("b")), None);
-        let ended = |link| Decision::End(LinkId(link), EndKind::Over, "An operator ended the session.");
+        let ended = |link| Decision::End(LinkId(link), EndKind::Stopped, "An operator ended the session.");
         assert_eq!(session.end(now, &name("a")), Some(vec![ended(1), ended(2)]));
         assert_eq!(session.state(), StreamerState::Free);
     }

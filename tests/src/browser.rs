@@ -208,6 +208,51 @@ impl Page {
         Ok(base64::engine::general_purpose::STANDARD.decode(data)?)
     }
 
+    /// Keeps a picture of all of the page, as `target/pictures/NAME.png`, for people to look at.
+    ///
+    /// # Errors
+    /// Where the browser refuses, or the picture can't be written.
+    pub async fn keep_picture(&mut self, name: &str) -> anyhow::Result<()> {
+        // They would take their width from a page that is laid out as high as it is for the picture.
+        self.call("Emulation.setScrollbarsHidden", json!({ "hidden": true }))
+            .await?;
+        let size = self.call("Page.getLayoutMetrics", json!({})).await?["cssContentSize"].clone();
+        let clip = json!({ "x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1 });
+        let params = json!({ "format": "png", "captureBeyondViewport": true, "clip": clip });
+        let shot = self.call("Page.captureScreenshot", params).await?;
+        let data = shot["data"].as_str().context("a screenshot without data")?;
+        let exe = std::env::current_exe()?;
+        // target/debug/deps/TEST
+        let target = exe.ancestors().nth(3).context("the test has no target folder")?;
+        let folder = target.join("pictures");
+        std::fs::create_dir_all(&folder)?;
+        let file = folder.join(format!("{name}.png"));
+        let doing = || format!("writing {}", file.display());
+        std::fs::write(&file, base64::engine::general_purpose::STANDARD.decode(data)?).with_context(doing)
+    }
+
+    /// Gives it another size, in pixels, as a phone's or a wide screen's.
+    ///
+    /// # Errors
+    /// Where the browser refuses.
+    pub async fn resize(&mut self, width: u32, height: u32) -> anyhow::Result<()> {
+        let mobile = width < 600;
+        let metrics = json!({ "width": width, "height": height, "deviceScaleFactor": 1, "mobile": mobile });
+        self.call("Emulation.setDeviceMetricsOverride", metrics)
+            .await
+            .map(drop)
+    }
+
+    /// Goes to `url`, where the page's own policy holds: [`Browser::open`] lifts it.
+    ///
+    /// # Errors
+    /// Where the browser refuses.
+    pub async fn go_strictly(&mut self, url: &str) -> anyhow::Result<()> {
+        self.call("Page.setBypassCSP", json!({ "enabled": false }))
+            .await?;
+        self.call("Page.navigate", json!({ "url": url })).await.map(drop)
+    }
+
     /// Loads the page again.
     ///
     /// # Errors

@@ -25,8 +25,23 @@ impl Program {
     /// # Errors
     /// Where it was not built or can't be started.
     pub fn start(name: &'static str, args: &[&str]) -> anyhow::Result<Self> {
+        Self::start_with(name, args, &[])
+    }
+
+    /// As [`Self::start`], with these variables in its environment.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn start_with(
+        name: &'static str,
+        args: &[&str],
+        environment: &[(&str, &str)],
+    ) -> anyhow::Result<Self> {
         let mut command = Command::new(binary(name)?);
-        command.args(args).stdin(Stdio::null());
+        command
+            .args(args)
+            .envs(environment.iter().copied())
+            .stdin(Stdio::null());
         let child = children::guard(&mut command, Signal::TERM)
             .spawn()
             .with_context(|| format!("starting {name}"))?;

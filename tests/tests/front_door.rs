@@ -64,11 +64,21 @@ async fn a_password_or_a_link_lets_a_browser_in_and_an_operator_ends_its_session
         .delete(format!("{sessions}/{id}"))
         .basic_auth("oscar", Some("south"));
     assert_eq!(ended.send().await?.status(), 204);
-    ann.until("penstock.state !== 'playing'", Duration::from_secs(10))
+    ann.until("penstock.state === 'ended'", Duration::from_secs(10))
         .await?;
-    ann.close().await?;
     let free = async || Ok((status(streamer).await?.players == 0).then_some(()));
     eventually("the end of the session", Duration::from_secs(10), free).await?;
+    // It stays so until she wants it otherwise.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let says = "document.getElementById('overlay').innerText.replaceAll('\\n', ' ').trim()";
+    let said = ann.eval(says).await?.as_str().unwrap_or_default().to_owned();
+    let words: Vec<_> = said.split_whitespace().collect();
+    let expected = "The stream has ended An operator ended the session. Connect now";
+    assert_eq!(words.join(" "), expected);
+    assert_eq!(ann.eval("penstock.state").await?, "ended");
+    ann.eval("document.getElementById('again').click()").await?;
+    plays(&mut ann).await?;
+    ann.eval("document.getElementById('leave').click()").await?;
 
     let made = eventually("a link", Duration::from_secs(10), async || {
         let asked = operator

@@ -306,6 +306,8 @@ pub enum EndKind {
     Moves,
     /// Nothing: the session goes on elsewhere, in another window of the same player.
     Replaced,
+    /// Nothing: an operator ended it. The page connects again only when its player says so.
+    Stopped,
 }
 
 #[cfg(test)]

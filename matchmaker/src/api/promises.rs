@@ -210,6 +210,7 @@ mod tests {
         Survey {
             streamers: streamers.iter().map(status).collect(),
             waiting: waiting.iter().map(|name| wish(name)).collect(),
+            ..Survey::default()
         }
     }
 }

@@ -35,7 +35,9 @@ use penstock_core::wire::signalling::{Failure, Notice, ToPlayer};
 use penstock_core::wire::status::{StreamerState, StreamerStatus};
 
 use turnover::Turnover;
-pub use types::{Command, Input, LinkId, Outcome, Parting, Return, StreamerView, View, Want, Wish};
+pub use types::{
+    Command, Input, LinkId, Outcome, Parting, QueueView, Return, StreamerView, View, Want, Wish,
+};
 use types::{Order, Place, Player, Streamer};
 
 /// How long a viewer waits for a session that no streamer has yet: after a restart of ours the streamers' states
@@ -113,6 +115,26 @@ impl Lobby {
             streamers: streamers.collect(),
             waiting: self.queue.len(),
             players: self.players.len(),
+        }
+    }
+
+    /// How the queue stands.
+    pub fn queue(&self, now: Instant) -> QueueView {
+        let waiting = self.queue.values().filter_map(|id| self.players.get(id));
+        let longest = waiting
+            .map(|player| now.saturating_duration_since(player.waits_since))
+            .max();
+        let next = u32::try_from(self.queue.len())
+            .unwrap_or(u32::MAX)
+            .saturating_add(1);
+        let expected = self
+            .turnover
+            .expected_wait(next)
+            .filter(|_| !self.queue.is_empty());
+        QueueView {
+            waiting: self.queue.len(),
+            longest_wait: longest,
+            expected_wait_seconds: expected.map(in_round_seconds),
         }
     }
 

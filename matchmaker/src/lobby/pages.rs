@@ -34,6 +34,7 @@ impl Lobby {
             session,
             order: self.last_order,
             in_order_since: now,
+            waits_since: now,
             place: Place::Idle,
             told: None,
             may_return,
@@ -115,6 +116,7 @@ impl Lobby {
         if let Some(player) = self.players.get_mut(id) {
             player.order = self.last_order;
             player.in_order_since = now;
+            player.waits_since = now;
         }
         self.requeue(now, id);
     }

@@ -245,6 +245,9 @@ impl Lobby {
     fn moves(&mut self, now: Instant, id: &PlayerId, reason: String) {
         let kind = EndKind::Moves;
         self.send(id, ToPlayer::Matchmaker(Notice::Ended { reason, kind }));
+        if let Some(player) = self.players.get_mut(id) {
+            player.waits_since = now;
+        }
         self.requeue(now, id);
     }
 }

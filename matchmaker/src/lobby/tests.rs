@@ -361,6 +361,34 @@ fn a_player_of_a_streamer_that_ends_is_told_and_moves_before_all_who_wait() {
 }
 
 #[test]
+fn the_longest_wait_is_time_without_a_streamer() {
+    let mut story = Story::new();
+    assert_eq!(story.lobby.queue(story.now), QueueView::default());
+    story.streamer(1, StreamerState::Free);
+    let link = dialled(&story.join("ann"));
+    story.says("ann", FromPlayer::ListStreamers);
+    story.claimed(link, "s1");
+    story.now += Duration::from_secs(600);
+    story.join("bob");
+    story.now += Duration::from_secs(7);
+    let waits = |story: &Story| {
+        let queue = story.lobby.queue(story.now);
+        (queue.waiting, queue.longest_wait.map(|wait| wait.as_secs()))
+    };
+    assert_eq!(waits(&story), (1, Some(7)));
+    // Ann comes before Bob now, but has only begun to wait.
+    story.handle(Input::LinkClosed { link });
+    assert_eq!(waits(&story), (2, Some(7)));
+    story.now += Duration::from_secs(1);
+    story.handle(Input::Left {
+        player: id("bob"),
+        parting: Parting::ForGood,
+    });
+    assert_eq!(waits(&story), (1, Some(1)));
+    assert_eq!(story.lobby.queue(story.now).expected_wait_seconds, None);
+}
+
+#[test]
 fn a_streamer_for_several_is_filled_before_the_next_begins() {
     let mut story = Story::new();
     let several = |story: &mut Story, number: u16, players: u32| {

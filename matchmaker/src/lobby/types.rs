@@ -207,6 +207,17 @@ pub struct View {
     pub players: usize,
 }
 
+/// How the queue stands.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct QueueView {
+    /// How many wait to play.
+    pub waiting: usize,
+    /// How long the one has waited who waits longest; absent where nobody does.
+    pub longest_wait: Option<Duration>,
+    /// How long somebody who comes now may expect to wait, in rounded seconds; absent while that is not known.
+    pub expected_wait_seconds: Option<u64>,
+}
+
 /// A streamer as others may see it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -232,6 +243,9 @@ pub(super) struct Player {
     pub(super) session: SessionId,
     pub(super) order: Order,
     pub(super) in_order_since: Instant,
+    /// Since when it is without a streamer. One that lost its streamer keeps its place in the order, but did not wait
+    /// while it played.
+    pub(super) waits_since: Instant,
     pub(super) place: Place,
     /// The position, the queue's length and the expected wait that it was told last.
     pub(super) told: Option<(u32, u32, Option<u64>)>,

@@ -133,7 +133,8 @@ async fn session(State(inner): State<Inner>, upgrade: WebSocketUpgrade) -> Respo
             () = serve(&inner, &mut socket) => {}
             () = ended.notified() => {
                 let why = "an operator ended the session";
-                say(&mut socket, &json!({"type": "disconnectPlayer", "playerId": "p", "reason": why})).await;
+                let end = json!({"type": "disconnectPlayer", "playerId": "p", "reason": why, "kind": "stopped"});
+                say(&mut socket, &end).await;
                 inner.free();
             }
             () = death.cancelled() => {}
@@ -216,6 +217,7 @@ impl Inner {
     fn free(&self) {
         self.set(|status| {
             status["state"] = json!("free");
+            status["players"] = json!(0);
             status.as_object_mut().unwrap().remove("sessionId");
         });
     }
