@@ -56,7 +56,7 @@ async fn a_session_is_made_seen_watched_and_ended() {
         shown,
         json!({
             "id": id, "streamerId": "c", "application": "chess", "stream": "1280x720@30", "encoderUnits": 3,
-            "players": 0, "viewers": 0, "draining": false,
+            "players": 1, "viewers": 0, "draining": false,
         })
     );
     assert_eq!(
@@ -80,7 +80,8 @@ async fn a_session_is_made_seen_watched_and_ended() {
 
     let ended = api.ask("DELETE", &path, "").await;
     assert_eq!((ended.status, &*ended.body), (204, ""));
-    ann.notice(json!({"type": "matchmaker", "status": "ended", "reason": "an operator ended the session"}))
+    let why = "an operator ended the session";
+    ann.notice(json!({"type": "matchmaker", "status": "ended", "reason": why, "kind": "over"}))
         .await;
     for method in ["GET", "DELETE"] {
         eventually(async || api.ask(method, &path, "").await.status == 404).await;
