@@ -17,7 +17,7 @@ use serde_json::json;
 use support::StandIn;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{interval_at, sleep};
 use tokio_tungstenite::connect_async_with_config;
@@ -120,8 +120,8 @@ struct Crowd {
     tasks: JoinSet<()>,
     pings: Arc<Semaphore>,
     answered: Arc<AtomicUsize>,
-    /// When one was told that it plays. It leaves at once.
-    matched: mpsc::UnboundedReceiver<Instant>,
+    /// When one was told that it plays. It leaves when the other end of the channel is dropped.
+    matched: mpsc::UnboundedReceiver<(Instant, oneshot::Sender<()>)>,
 }
 
 impl Crowd {
@@ -141,7 +141,7 @@ impl Crowd {
             };
             let turn = Arc::clone(&at_once).acquire_owned().await.unwrap();
             tasks.spawn(async move {
-                let (socket, _) = connect(door).await;
+                let socket = connect(door).await;
                 drop(turn);
                 one.stay(socket).await;
             });
@@ -160,19 +160,19 @@ impl Crowd {
 
 type Socket = tokio_tungstenite::WebSocketStream<tokio_tungstenite::MaybeTlsStream<tokio::net::TcpStream>>;
 
-async fn connect(door: SocketAddr) -> (Socket, ()) {
+async fn connect(door: SocketAddr) -> Socket {
     let small = WebSocketConfig::default()
         .read_buffer_size(4096)
         .write_buffer_size(0);
     let (socket, _) = connect_async_with_config(format!("ws://{door}/signalling"), Some(small), true)
         .await
         .unwrap();
-    (socket, ())
+    socket
 }
 
 struct One {
     number: usize,
-    said: mpsc::UnboundedSender<Instant>,
+    said: mpsc::UnboundedSender<(Instant, oneshot::Sender<()>)>,
     waiting: mpsc::UnboundedSender<()>,
     pings: Arc<Semaphore>,
     answered: Arc<AtomicUsize>,
@@ -201,7 +201,9 @@ impl One {
                     } else if text.contains("\"pong\"") {
                         self.answered.fetch_add(1, Ordering::Relaxed);
                     } else if text.contains("\"matched\"") {
-                        let _ = self.said.send(Instant::now());
+                        let (plays, leaves) = oneshot::channel();
+                        let _ = self.said.send((Instant::now(), plays));
+                        let _ = leaves.await;
                         let _ = socket.close(None).await;
                         return;
                     }
@@ -217,9 +219,10 @@ async fn placed(streamer: &StandIn, crowd: &mut Crowd, times: usize) -> Vec<Dura
     let mut pause = interval_at(tokio::time::Instant::now(), Duration::from_millis(23));
     streamer.give_up();
     while took.len() < times {
-        let matched = crowd.matched.recv().await.unwrap();
+        let (matched, plays) = crowd.matched.recv().await.unwrap();
         took.push(matched - streamer.freed_at());
         pause.tick().await;
+        drop(plays);
     }
     took
 }
@@ -253,7 +256,7 @@ impl Server {
                 "0",
                 "--new-per-address",
                 "0",
-                "--log-level",
+                "--log",
                 "warn",
             ])
             .arg("--page")
