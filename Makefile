@@ -1,5 +1,5 @@
 # The targets are listed by plain `make`.
-.PHONY: help demo test test-cluster test-gpu build player check bench-streamer bench-packing bench-turn bench-extender bench-plugin fuzz clean setup
+.PHONY: help demo test test-cluster test-gpu build player check bench-streamer bench-packing bench-turn bench-extender bench-plugin bench-matchmaker fuzz clean setup
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 18
@@ -31,6 +31,9 @@ bench-streamer: ## what a streamer costs beside the bare encoder
 
 bench-extender: ## how fast the scheduler extender answers in a large, full cluster
 	@scripts/bench-extender
+
+bench-matchmaker: player ## what waiting players cost, and how soon one plays, beside Node.js (PLAYERS=10000)
+	@scripts/bench-matchmaker
 
 bench-turn: ## what a relayed packet costs beside coturn (COTURN=/path takes another)
 	@scripts/bench-turn

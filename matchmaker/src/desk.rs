@@ -122,10 +122,11 @@ impl Desk {
 
     fn execute(&mut self, command: Command) {
         match command {
-            Command::Send { player, message } => self.post(&player, ToPage::Message(message)),
+            Command::Send { player, message } => self.post(&player, ToPage::Message(Box::new(message))),
             Command::Configure { player, peers } => {
                 let config = self.ice.config(&player, &peers, now_unix());
-                self.post(&player, ToPage::Message(ToPlayer::Config(config)));
+                let message = Box::new(ToPlayer::Config(config));
+                self.post(&player, ToPage::Message(message));
             }
             Command::Close { player, code, reason } => {
                 self.post(&player, ToPage::Close { code, reason });

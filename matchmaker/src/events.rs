@@ -47,8 +47,8 @@ pub struct Survey {
 /// What a page's task does next.
 #[derive(Debug)]
 pub enum ToPage {
-    /// Send this.
-    Message(ToPlayer),
+    /// Send this. Boxed, since every page's channel has room for many from its begin.
+    Message(Box<ToPlayer>),
     /// Close the socket, and end.
     Close {
         /// The WebSocket close code.

@@ -92,7 +92,8 @@ async fn connect(address: SocketAddr) -> Result<Socket, LinkError> {
     stream.set_nodelay(true).map_err(WsError::Io)?;
     let limits = WebSocketConfig::default()
         .max_message_size(Some(MAX_MESSAGE_BYTES))
-        .max_frame_size(Some(MAX_MESSAGE_BYTES));
+        .max_frame_size(Some(MAX_MESSAGE_BYTES))
+        .read_buffer_size(READ_BUFFER_BYTES);
     let request = format!("ws://{address}/session");
     let (socket, _) = client_async_with_config(request, stream, Some(limits)).await?;
     Ok(socket)
@@ -131,6 +132,8 @@ enum LinkError {
     Ending,
 }
 
+/// An offer fits into two of them; by default there would be 128 KiB for each link.
+const READ_BUFFER_BYTES: usize = 4 << 10;
 const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);

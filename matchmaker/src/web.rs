@@ -218,6 +218,7 @@ impl Front {
         let mut response = upgrade
             .max_message_size(MAX_MESSAGE_BYTES)
             .max_frame_size(MAX_MESSAGE_BYTES)
+            .read_buffer_size(READ_BUFFER_BYTES)
             .on_upgrade(async move |socket| {
                 page.serve(socket).await;
                 drop((task, pass));
@@ -340,6 +341,10 @@ const SECURITY_HEADERS: &[(&str, &str)] = &[
     ("referrer-policy", "no-referrer"),
     ("cross-origin-opener-policy", "same-origin"),
 ];
+
+/// Every socket has one from its begin to its end, and most messages of pages are shorter. By default there would be
+/// 128 KiB for each.
+const READ_BUFFER_BYTES: usize = 2 << 10;
 
 /// What the API takes is small.
 const MAX_BODY_BYTES: usize = 16 << 10;

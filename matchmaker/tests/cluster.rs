@@ -4,13 +4,12 @@
 
 mod support;
 
-use std::path::Path;
 use std::time::Duration;
 
 use fake_kube::FakeKube;
-use penstock_core::names::{ANNOTATION_DELETION_COST, LABEL_STREAMER};
+use penstock_core::names::LABEL_STREAMER;
 use serde_json::{Value, json};
-use support::{Matchmaker, PATIENCE, StandIn};
+use support::{Matchmaker, StandIn, cluster, costs, run_pod, until};
 
 #[tokio::test]
 async fn pods_come_and_go_and_nothing_is_restarted() {
@@ -21,13 +20,13 @@ async fn pods_come_and_go_and_nothing_is_restarted() {
     })
     .await;
     let streamer = StandIn::start("demo").await;
-    run_pod(&kube, "demo", &streamer);
+    run_pod(&kube, "demo", streamer.address);
     let player = door.playing().await;
     assert_eq!(states(&door).await, ["busy"]);
 
     // Not ours: no label, or no address yet.
     let stranger = StandIn::start("stranger").await;
-    run_pod(&kube, "stranger", &stranger);
+    run_pod(&kube, "stranger", stranger.address);
     kube.edit("pods", Some("penstock"), "stranger", |pod| {
         pod["metadata"]["labels"] = json!({ "app": "other" });
     });
@@ -36,7 +35,7 @@ async fn pods_come_and_go_and_nothing_is_restarted() {
 
     let late = StandIn::start("late").await;
     kube.delete("pods", Some("penstock"), "late");
-    run_pod(&kube, "late", &late);
+    run_pod(&kube, "late", late.address);
     until("the late one is there", async || states(&door).await.len() == 2).await;
     kube.delete("pods", Some("penstock"), "late");
     kube.finish("penstock", "late");
@@ -48,7 +47,7 @@ async fn pods_come_and_go_and_nothing_is_restarted() {
 async fn an_api_server_that_is_away_changes_nothing() {
     let mut kube = cluster();
     let streamers = [StandIn::start("one").await, StandIn::start("two").await];
-    run_pod(&kube, "one", &streamers[0]);
+    run_pod(&kube, "one", streamers[0].address);
     let door = Matchmaker::on_cluster(&kube, &[]).await;
     let mut first = door.playing().await;
     kube.stop();
@@ -58,7 +57,7 @@ async fn an_api_server_that_is_away_changes_nothing() {
     until("the streamer is free", async || states(&door).await == ["free"]).await;
     let second = door.playing().await;
     kube.resume();
-    run_pod(&kube, "two", &streamers[1]);
+    run_pod(&kube, "two", streamers[1].address);
     let third = door.playing().await;
     assert_eq!(states(&door).await, ["busy", "busy"]);
     second.leave().await;
@@ -69,13 +68,13 @@ async fn an_api_server_that_is_away_changes_nothing() {
 async fn a_watch_whose_place_is_too_old_lists_anew() {
     let kube = cluster();
     let streamers = [StandIn::start("one").await, StandIn::start("two").await];
-    run_pod(&kube, "one", &streamers[0]);
+    run_pod(&kube, "one", streamers[0].address);
     let door = Matchmaker::on_cluster(&kube, &[]).await;
     until("the first is known", async || states(&door).await == ["free"]).await;
     kube.unseen(|kube| {
         kube.delete("pods", Some("penstock"), "one");
         kube.finish("penstock", "one");
-        run_pod(kube, "two", &streamers[1]);
+        run_pod(kube, "two", streamers[1].address);
         kube.compact();
     });
     until("the other is known instead", async || {
@@ -90,7 +89,7 @@ async fn a_watch_whose_place_is_too_old_lists_anew() {
 async fn a_pod_that_ends_keeps_its_player_and_takes_nobody() {
     let kube = cluster();
     let streamer = StandIn::start("demo").await;
-    run_pod(&kube, "demo", &streamer);
+    run_pod(&kube, "demo", streamer.address);
     let door = Matchmaker::on_cluster(&kube, &[]).await;
     let mut player = door.playing().await;
     // Its node's kubelet has not said so yet, and the streamer does not know.
@@ -111,8 +110,8 @@ async fn a_pod_that_ends_keeps_its_player_and_takes_nobody() {
 async fn a_pod_with_a_player_is_dear_and_stays_so_for_the_next_matchmaker() {
     let kube = cluster();
     let streamers = [StandIn::start("one").await, StandIn::start("two").await];
-    run_pod(&kube, "one", &streamers[0]);
-    run_pod(&kube, "two", &streamers[1]);
+    run_pod(&kube, "one", streamers[0].address);
+    run_pod(&kube, "two", streamers[1].address);
     let mut door = Matchmaker::on_cluster(&kube, &[]).await;
     kube.until("both cost nothing", |kube| costs(kube) == ["0", "0"])
         .await;
@@ -180,18 +179,6 @@ async fn demand(door: &Matchmaker) -> [u32; 5] {
     [players, queue, free, all, ratio * 100.0].map(|number| number.round() as u32)
 }
 
-fn cluster() -> FakeKube {
-    let kube = FakeKube::start();
-    kube.namespace("penstock");
-    let manifests = concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/../manifests/base/matchmaker/rbac.yaml"
-    );
-    kube.apply_manifests(Path::new(manifests));
-    kube.create(json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": "node-1" } }));
-    kube
-}
-
 fn pending_pod(kube: &FakeKube, name: &str) {
     kube.create(json!({
         "apiVersion": "v1", "kind": "Pod",
@@ -201,39 +188,10 @@ fn pending_pod(kube: &FakeKube, name: &str) {
     }));
 }
 
-fn run_pod(kube: &FakeKube, name: &str, streamer: &StandIn) {
-    let port = json!({ "name": "signalling", "containerPort": streamer.address.port() });
-    kube.create(json!({
-        "apiVersion": "v1", "kind": "Pod",
-        "metadata": { "namespace": "penstock", "name": name, "labels": { LABEL_STREAMER: "true" } },
-        "spec": { "nodeName": "node-1", "containers": [{ "name": "streamer", "image": "x", "ports": [port] }] },
-        "status": { "phase": "Running", "podIP": streamer.address.ip() },
-    }));
-}
-
-fn costs(kube: &FakeKube) -> Vec<String> {
-    let cost = |pod: &Value| {
-        let cost = &pod["metadata"]["annotations"][ANNOTATION_DELETION_COST];
-        cost.as_str().unwrap_or("none").to_owned()
-    };
-    kube.list("pods").iter().map(cost).collect()
-}
-
 async fn states(door: &Matchmaker) -> Vec<String> {
     let status = door.status().await;
     let streamers = status["streamers"].as_array().unwrap().iter();
     streamers
         .map(|streamer| streamer["state"].as_str().unwrap().to_owned())
         .collect()
-}
-
-async fn until(what: &str, so: impl AsyncFn() -> bool) {
-    let wait = async {
-        while !so().await {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    tokio::time::timeout(2 * PATIENCE, wait)
-        .await
-        .unwrap_or_else(|_| panic!("waited in vain until {what}"));
 }

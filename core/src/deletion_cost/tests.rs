@@ -281,6 +281,8 @@ impl Cluster {
     }
 
     fn step(&mut self) {
+        // What stood until now; then what changes now.
+        self.look();
         let now = self.now;
         let (landed, flying) = self.in_flight.drain(..).partition(|(at, _)| *at <= now);
         self.in_flight = flying;

@@ -8,6 +8,8 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use penstock_core::names::{
     ANNOTATION_DELETION_COST, ANNOTATION_SAFE_TO_EVICT, ANNOTATION_SET, LABEL_STREAMER,
 };
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
@@ -131,15 +133,49 @@ async fn no_more_is_written_in_a_second_than_it_may() {
         replica.players(n, 1).await;
     }
     kube.until("all are raised", |_| writes(&kube) == 60).await;
-    let at: Vec<_> = kube
-        .requests_to("patch", "pods")
-        .iter()
-        .map(|request| request.at)
-        .collect();
-    // The way to the server takes some time more for one than for another.
-    let second = Duration::from_millis(900);
-    let too_many = at.windows(11).find(|few| few[10] - few[0] < second);
-    assert!(too_many.is_none(), "{too_many:?}");
+    never_more_than(10, &kube);
+}
+
+/// As the property test of `penstock_core::deletion_cost`, over HTTP, and for a moment only.
+#[tokio::test]
+async fn while_players_flap_no_pod_with_a_player_is_cheaper_than_an_idle_one_for_long() {
+    let seed: u64 = rand::random();
+    eprintln!("seed {seed}");
+    let mut chance = StdRng::seed_from_u64(seed);
+    let kube = cluster(100);
+    let replica = Replica::start(&kube, 20).await;
+    kube.until("it writes", |_| writes(&kube) > 0).await;
+    let mut players = [0; 100];
+    let mut exposed: [Option<Instant>; 100] = [None; 100];
+    let mut longest = Duration::ZERO;
+    let mut step = tokio::time::interval(Duration::from_millis(30));
+    // 1,000 joins and as many leaves a minute.
+    for change in 0..400 {
+        step.tick().await;
+        let joins = change % 2;
+        let fit: Vec<_> = (0..100).filter(|n| players[*n] != joins).collect();
+        if let Some(n) = (!fit.is_empty()).then(|| fit[chance.random_range(0..fit.len())]) {
+            players[n] = joins;
+            replica.players(u16::try_from(n).unwrap(), joins).await;
+        }
+        let cost = |n: usize| {
+            let cost = annotations(&kube, u16::try_from(n).unwrap());
+            let cost = cost[ANNOTATION_DELETION_COST].as_str().map(str::to_owned);
+            cost.map_or(0, |cost| cost.parse::<i32>().unwrap())
+        };
+        let costs: Vec<_> = (0..100).map(cost).collect();
+        let idle = (0..100).filter(|n| players[*n] == 0).map(|n| costs[n]);
+        let dearest = idle.max().unwrap_or(0);
+        for n in 0..100 {
+            let cheaper = players[n] > 0 && costs[n] < dearest;
+            exposed[n] = cheaper.then(|| exposed[n].unwrap_or_else(Instant::now));
+            longest = longest.max(exposed[n].map_or(Duration::ZERO, |since| since.elapsed()));
+        }
+    }
+    eprintln!("{} writes, exposed for {longest:?} at most", writes(&kube));
+    assert!(longest <= Duration::from_secs(2), "{longest:?}");
+    assert!(writes(&kube) > 60, "there was something to do");
+    never_more_than(20, &kube);
 }
 
 #[tokio::test]
@@ -276,6 +312,16 @@ fn of(cost: &str, safe: &str) -> [Option<String>; 3] {
 fn writes(kube: &FakeKube) -> usize {
     let all = kube.requests_to("patch", "pods");
     all.iter().filter(|request| request.code == 200).count()
+}
+
+/// In a second.
+fn never_more_than(most: usize, kube: &FakeKube) {
+    let patches = kube.requests_to("patch", "pods");
+    let at: Vec<_> = patches.iter().map(|request| request.at).collect();
+    // The way to the server takes some time more for one than for another.
+    let second = Duration::from_millis(900);
+    let too_many = at.windows(most + 1).find(|few| few[most] - few[0] < second);
+    assert!(too_many.is_none(), "{too_many:?}");
 }
 
 fn holder(kube: &FakeKube) -> Value {

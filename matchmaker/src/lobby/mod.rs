@@ -27,6 +27,7 @@ mod types;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::ops::Bound::{Excluded, Unbounded};
 use std::time::{Duration, Instant};
 
 use penstock_core::ids::{PlayerId, SeatName};
@@ -55,6 +56,11 @@ pub const UNASKED_OFFER_AFTER: Duration = Duration::from_secs(2);
 pub const REFUSED_PAUSE: Duration = Duration::from_secs(1);
 /// How often those who wait hear of their places, at most.
 pub const POSITIONS_EVERY: Duration = Duration::from_millis(200);
+/// How many at the front of the queue hear of their places so often.
+pub const NEAR_THE_FRONT: usize = 50;
+/// How often all others do. To them one place more or less means little; and when somebody joins or leaves a long queue,
+/// a message to everyone in it would cost more than everything else.
+pub const POSITIONS_OF_ALL_EVERY: Duration = Duration::from_secs(5);
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -70,8 +76,13 @@ pub struct Lobby {
     last_order: Order,
     last_link: u64,
     positions_told: Option<Instant>,
-    /// Whether someone in the queue was told of no place yet.
-    newcomers: bool,
+    /// Those in the queue who were told of no place yet.
+    newcomers: Vec<PlayerId>,
+    /// Of those far from the front, whose turn to be told of their places it was last.
+    told_up_to: Order,
+    /// Those who wait for one streamer and no other, when they wait: viewers, and players on the way back. Others who
+    /// have stopped to be such may be among them for a moment.
+    apart: BTreeSet<PlayerId>,
     turnover: Turnover,
     out: Vec<Command>,
 }
@@ -185,21 +196,29 @@ impl Lobby {
 
     /// Whoever has a seat goes there, and waits for nobody.
     fn place_returning(&mut self, now: Instant) {
-        for player in self.players.values_mut() {
-            if player.place.is_waiting() && player.back.as_ref().is_some_and(|back| now >= back.until) {
+        for id in &self.apart {
+            let over = |player: &&mut Player| {
+                let back = player.back.as_ref();
+                player.place.is_waiting() && back.is_some_and(|back| now >= back.until)
+            };
+            if let Some(player) = self.players.get_mut(id).filter(over) {
                 player.back = None;
             }
         }
         let seat = |player: &Player| player.back.as_ref().map(|back| back.back.token.seat().clone());
         let placed: Vec<_> = self
-            .players
-            .iter()
-            .filter(|(_, player)| player.place.is_waiting())
+            .apart_who_wait()
             .filter_map(|(id, player)| Some((id.clone(), self.streamer_with(now, &seat(player)?)?)))
             .collect();
         for (player, address) in placed {
             self.dial(now, &player, address);
         }
+    }
+
+    fn apart_who_wait(&self) -> impl Iterator<Item = (&PlayerId, &Player)> {
+        let known = self.apart.iter();
+        let known = known.filter_map(|id| Some((id, self.players.get(id)?)));
+        known.filter(|(_, player)| player.place.is_waiting())
     }
 
     fn streamer_with(&self, now: Instant, seat: &SeatName) -> Option<SocketAddr> {
@@ -238,9 +257,8 @@ impl Lobby {
 
     fn place_viewers(&mut self, now: Instant) {
         let placed: Vec<_> = self
-            .players
-            .iter()
-            .filter(|(_, player)| player.place.is_waiting() && player.back.is_none())
+            .apart_who_wait()
+            .filter(|(_, player)| player.back.is_none())
             .filter_map(|(id, player)| Some((id.clone(), self.streamer_of(now, player.watches()?)?)))
             .collect();
         for (player, address) in placed {
@@ -325,14 +343,19 @@ impl Lobby {
         };
         player.place = Place::Waiting { since: now };
         player.told = None;
-        self.newcomers = true;
         if player.watches().is_none() {
             self.queue.insert(player.order, id.clone());
+            self.newcomers.push(id.clone());
         }
     }
 
     fn overdue(&mut self, now: Instant) {
-        let ids: Vec<_> = self.players.keys().cloned().collect();
+        self.apart.retain(|id| {
+            let player = self.players.get(id);
+            player.is_some_and(|player| player.back.is_some() || player.watches().is_some())
+        });
+        // Nobody else waits for something that has to come in time.
+        let ids: BTreeSet<_> = self.apart.iter().chain(self.links.values()).cloned().collect();
         for id in ids {
             let Some(player) = self.players.get(&id) else {
                 continue;
@@ -377,40 +400,75 @@ impl Lobby {
         );
     }
 
-    /// Tells those who wait of their places: a newcomer at once, the others a few times a second.
+    /// Tells those who wait of their places: a newcomer at once, those near the front a few times a second, and the
+    /// others in turns. So a long queue takes no more time at any moment than a short one.
     fn tell_positions(&mut self, now: Instant) {
-        let due = self
+        let mut unsettled = std::mem::take(&mut self.newcomers);
+        unsettled.retain(|id| match self.players.get(id) {
+            Some(player) if player.place.is_waiting() && player.back.is_some() => true,
+            Some(player) if self.queue.contains_key(&player.order) => {
+                // Most are the last.
+                let behind = self.queue.range(player.order..).skip(1).count();
+                let position = self.queue.len() - behind;
+                self.tell_position(id, position);
+                false
+            }
+            _ => false,
+        });
+        self.newcomers = unsettled;
+        if self
             .positions_told
-            .is_none_or(|told| now >= told + POSITIONS_EVERY);
-        if due {
-            self.positions_told = Some(now);
-        } else if !self.newcomers {
+            .is_some_and(|told| now < told + POSITIONS_EVERY)
+        {
             return;
         }
-        self.newcomers = false;
-        let waiting = u32::try_from(self.queue.len()).unwrap_or(u32::MAX);
-        let queued = self.queue.values().zip(1_u32..);
-        let turnover = &self.turnover;
-        for (id, position) in queued {
-            let Some(player) = self.players.get_mut(id) else {
-                continue;
-            };
-            let expected_wait_seconds = turnover.expected_wait(position).map(in_round_seconds);
-            let new = Some((position, waiting, expected_wait_seconds));
-            let waits = player.place.is_waiting() && player.back.is_none();
-            if waits && player.told != new && (due || player.told.is_none()) {
-                player.told = new;
-                let message = ToPlayer::Matchmaker(Notice::Queued {
-                    position,
-                    waiting,
-                    expected_wait_seconds,
-                });
-                self.out.push(Command::Send {
-                    player: id.clone(),
-                    message,
-                });
-            }
+        self.positions_told = Some(now);
+        let near = self.queue.values().take(NEAR_THE_FRONT).cloned().zip(1..);
+        let mut told: Vec<_> = near.collect();
+        told.extend(self.next_far());
+        for (id, position) in told {
+            self.tell_position(&id, position);
         }
+    }
+
+    /// Whose turn it is of those further back, and their places.
+    fn next_far(&mut self) -> Vec<(PlayerId, usize)> {
+        let turns = POSITIONS_OF_ALL_EVERY.as_millis() / POSITIONS_EVERY.as_millis();
+        let share = self
+            .queue
+            .len()
+            .div_ceil(usize::try_from(turns).unwrap_or(1).max(1));
+        let before = self.queue.range(..=self.told_up_to).count();
+        let rest = self.queue.range((Excluded(self.told_up_to), Unbounded));
+        let turn: Vec<_> = rest
+            .take(share)
+            .zip(before + 1..)
+            .map(|((order, id), position)| (*order, id.clone(), position))
+            .collect();
+        let last = turn.last().filter(|_| turn.len() == share);
+        self.told_up_to = last.map_or(0, |(order, ..)| *order);
+        turn.into_iter().map(|(_, id, position)| (id, position)).collect()
+    }
+
+    fn tell_position(&mut self, id: &PlayerId, position: usize) {
+        let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        let (position, waiting) = (number(position), number(self.queue.len()));
+        let expected_wait_seconds = self.turnover.expected_wait(position).map(in_round_seconds);
+        let new = Some((position, waiting, expected_wait_seconds));
+        let waits = |player: &&mut Player| player.place.is_waiting() && player.back.is_none();
+        let Some(player) = self.players.get_mut(id).filter(waits) else {
+            return;
+        };
+        if player.told == new {
+            return;
+        }
+        player.told = new;
+        let message = ToPlayer::Matchmaker(Notice::Queued {
+            position,
+            waiting,
+            expected_wait_seconds,
+        });
+        self.send(id, message);
     }
 
     fn send(&mut self, player: &PlayerId, message: ToPlayer) {

@@ -42,6 +42,9 @@ impl Lobby {
             asked: false,
             subscribed_to: None,
         };
+        if player.back.is_some() || player.watches().is_some() {
+            self.apart.insert(id.clone());
+        }
         self.players.insert(id.clone(), player);
         self.requeue(now, &id);
     }

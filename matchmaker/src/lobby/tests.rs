@@ -65,6 +65,53 @@ fn the_queue_hears_its_places() {
     assert_eq!(texts(&story.tick(200), "bob"), ["queued 1/1"]);
 }
 
+/// A message to everybody whenever anybody comes or goes would cost more than all else.
+#[test]
+fn a_long_queue_hears_its_places_in_turns() {
+    let mut story = Story::new();
+    let (most, mut places) = (5_000, std::collections::BTreeMap::new());
+    for n in 1..=most {
+        let name = format!("p{n}");
+        assert_eq!(
+            texts(&story.join(&name), &name),
+            [format!("queued {n}/{n}")],
+            "at once"
+        );
+    }
+    let mut hear = |commands: &[Command]| {
+        for command in commands {
+            let Command::Send {
+                player,
+                message:
+                    ToPlayer::Matchmaker(Notice::Queued {
+                        position, waiting, ..
+                    }),
+            } = command
+            else {
+                continue;
+            };
+            places.insert(player.clone(), (*position, *waiting));
+        }
+        commands.len()
+    };
+    hear(&story.tick(200));
+    story.leave("p1");
+    let steps = POSITIONS_OF_ALL_EVERY.as_millis() / POSITIONS_EVERY.as_millis();
+    let share = usize::try_from(most / steps).unwrap();
+    for step in 0..=steps + 1 {
+        let told = hear(&story.tick(200));
+        assert!(told <= share + NEAR_THE_FRONT, "{told} messages");
+        if step == 0 {
+            assert!(told >= NEAR_THE_FRONT, "those in front hear of it at once");
+        }
+    }
+    let waiting = u32::try_from(most - 1).unwrap();
+    for n in 2..=most {
+        let place = u32::try_from(n - 1).unwrap();
+        assert_eq!(places[&id(&format!("p{n}"))], (place, waiting));
+    }
+}
+
 #[test]
 fn a_claim_says_how_long_its_player_waited() {
     let mut story = Story::new();

@@ -198,6 +198,11 @@ impl Matchmaker {
         self.signal(rustix::process::Signal::TERM);
     }
 
+    /// Without a word.
+    pub(crate) async fn kill(&mut self) {
+        self.child.kill().await.unwrap();
+    }
+
     fn signal(&self, signal: rustix::process::Signal) {
         let pid = i32::try_from(self.child.id().unwrap()).unwrap();
         let pid = rustix::process::Pid::from_raw(pid).unwrap();

@@ -3,10 +3,12 @@
 #![allow(dead_code, unused_imports, reason = "each test program uses a part of it")]
 
 mod door;
+mod kube;
 mod player;
 mod streamer;
 
 pub(crate) use door::{Answer, Matchmaker, ask_over, run};
+pub(crate) use kube::{cluster, costs, run_pod, until};
 pub(crate) use player::Player;
 pub(crate) use streamer::StandIn;
 

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use axum::Router;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
@@ -34,6 +35,7 @@ struct Inner {
     death: CancellationToken,
     ended: Arc<Notify>,
     refuses_to_end: Arc<Mutex<bool>>,
+    freed_at: Arc<Mutex<Option<Instant>>>,
 }
 
 impl StandIn {
@@ -51,6 +53,7 @@ impl StandIn {
             death: CancellationToken::new(),
             ended: Arc::default(),
             refuses_to_end: Arc::default(),
+            freed_at: Arc::default(),
         };
         let app = Router::new()
             .route("/events", get(events))
@@ -88,6 +91,20 @@ impl StandIn {
     pub(crate) fn streams(&self, application: &str) {
         self.inner
             .set(|status| status["application"] = json!(application));
+    }
+
+    /// Is busy with nobody, until told otherwise.
+    pub(crate) fn take_up(&self) {
+        self.inner.set(|status| status["state"] = json!("busy"));
+    }
+
+    pub(crate) fn give_up(&self) {
+        self.inner.free();
+    }
+
+    /// When it became free last.
+    pub(crate) fn freed_at(&self) -> Instant {
+        self.inner.freed_at.lock().unwrap().unwrap()
     }
 
     /// Says that it can't, whoever wants to end a session.
@@ -215,6 +232,7 @@ impl Inner {
     }
 
     fn free(&self) {
+        *self.freed_at.lock().unwrap() = Some(Instant::now());
         self.set(|status| {
             status["state"] = json!("free");
             status["players"] = json!(0);
