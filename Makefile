@@ -7,7 +7,7 @@ help:
 demo: player ## a game in each of two slices, to play in a browser (SLICES=3 APP='xterm' PORT=8080 UNITS=6)
 	@scripts/demo
 
-test: player ## all tests, those with a browser too
+test: player tests/node_modules/.package-lock.json ## all tests, those with a browser too
 	@scripts/test
 
 test-gpu: ## what takes an NVIDIA GPU: NVML, MPS and CUDA for real
@@ -45,10 +45,15 @@ setup: ## the packages that all of these need (root, where any is missing)
 	@scripts/setup
 
 clean: ## removes what was built
-	rm -rf target player/dist player/node_modules
+	rm -rf target player/dist player/node_modules tests/node_modules
 
 player/dist/index.html: player/node_modules/.package-lock.json player/build.mjs player/tsconfig.json $(wildcard player/src/*)
 	@npm --prefix player run --silent build
+
+tests/node_modules/.package-lock.json: tests/package.json tests/package-lock.json | setup
+	@echo 'Fetching what renders the manifests'
+	@npm --prefix tests ci --loglevel=error --no-audit --no-fund
+	@touch $@
 
 player/node_modules/.package-lock.json: player/package.json player/package-lock.json | setup
 	@echo 'Fetching what the page is built from'
