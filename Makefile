@@ -1,5 +1,5 @@
 # The targets are listed by plain `make`.
-.PHONY: help demo test test-cluster test-gpu build player check bench-streamer bench-packing bench-turn bench-extender fuzz clean setup
+.PHONY: help demo images test test-cluster test-gpu build player check bench-streamer bench-packing bench-turn bench-extender fuzz clean setup
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 18
@@ -15,6 +15,9 @@ test-gpu: ## what takes an NVIDIA GPU: NVML, MPS and CUDA for real
 
 build: player ## the programs, in target/debug
 	cargo build --workspace --locked
+
+images: ## the container images, by docker or ENGINE=podman (REGISTRY=registry.example/games/)
+	@scripts/images
 
 player: setup player/dist/index.html ## the web page, in player/dist
 

@@ -2,12 +2,15 @@
 //! accounts, at a stand-in for its API server that says its pods run. A browser plays the game through the TURN server.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use fake_kube::FakeKube;
+use penstock_core::names::ANNOTATION_DELETION_COST;
 use penstock_tests::browser::Browser;
+use penstock_tests::eventually;
 use penstock_tests::programs::{Program, free_tcp, ready};
 use penstock_tests::stage::plays;
 use serde_json::{Value, json};
@@ -52,6 +55,18 @@ async fn a_player_plays_the_demos_game_through_its_relay() -> anyhow::Result<()>
         servers[0],
         format!("turn:127.0.0.1:{}?transport=udp", turn.ports[&3478])
     );
+    let streamers = streamer.ports[&9000];
+    let status = reqwest::get(format!("http://127.0.0.1:{streamers}/status"))
+        .await?
+        .text()
+        .await?;
+    assert!(status.contains("\"application\":\"kobo\""), "{status}");
+    eventually("its pod is dear to delete", Duration::from_secs(20), async || {
+        let pod = node.kube.get("pods", Some("penstock"), "penstock-streamer");
+        let cost = pod.map(|pod| pod["metadata"]["annotations"][ANNOTATION_DELETION_COST].clone());
+        Ok((cost == Some(json!("100"))).then_some(()))
+    })
+    .await?;
     let refused: Vec<_> = node
         .kube
         .requests()
@@ -62,12 +77,7 @@ async fn a_player_plays_the_demos_game_through_its_relay() -> anyhow::Result<()>
         refused.is_empty(),
         "its account is allowed too little: {refused:?}"
     );
-    let answer = reqwest::get(format!("http://127.0.0.1:{port}/status"))
-        .await?
-        .text()
-        .await?;
-    assert!(answer.contains("kobo"), "{answer}");
-    browser.close().await
+    Ok(())
 }
 
 /// A node of a cluster that has taken the demo.

@@ -119,7 +119,7 @@ impl Known {
         let variables = help
             .split("[env: ")
             .skip(1)
-            .filter_map(|rest| rest.split('=').next());
+            .filter_map(|rest| rest.split(['=', ']']).next());
         Ok(Self {
             flags: flags.map(|&flag| flag.to_owned()).collect(),
             variables: variables.map(str::to_owned).collect(),
