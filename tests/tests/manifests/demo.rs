@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::process::Command;
 
-use crate::overlay::{Container, Overlay, root};
+use crate::overlay::{Container, Overlay, read, root};
 
 #[tokio::test]
 async fn a_player_plays_the_demos_game_through_its_relay() -> anyhow::Result<()> {
@@ -100,11 +100,6 @@ impl<'a> Node<'a> {
         let kube = demo.applied(&[])?;
         kube.create(json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": "node-1" } }));
         let place = tempfile::tempdir()?;
-        // The image has it there by another name (images/demo/Containerfile).
-        std::os::unix::fs::symlink(
-            root().join("scripts/game").canonicalize()?,
-            place.path().join("penstock-demo-game"),
-        )?;
         Ok(Self { demo, kube, place })
     }
 
@@ -122,23 +117,12 @@ impl<'a> Node<'a> {
         {
             ports.insert(port, free_tcp()?.port());
         }
-        let files = self.files(pod.pod(), container)?;
-        let variables = self.variables(workload, container)?;
-        let args = container.args().into_iter().map(|arg| {
-            let arg = files
-                .iter()
-                .fold(arg, |arg, (there, here)| arg.replace(there, here));
-            let arg = variables.iter().fold(arg, |arg, (name, value)| {
-                arg.replace(&format!("$({name})"), value)
-            });
-            self.on_this_machine(&arg, &ports)
-        });
-        let path = format!("{}:{}", self.place.path().display(), std::env::var("PATH")?);
+        let variables = variables(workload, container)?;
+        let args = self.args(pod.pod(), container, &variables)?;
         let mut command = Command::new(container.program()?);
         command
-            .args(args)
+            .args(args.iter().map(|arg| on_this_machine(arg, &ports)))
             .envs(&variables)
-            .env("PATH", path)
             .envs(env.iter().copied());
         if let Some(account) = pod.pod()["serviceAccountName"].as_str() {
             let config = self.place.path().join(format!("{workload}.kubeconfig"));
@@ -154,6 +138,33 @@ impl<'a> Node<'a> {
             _program: Program::run(program, command)?,
             ports,
         })
+    }
+
+    /// Its arguments, with variables put in, and with this machine's files for the container's.
+    fn args(
+        &self,
+        pod: &Value,
+        container: &Container,
+        variables: &BTreeMap<String, String>,
+    ) -> anyhow::Result<Vec<String>> {
+        let files = self.files(pod, container)?;
+        let game = root().join("scripts/game").canonicalize()?.display().to_string();
+        let recipe = read("images/demo/Containerfile")?;
+        let copied = recipe
+            .lines()
+            .find_map(|line| line.strip_prefix("COPY scripts/game /usr/local/bin/"));
+        let in_image = copied.context("the demo's image has the game")?;
+        let args = container.args().into_iter().map(|arg| {
+            let arg = files
+                .iter()
+                .fold(arg, |arg, (there, here)| arg.replace(there, here));
+            let arg = variables.iter().fold(arg, |arg, (name, value)| {
+                arg.replace(&format!("$({name})"), value)
+            });
+            let arg = arg.replace(" /tmp", &format!(" {}", self.place.path().display()));
+            arg.replace(in_image, &game)
+        });
+        Ok(args.collect())
     }
 
     /// Files of secrets, by their directories in the container: on this machine.
@@ -181,38 +192,6 @@ impl<'a> Node<'a> {
         Ok(directories)
     }
 
-    fn variables(&self, pod: &str, container: &Container) -> anyhow::Result<BTreeMap<String, String>> {
-        let mut variables = BTreeMap::new();
-        for variable in container.env() {
-            let from = &variable["valueFrom"];
-            let value = match from["fieldRef"]["fieldPath"].as_str() {
-                Some("status.hostIP") => "127.0.0.1".to_owned(),
-                Some("metadata.name") => pod.to_owned(),
-                Some(other) => anyhow::bail!("{other} is not known here"),
-                // The demo's secrets have none of these.
-                None if from["secretKeyRef"]["optional"] == true => continue,
-                None => variable["value"]
-                    .as_str()
-                    .context("a variable has a value")?
-                    .to_owned(),
-            };
-            variables.insert(variable["name"].as_str().unwrap_or_default().to_owned(), value);
-        }
-        Ok(variables)
-    }
-
-    /// An argument with this machine's addresses, and its ports for those of the pod.
-    fn on_this_machine(&self, arg: &str, ports: &BTreeMap<u64, u16>) -> String {
-        let arg = arg.replace("0.0.0.0:", "127.0.0.1:");
-        let arg = arg.replace(" /tmp", &format!(" {}", self.place.path().display()));
-        ports.iter().fold(arg, |arg, (there, here)| {
-            match arg.strip_suffix(&format!(":{there}")) {
-                Some(address) => format!("{address}:{here}"),
-                None => arg,
-            }
-        })
-    }
-
     fn announce(&self, name: &str, labels: &Value, container: &Container, ports: &BTreeMap<u64, u16>) {
         let declared = container.ports().into_iter().map(|mut port| {
             let here = port["containerPort"].as_u64().and_then(|port| ports.get(&port));
@@ -233,4 +212,35 @@ impl Running {
     async fn is_ready(&self) -> anyhow::Result<()> {
         ready(&self.ready).await
     }
+}
+
+fn variables(pod: &str, container: &Container) -> anyhow::Result<BTreeMap<String, String>> {
+    let mut variables = BTreeMap::new();
+    for variable in container.env() {
+        let from = &variable["valueFrom"];
+        let value = match from["fieldRef"]["fieldPath"].as_str() {
+            Some("status.hostIP") => "127.0.0.1".to_owned(),
+            Some("metadata.name") => pod.to_owned(),
+            Some(other) => anyhow::bail!("{other} is not known here"),
+            // The demo's secrets have none of these.
+            None if from["secretKeyRef"]["optional"] == true => continue,
+            None => variable["value"]
+                .as_str()
+                .context("a variable has a value")?
+                .to_owned(),
+        };
+        variables.insert(variable["name"].as_str().unwrap_or_default().to_owned(), value);
+    }
+    Ok(variables)
+}
+
+/// An argument with this machine's addresses, and its ports for those of the pod.
+fn on_this_machine(arg: &str, ports: &BTreeMap<u64, u16>) -> String {
+    let arg = arg.replace("0.0.0.0:", "127.0.0.1:");
+    ports.iter().fold(arg, |arg, (there, here)| {
+        match arg.strip_suffix(&format!(":{there}")) {
+            Some(address) => format!("{address}:{here}"),
+            None => arg,
+        }
+    })
 }

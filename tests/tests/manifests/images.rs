@@ -108,6 +108,27 @@ fn packages_are_those_that_the_tests_run_with() -> anyhow::Result<()> {
     Ok(())
 }
 
+#[test]
+fn the_streamers_image_has_what_streaming_takes() -> anyhow::Result<()> {
+    let setup = read("scripts/setup")?;
+    let (_, rest) = setup.split_once("# To stream:").context("what streaming takes")?;
+    let (section, _) = rest.split_once("# To test:").context("its end")?;
+    let lines = section
+        .lines()
+        .skip(1)
+        .filter(|line| !line.trim_start().starts_with('#'));
+    let needed: Vec<_> = lines.flat_map(str::split_whitespace).collect();
+    assert!(needed.contains(&"xvfb"), "{needed:?}");
+    let recipe = read("images/streamer/Containerfile")?;
+    let (_, image) = recipe.rsplit_once("FROM ").context("its last stage")?;
+    for package in needed {
+        // They measure a bare encoder, for comparison.
+        let is_there = image.split_whitespace().any(|word| word == package);
+        assert!(is_there || package == "gstreamer1.0-tools", "{package}");
+    }
+    Ok(())
+}
+
 /// What is built from this working tree is in no image but by being built there.
 #[test]
 fn nothing_that_was_built_here_goes_into_an_image() -> anyhow::Result<()> {
