@@ -1,5 +1,5 @@
 # The targets are listed by plain `make`.
-.PHONY: help demo test test-cluster test-gpu build player check bench-streamer bench-packing bench-turn bench-extender bench-plugin bench-matchmaker fuzz clean setup
+.PHONY: help demo images test test-cluster test-gpu build player check bench-streamer bench-packing bench-turn bench-extender bench-plugin bench-matchmaker fuzz clean setup
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 18
@@ -7,7 +7,7 @@ help:
 demo: player ## a game in each of two slices, to play in a browser (SLICES=3 APP='xterm' PORT=8080 UNITS=6)
 	@scripts/demo
 
-test: player ## all tests, those with a browser too
+test: player tests/node_modules/.package-lock.json ## all tests, those with a browser too
 	@scripts/test
 
 test-gpu: ## what takes an NVIDIA GPU: NVML, MPS and CUDA for real
@@ -15,6 +15,9 @@ test-gpu: ## what takes an NVIDIA GPU: NVML, MPS and CUDA for real
 
 build: player ## the programs, in target/debug
 	cargo build --workspace --locked
+
+images: ## the container images, by docker or ENGINE=podman (REGISTRY=registry.example/games/)
+	@scripts/images
 
 player: setup player/dist/index.html ## the web page, in player/dist
 
@@ -51,10 +54,15 @@ setup: ## the packages that all of these need (root, where any is missing)
 	@scripts/setup
 
 clean: ## removes what was built
-	rm -rf target player/dist player/node_modules
+	rm -rf target player/dist player/node_modules tests/node_modules
 
 player/dist/index.html: player/node_modules/.package-lock.json player/build.mjs player/tsconfig.json $(wildcard player/src/*)
 	@npm --prefix player run --silent build
+
+tests/node_modules/.package-lock.json: tests/package.json tests/package-lock.json | setup
+	@echo 'Fetching what renders the manifests'
+	@npm --prefix tests ci --loglevel=error --no-audit --no-fund
+	@touch $@
 
 player/node_modules/.package-lock.json: player/package.json player/package-lock.json | setup
 	@echo 'Fetching what the page is built from'

@@ -2,7 +2,7 @@
 //! know. What is true of the lobby is asked of it when `/metrics` is asked for, so it is never old.
 //!
 //! With several replicas, players and queues add up, and streamers count once: each replica knows all of them.
-//! `manifests/base/matchmaker/rules.yaml` does that.
+//! `manifests/components/monitoring/rules.yaml` does that.
 
 use penstock_core::metrics::{
     EARLIER_AVAILABLE, EARLIER_DEMAND_RATIO, EARLIER_PLAYERS, EARLIER_QUEUE, EARLIER_STREAMERS,

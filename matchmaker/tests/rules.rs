@@ -107,7 +107,7 @@ fn expect(series: &[Value], recorded: &[(&str, f64)]) {
 fn rules() -> Value {
     let path = concat!(
         env!("CARGO_MANIFEST_DIR"),
-        "/../manifests/base/matchmaker/rules.yaml"
+        "/../manifests/components/monitoring/rules.yaml"
     );
     let text = std::fs::read_to_string(path).unwrap();
     let manifest: Value = serde_yaml_ng::from_str(&text).unwrap();

@@ -38,10 +38,16 @@ impl Program {
         environment: &[(&str, &str)],
     ) -> anyhow::Result<Self> {
         let mut command = Command::new(binary(name)?);
-        command
-            .args(args)
-            .envs(environment.iter().copied())
-            .stdin(Stdio::null());
+        command.args(args).envs(environment.iter().copied());
+        Self::run(name, command)
+    }
+
+    /// The same, as `command` has it.
+    ///
+    /// # Errors
+    /// Where it can't be started.
+    pub fn run(name: &'static str, mut command: Command) -> anyhow::Result<Self> {
+        command.stdin(Stdio::null());
         let child = children::guard(&mut command, Signal::TERM)
             .spawn()
             .with_context(|| format!("starting {name}"))?;
