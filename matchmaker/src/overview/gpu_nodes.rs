@@ -3,9 +3,9 @@
 
 use std::collections::BTreeMap;
 use std::pin::pin;
+use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, watcher};
 use kube::{Api, Client, CustomResource};
 use penstock_core::gpu_node::GpuNodeSpec;
@@ -34,11 +34,13 @@ pub async fn follow(client: Client, places: Places) {
     let mut following = Following {
         places,
         nodes: Nodes::new(),
-        in_trouble: false,
+        failures: 0,
     };
-    // A watch that is refused because its place is too old is begun anew: the library knows that only as an event.
+    // A watch that goes on after an error says nothing until something changes. So it is begun anew, with a list: that
+    // what is known is not old any more is to be seen at once.
     loop {
-        following.until_too_old(&client).await;
+        following.until_it_breaks(&client).await;
+        tokio::time::sleep(delay(following.failures)).await;
     }
 }
 
@@ -46,18 +48,18 @@ struct Following {
     places: Places,
     /// As they are; during a list, those of it so far.
     nodes: Nodes,
-    in_trouble: bool,
+    failures: u32,
 }
 
 impl Following {
-    async fn until_too_old(&mut self, client: &Client) {
+    async fn until_it_breaks(&mut self, client: &Client) {
         let api = Api::<GpuNode>::all(client.clone());
-        let mut stream = pin!(watcher(api, watcher::Config::default()).default_backoff());
+        let mut stream = pin!(watcher(api, watcher::Config::default()));
         while let Some(next) = stream.next().await {
             match next {
                 Ok(event) => self.well(event),
                 Err(error) if is_too_old(&error) => return,
-                Err(error) => self.ill(&error),
+                Err(error) => return self.ill(&error),
             }
         }
     }
@@ -75,7 +77,7 @@ impl Following {
                 }
             }
         }
-        if std::mem::take(&mut self.in_trouble) {
+        if std::mem::take(&mut self.failures) > 0 {
             tracing::info!("watching GpuNodes again");
         }
         self.places.nodes.send_replace(Heard::Now(self.nodes.clone()));
@@ -90,7 +92,8 @@ impl Following {
     fn ill(&mut self, error: &watcher::Error) {
         self.places.nodes.send_modify(Heard::away);
         let why = why_of_watch(error);
-        if std::mem::replace(&mut self.in_trouble, true) {
+        self.failures += 1;
+        if self.failures > 1 {
             tracing::debug!("still watching GpuNodes: {why}");
         } else {
             tracing::warn!(
@@ -99,6 +102,13 @@ impl Following {
             );
         }
     }
+}
+
+/// Waits grow up to half a minute.
+fn delay(failures: u32) -> Duration {
+    Duration::from_millis(500)
+        .saturating_mul(2_u32.saturating_pow(failures))
+        .min(Duration::from_secs(30))
 }
 
 fn name(node: &GpuNode) -> Option<NodeName> {
