@@ -2,6 +2,10 @@
 //! `scripts/bench-matchmaker` runs it.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests: a panic is their verdict")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "a bench run by the test harness has no command line of its own"
+)]
 
 mod support;
 

@@ -1,6 +1,7 @@
 //! Two matchmakers before one lot of streamers, in pods of a stand-in API server.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests: a panic is their verdict")]
+#![expect(clippy::disallowed_methods, reason = "a test has no command line of its own")]
 
 mod crowd;
 mod support;
@@ -152,13 +153,13 @@ impl Storm {
     /// Whether as many play as can, and the others know their places, which are those from 1 on at each door.
     fn settled(&self) -> bool {
         let (playing, queues) = self.seen();
-        let true_queue = |queue: &BTreeSet<(u64, u64, usize)>| {
+        let true_queue = |queue: &Queue| {
             let length = u64::try_from(queue.len()).unwrap();
             (1..)
                 .zip(queue)
                 .all(|(n, (place, of, _))| (*place, *of) == (n, length))
         };
-        let all = playing.len() + queues.iter().map(BTreeSet::len).sum::<usize>();
+        let all = playing.len() + queues.iter().map(Queue::len).sum::<usize>();
         let there = self
             .seen
             .lock()
@@ -170,10 +171,10 @@ impl Storm {
         playing.len() == STREAMERS && all == there && queues.iter().all(true_queue)
     }
 
-    /// Who plays which session, and who waits at each door: place, length and number.
-    fn seen(&self) -> (BTreeMap<usize, String>, [BTreeSet<(u64, u64, usize)>; 2]) {
+    /// Who plays which session, and who waits at each door.
+    fn seen(&self) -> (BTreeMap<usize, String>, [Queue; 2]) {
         let seen = self.seen.lock().unwrap();
-        let (mut playing, mut queues) = (BTreeMap::new(), [BTreeSet::new(), BTreeSet::new()]);
+        let (mut playing, mut queues) = (BTreeMap::new(), [Queue::new(), Queue::new()]);
         for (number, doing) in &seen.people {
             match doing {
                 Doing::Playing { session, .. } => {
@@ -292,6 +293,9 @@ impl Storm {
         assert!(seen.moved > 5 && ledger.contested.len() > 20, "that was no storm");
     }
 }
+
+/// Those who wait at a door: place, length of the queue, and number.
+type Queue = BTreeSet<(u64, u64, usize)>;
 
 /// Players, those of them who wait, free streamers and all of them.
 fn counts(metrics: &str) -> [usize; 4] {
