@@ -44,7 +44,7 @@ impl Assigner {
     }
 
     fn slices(&self) -> Vec<Slice> {
-        let open = self.tracker.as_held(&self.pods);
+        let open = self.under_way.as_held(&self.pods);
         let mut by_pod: BTreeMap<(&str, &str), Vec<&Held>> = BTreeMap::new();
         for held in self.usage.counted(&self.pods).chain(&open) {
             by_pod.entry((&held.namespace, &held.pod)).or_default().push(held);

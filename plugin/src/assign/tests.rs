@@ -102,7 +102,7 @@ fn a_call_for_a_pod_that_is_not_known_yet_waits_for_it() {
         Outcome::List,
         "it may be one that earlier calls were taken to be for"
     );
-    node.assigner.set_held(now, &[]);
+    node.assigner.set_held(now, &[], None);
     let wait = node.assigner.preferred(now, Resource::Nvenc, &available, &[], 3);
     assert_eq!(wait, Outcome::Wait(now + WAIT_FOR_POD));
     node.pod(pod("late", &[(3, 0, 0)]));
@@ -186,13 +186,13 @@ fn what_podresources_shows_replaces_what_was_guessed() {
     let mut node = Node::with_gpus(1, full());
     node.pod(pod("a", &[(3, 0, 0)]));
     node.ask(Resource::Nvenc, 3).unwrap();
-    node.assigner.set_held(node.now, &[]);
+    node.assigner.set_held(node.now, &[], None);
     assert_eq!(
         node.assigner.occupancy().slices.len(),
         1,
         "the list may be older than the grant"
     );
-    node.assigner.set_held(node.now + Duration::from_secs(6), &[]);
+    node.assigner.set_held(node.now + Duration::from_secs(6), &[], None);
     assert_eq!(
         node.assigner.occupancy().slices.len(),
         0,

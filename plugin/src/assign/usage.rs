@@ -1,75 +1,128 @@
-//! Who holds what: as podresources says, and what was given since.
+//! Who holds what: as the kubelet says, and what was given since.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use penstock_core::device::{DeviceId, Resource};
-use penstock_core::ids::GpuUuid;
+use penstock_core::ids::{GpuUuid, PodUid};
 use penstock_core::packing::Resources;
+use penstock_core::pod_demand::ContainerKind;
 
-use super::Held;
 use super::pods::Pods;
+use super::{Held, Stored};
 use crate::pods::PodOnNode;
 
 /// What is held on this node.
 #[derive(Debug, Default)]
 pub(super) struct Usage {
-    /// As podresources says.
+    /// As podresources says: all but what init containers have.
     listed: Vec<Held>,
+    /// As the kubelet's checkpoint says, where it can be read: all that it gave to containers that are finished with.
+    stored: Option<Vec<Stored>>,
+    /// What of `stored` counts besides `listed`, by the pods that are known.
+    resolved: Vec<Held>,
+    /// Whether the kubelet has begun anew: then it lists a pod only once it has come to it.
+    begun_anew: bool,
     /// Given since, and when.
     fresh: Vec<(Instant, Held)>,
-    /// Whether a list that is certain to have it does not show what was given since.
-    undone: bool,
+    /// Pods that have ended, since the kubelet gives to others what it had shown them to have. It may go on showing that,
+    /// and the API server tell of it later.
+    over: BTreeSet<PodUid>,
+    /// Pods that are gone and still stored: not to be taken for new ones.
+    gone: BTreeSet<PodUid>,
 }
 
-/// A list of podresources may be this much older than it looks; what was given within it stays counted.
+/// A list may be this much older than it looks; what was given within it stays counted.
 const LIST_LAG: Duration = Duration::from_secs(5);
 
 impl Usage {
-    /// Takes a new list. What it shows, or is old enough to show, is no longer counted as given since; but the list has
-    /// no init containers. A list that is `certain` to have all the rest may be believed, should that be in the way.
-    pub(super) fn replace(&mut self, now: Instant, held: &[Held], certain: bool, pods: &Pods) {
-        let shown: BTreeSet<_> = held
-            .iter()
-            .flat_map(|held| held.ids.iter().map(|id| (held.resource, id)))
-            .collect();
-        let on_list: BTreeSet<_> = held.iter().map(|held| (&*held.namespace, &*held.pod)).collect();
-        self.fresh.retain(|(given, held)| {
-            let seen = held.ids.iter().all(|id| shown.contains(&(held.resource, id)));
-            let pod = pods.by_name(&held.namespace, &held.pod);
-            let complete = pod.is_some_and(|pod| pods.is_complete(pod));
-            let ended = certain && complete && !on_list.contains(&(&*held.namespace, &*held.pod));
-            (pods.is_init(held) && !ended) || (!seen && now.duration_since(*given) < LIST_LAG)
+    /// Takes a new list. What it shows, or is old enough to show, is no longer counted as given since. One that is
+    /// `certain` has all that was given to containers that are finished with; but without a checkpoint none of what init
+    /// containers have.
+    pub(super) fn replace(
+        &mut self,
+        now: Instant,
+        (listed, stored): (&[Held], Option<&[Stored]>),
+        certain: bool,
+        restarted: bool,
+        pods: &Pods,
+    ) {
+        self.listed = listed.to_vec();
+        self.stored = stored.map(<[Stored]>::to_vec);
+        self.begun_anew = restarted;
+        let stored_pods: BTreeSet<_> = stored.unwrap_or_default().iter().map(|stored| &stored.pod).collect();
+        self.gone.retain(|uid| stored_pods.contains(uid));
+        self.resolve(pods);
+        let mut fresh = std::mem::take(&mut self.fresh);
+        fresh.retain(|(given, held)| {
+            let out_of_sight = stored.is_none() && is_init(pods, held);
+            !self.shows(held.resource, &held.ids)
+                && (out_of_sight || !certain && now.duration_since(*given) < LIST_LAG)
         });
-        self.listed = held.to_vec();
-        self.undone = certain && self.fresh.iter().any(|(_, held)| !pods.is_init(held));
+        self.fresh = fresh;
     }
 
-    /// Forgets what podresources is certain not to show; gives whether there was any.
-    pub(super) fn forget_undone(&mut self, pods: &Pods) -> bool {
-        let undone = std::mem::take(&mut self.undone);
-        if undone {
-            self.fresh.retain(|(_, held)| pods.is_init(held));
-        }
-        undone
+    /// Finds out again what of the checkpoint counts: pods have changed.
+    pub(super) fn resolve(&mut self, pods: &Pods) {
+        let stored = self.stored.as_deref().unwrap_or_default();
+        let counts = stored.iter().filter_map(|stored| {
+            let pod = pods.get(&stored.pod).filter(|pod| !pods.has_ended(pod) && !self.over.contains(&pod.uid))?;
+            let is_listed = self.listed.iter().any(|held| pod.is(&held.namespace, &held.pod));
+            // The kubelet strikes out what has ended only when it writes for another pod. A pod that it has stored more of
+            // than init containers, and does not list, has ended.
+            let runs = is_listed || self.begun_anew || !stored_for_long(pod, self.of_pod(&pod.uid));
+            let held = stored.of(pod);
+            let again = |other: &&Held| (&other.container, other.resource) == (&held.container, held.resource);
+            let is_new = !self.listed.iter().filter(|held| pod.is(&held.namespace, &held.pod)).any(|other| again(&other));
+            (runs && is_new).then_some(held)
+        });
+        self.resolved = counts.collect();
+    }
+
+    /// Whether the last list has what init containers were given.
+    pub(super) fn has_init_containers(&self) -> bool {
+        self.stored.is_some()
     }
 
     /// Counts what was given to pods that are known now.
     pub(super) fn give(&mut self, now: Instant, held: Vec<Held>) {
-        self.undone = false;
         self.fresh.extend(held.into_iter().map(|held| (now, held)));
+    }
+
+    /// The kubelet has devices to give that it had shown others than `whose` to have: those have ended. Gives whether there
+    /// are such.
+    pub(super) fn take_back(&mut self, pods: &Pods, resource: Resource, ids: &[DeviceId], whose: &[&PodOnNode]) -> bool {
+        let is_one = |held: &&Held| held.resource == resource && ids.iter().any(|id| held.ids.contains(id));
+        let over: Vec<_> = self.shown().filter(is_one).filter_map(|held| pods.by_name(&held.namespace, &held.pod)).collect();
+        let over: Vec<_> = over.into_iter().filter(|pod| !whose.iter().any(|other| other.uid == pod.uid)).collect();
+        for pod in &over {
+            self.over.insert(pod.uid.clone());
+            self.forget_held(pod);
+        }
+        !over.is_empty()
     }
 
     /// Forgets a pod that is gone: another of its name begins with nothing.
     pub(super) fn forget(&mut self, pod: &PodOnNode) {
-        let another = |held: &Held| held.namespace != pod.namespace || held.pod != pod.name;
+        self.over.remove(&pod.uid);
+        self.gone.insert(pod.uid.clone());
+        self.forget_held(pod);
+    }
+
+    fn forget_held(&mut self, pod: &PodOnNode) {
+        let another = |held: &Held| !pod.is(&held.namespace, &held.pod);
         self.listed.retain(another);
         self.fresh.retain(|(_, held)| another(held));
+        self.resolved.retain(another);
     }
 
     /// All that is held.
-    pub(super) fn held(&self) -> impl Iterator<Item = &Held> {
-        self.listed.iter().chain(self.fresh.iter().map(|(_, held)| held))
+    fn held(&self) -> impl Iterator<Item = &Held> {
+        self.shown().chain(self.fresh.iter().map(|(_, held)| held))
+    }
+
+    fn shown(&self) -> impl Iterator<Item = &Held> {
+        self.listed.iter().chain(&self.resolved)
     }
 
     /// Whether a container was given a resource.
@@ -78,20 +131,43 @@ impl Usage {
             .any(|held| held.container == container && held.resource == resource)
     }
 
-    /// Whether podresources has shown that a container holds a resource.
-    pub(super) fn shows(&self, pod: &PodOnNode, container: &str, resource: Resource) -> bool {
-        self.listed.iter().any(|held| {
-            held.namespace == pod.namespace
-                && held.pod == pod.name
-                && held.container == container
-                && held.resource == resource
-        })
+    /// Whether the kubelet has shown that one container holds these devices.
+    pub(super) fn shows(&self, resource: Resource, ids: &[DeviceId]) -> bool {
+        self.shown()
+            .any(|held| held.resource == resource && ids.iter().all(|id| held.ids.contains(id)))
+    }
+
+    /// Whether the kubelet has shown that a container was given a resource, even if it may have ended since.
+    pub(super) fn shows_for(&self, pod: &PodOnNode, container: &str, resource: Resource) -> bool {
+        let mut listed = self.shown().filter(|held| pod.is(&held.namespace, &held.pod));
+        listed.any(|held| held.container == container && held.resource == resource)
+            || self
+                .of_pod(&pod.uid)
+                .any(|stored| stored.container == container && stored.resource == resource)
+    }
+
+    /// Whether the kubelet has shown that a pod which is not known was given these devices.
+    pub(super) fn is_a_strangers(&self, resource: Resource, ids: &[DeviceId], pods: &Pods) -> bool {
+        let all = |held: &[DeviceId]| ids.iter().all(|id| held.contains(id));
+        let is_unknown = |uid: &PodUid| pods.get(uid).is_none() && !self.gone.contains(uid);
+        let listed = self
+            .listed
+            .iter()
+            .any(|held| held.resource == resource && all(&held.ids) && pods.by_name(&held.namespace, &held.pod).is_none());
+        let mut stored = self.stored.iter().flatten();
+        listed || stored.any(|stored| stored.resource == resource && all(&stored.ids) && is_unknown(&stored.pod))
     }
 
     /// Whether a pod holds any of `ids`.
     pub(super) fn holds_any(&self, pod: &PodOnNode, ids: &[DeviceId]) -> bool {
         self.of(pod)
             .any(|held| held.ids.iter().any(|id| ids.contains(id)))
+    }
+
+    /// Whether a pod holds a device of a resource.
+    pub(super) fn holds(&self, pod: &PodOnNode, resource: Resource, id: &DeviceId) -> bool {
+        self.of(pod)
+            .any(|held| held.resource == resource && held.ids.contains(id))
     }
 
     /// The GPU that a pod is on.
@@ -112,9 +188,42 @@ impl Usage {
     }
 
     fn of<'a>(&'a self, pod: &'a PodOnNode) -> impl Iterator<Item = &'a Held> {
-        self.held()
-            .filter(|held| held.namespace == pod.namespace && held.pod == pod.name)
+        self.held().filter(|held| pod.is(&held.namespace, &held.pod))
     }
+
+    fn of_pod<'a>(&'a self, uid: &'a PodUid) -> impl Iterator<Item = &'a Stored> {
+        self.stored.iter().flatten().filter(move |stored| stored.pod == *uid)
+    }
+}
+
+impl Stored {
+    fn of(&self, pod: &PodOnNode) -> Held {
+        Held {
+            namespace: pod.namespace.clone(),
+            pod: pod.name.clone(),
+            container: self.container.clone(),
+            resource: self.resource,
+            ids: self.ids.clone(),
+        }
+    }
+}
+
+/// Whether more than a pod's init containers is among what is stored for it.
+fn stored_for_long<'a>(pod: &PodOnNode, mut stored: impl Iterator<Item = &'a Stored>) -> bool {
+    stored.any(|stored| kind_of(pod, &stored.container) != Some(ContainerKind::Init))
+}
+
+/// Whether an init container that ends was given this.
+fn is_init(pods: &Pods, held: &Held) -> bool {
+    let pod = pods.by_name(&held.namespace, &held.pod);
+    pod.and_then(|pod| kind_of(pod, &held.container)) == Some(ContainerKind::Init)
+}
+
+fn kind_of(pod: &PodOnNode, container: &str) -> Option<ContainerKind> {
+    pod.containers
+        .iter()
+        .find(|c| c.name == container)
+        .map(|c| c.kind)
 }
 
 /// How much of each resource of `gpu` is taken by `held`. A pod that is known takes all that it asks for, even where

@@ -216,7 +216,7 @@ impl Owner {
         let held = held(&self.inputs.holdings.borrow_and_update());
         self.asked_kubelet = false;
         self.held_known = true;
-        self.assigner.set_held(Instant::now(), &held);
+        self.assigner.set_held(Instant::now(), &held, None);
         // What other plugins hold may have changed too.
         self.gpus_changed();
     }

@@ -65,6 +65,52 @@ fn run_random_schedules() {
     }
 }
 
+#[test]
+#[ignore = "counts"]
+fn count_failures() {
+    use proptest::strategy::{Strategy, ValueTree};
+    let cases: u32 = std::env::var("CASES").map_or(2000, |c| c.parse().unwrap());
+    let mut runner = TestRunner::new(Config::default());
+    std::panic::set_hook(Box::new(|_| {}));
+    let mut by: BTreeMap<String, u32> = BTreeMap::new();
+    let (mut ours, mut oracles) = (0, 0);
+    let mut smallest: Option<Schedule> = None;
+    for _ in 0..cases {
+        let mut tree = schedules().new_tree(&mut runner).unwrap();
+        let schedule = tree.current();
+        let again = schedule.clone();
+        match std::panic::catch_unwind(|| World::play(schedule, false)) {
+            Ok(world) => { ours += world.refused; oracles += world.oracle.refused; }
+            Err(why) => {
+                let mut again = again;
+                let mut tries = 0;
+                if tree.simplify() {
+                    loop {
+                        tries += 1;
+                        if tries > 3000 { break; }
+                        let now = tree.current();
+                        let kept = now.clone();
+                        let fails = std::panic::catch_unwind(|| World::play(now, false)).is_err();
+                        if fails { again = kept; if !tree.simplify() { break; } } else if !tree.complicate() { break; }
+                    }
+                }
+                let size = |s: &Schedule| format!("{s:?}").len();
+                if smallest.as_ref().is_none_or(|s| size(&again) < size(s)) { smallest = Some(again); }
+                let text = why.downcast_ref::<String>().cloned().or_else(|| why.downcast_ref::<&str>().map(|s| s.to_string())).unwrap_or_default();
+                let text: String = text.split_whitespace().filter(|w| !w.contains("pod-")).take(12).collect::<Vec<_>>().join(" ");
+                *by.entry(text).or_default() += 1;
+            }
+        }
+    }
+    println!("refused {ours} by us, {oracles} by the oracle");
+    for (why, n) in by { println!("{n:6} {why}"); }
+    if let Some(schedule) = smallest {
+        println!("{schedule:?}");
+        let _ = std::panic::take_hook();
+        World::play(schedule, true);
+    }
+}
+
 /// Why the kubelet did not come to the end of a pod.
 enum Stop {
     Refused(String),
@@ -103,10 +149,6 @@ struct World {
     meanwhile: Vec<(usize, Disturbance)>,
     refused: u32,
     hear_next: bool,
-    /// Whether the plugin was restarted since these pods were bound.
-    plugin_anew: bool,
-    /// Whether the kubelet is at an init container that ends.
-    in_init: bool,
     /// Whether to tell what happens, for whoever wants to know why a schedule fails.
     aloud: bool,
 }
@@ -136,8 +178,6 @@ impl World {
             meanwhile: Vec::new(),
             refused: 0,
             hear_next: false,
-            plugin_anew: false,
-            in_init: false,
             aloud,
         };
         world.restart_plugin();
@@ -179,7 +219,6 @@ impl World {
             _ => Owed::Nothing,
         };
         self.calls = 0;
-        self.plugin_anew = false;
         self.meanwhile = batch.meanwhile;
         while let Some(uid) = self.pending.first().cloned() {
             self.admit(&uid);
@@ -310,7 +349,6 @@ impl World {
         left: &BTreeSet<DeviceId>,
     ) -> Result<Vec<DeviceId>, Stop> {
         let size = resource.of(container.demand) as usize;
-        self.in_init = container.kind == ContainerKind::Init;
         self.disturb()?;
         self.promise(pod);
         let from = self.kubelet.handed_on(resource, size, left, &mut self.dice);
@@ -376,12 +414,13 @@ impl World {
                 Outcome::List => {
                     listed += 1;
                     assert!(listed <= 2, "it asks again and again");
-                    self.assigner.set_held(self.now, &self.kubelet.podresources());
+                    let (listed, stored) = self.kubelet_knows();
+ self.assigner.set_held(self.now, &listed, stored.as_deref());
                 }
-                Outcome::Wait(_) => {
-                    let event = self.feed.pop_front().expect("it waits though it knows all pods");
-                    tell(&mut self.assigner, event);
-                }
+                Outcome::Wait(until) => match self.feed.pop_front() {
+                    Some(event) => tell(&mut self.assigner, event),
+                    None => self.now = until,
+                },
             }
         }
     }
@@ -399,26 +438,25 @@ impl World {
         for what in due {
             self.say(|| format!("  {what:?}"));
             match what {
-                // A plugin that ends lets the kubelet come to the end of a pod. One that is killed could not know of what
-                // an init container was given last.
+                // A plugin that ends lets the kubelet come to the end of a pod. One that is killed can't know what an init
+                // container was given that the kubelet is not through with.
                 Disturbance::RestartPlugin => {
                     let mut under_way = self.pending.iter().filter_map(|uid| self.pod(uid));
                     if !under_way.any(|pod| self.kubelet.is_out_of_sight(&pod.name)) {
                         self.restart_plugin();
-                        self.plugin_anew = true;
                     }
                 }
-                // Of an init container that was begun nobody can tell which calls a restart undid; and where both have
-                // restarted in the midst of a pod, not what its init containers were given.
-                Disturbance::RestartKubelet if self.in_init || self.plugin_anew => {}
                 Disturbance::RestartKubelet => {
                     self.restart_kubelet();
                     restarted = true;
                 }
                 Disturbance::Health(health) => {
                     self.set_health(health);
-                    // Whoever is under way may have begun on that GPU.
+                    // Whoever is under way may have begun on that GPU, and the extender has seen it otherwise.
                     self.promised.clear();
+                    if self.owed == Owed::ThatGpu {
+                        self.owed = Owed::Nothing;
+                    }
                 }
                 Disturbance::List => self.list(),
                 Disturbance::End(which) => self.end(which),
@@ -433,18 +471,18 @@ impl World {
         self.assigner = Assigner::watching();
         self.assigner.set_gpus(self.kubelet.gpus.clone());
         self.feed.clear();
-        let held = self.kubelet.podresources();
+        let (held, stored) = self.kubelet_knows();
         if self.dice.roll().is_multiple_of(2) {
-            self.assigner.set_held(self.now, &held);
+            self.assigner.set_held(self.now, &held, stored.as_deref());
             self.assigner.set_pods(self.pods.clone());
         } else {
             self.assigner.set_pods(self.pods.clone());
-            self.assigner.set_held(self.now, &held);
+            self.assigner.set_held(self.now, &held, stored.as_deref());
         }
     }
 
     fn restart_kubelet(&mut self) {
-        self.kubelet.restart();
+        self.kubelet.restart(&self.pods);
         self.assigner.kubelet_restarted();
     }
 
@@ -460,7 +498,8 @@ impl World {
     }
 
     fn list(&mut self) {
-        self.assigner.set_held(self.now, &self.kubelet.podresources());
+        let (listed, stored) = self.kubelet_knows();
+ self.assigner.set_held(self.now, &listed, stored.as_deref());
     }
 
     /// One of the pods that run ends.
@@ -531,6 +570,11 @@ impl World {
         for gpu in &self.kubelet.gpus {
             assert_eq!(self.assigner.free(gpu), gpu.capacity, "leaked");
         }
+    }
+
+    /// What the kubelet lists, and has stored.
+    fn kubelet_knows(&self) -> (Vec<Held>, Option<Vec<Stored>>) {
+        (self.kubelet.podresources(), Some(self.kubelet.stored()))
     }
 
     fn say(&self, what: impl FnOnce() -> String) {
