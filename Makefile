@@ -1,5 +1,5 @@
 # The targets are listed by plain `make`.
-.PHONY: help demo test test-cluster test-gpu build player check bench-streamer bench-packing bench-turn bench-extender fuzz clean setup
+.PHONY: help demo test test-cluster test-gpu build player check bench-streamer bench-packing bench-turn bench-extender bench-plugin fuzz clean setup
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 18
@@ -34,6 +34,9 @@ bench-extender: ## how fast the scheduler extender answers in a large, full clus
 
 bench-turn: ## what a relayed packet costs beside coturn (COTURN=/path takes another)
 	@scripts/bench-turn
+
+bench-plugin: ## how fast the device plugin answers, and how much memory it takes
+	@scripts/bench-plugin
 
 bench-packing: ## what the scheduler extender packs (TRACE_DIR=folder of the public trace)
 	@scripts/bench-packing

@@ -111,14 +111,40 @@ impl FromStr for DeviceId {
     type Err = BadDeviceId;
 
     fn from_str(text: &str) -> Result<Self, BadDeviceId> {
-        let parts = || {
+        DeviceIds::default().read(text)
+    }
+}
+
+/// Reads many device IDs. The kubelet lists them by the thousand, and they are of few GPUs: each GPU's name is read and
+/// kept once.
+#[derive(Debug, Clone, Default)]
+pub struct DeviceIds {
+    gpus: Vec<GpuUuid>,
+}
+
+impl DeviceIds {
+    /// Reads one.
+    ///
+    /// # Errors
+    /// [`BadDeviceId`] for a text that is none.
+    pub fn read(&mut self, text: &str) -> Result<DeviceId, BadDeviceId> {
+        let mut parts = || {
             let (gpu, number) = text.rsplit_once("::")?;
-            Some(Self::new(gpu.parse().ok()?, number.parse().ok()?))
+            Some(DeviceId::new(self.gpu(gpu)?, number.parse().ok()?))
         };
         // The kubelet takes 63 characters; that is room for a UUID of 40 and any number of units.
         parts()
             .filter(|_| text.len() <= MAX_ID_LEN)
             .ok_or_else(|| BadDeviceId(text.to_owned()))
+    }
+
+    fn gpu(&mut self, name: &str) -> Option<GpuUuid> {
+        if let Some(known) = self.gpus.iter().find(|gpu| gpu.as_str() == name) {
+            return Some(known.clone());
+        }
+        let gpu: GpuUuid = name.parse().ok()?;
+        self.gpus.push(gpu.clone());
+        Some(gpu)
     }
 }
 
@@ -135,6 +161,19 @@ mod tests {
         for bad in ["", "GPU-1", "GPU-1::", "GPU-1::x", "::1", "GPU 1::1"] {
             assert!(bad.parse::<DeviceId>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn ids_of_one_gpu_share_its_name() {
+        let mut ids = DeviceIds::default();
+        let [a, other, again] = ["GPU-a::1", "GPU-b::1", "GPU-a::2"].map(|text| ids.read(text).unwrap());
+        assert_eq!(
+            [a.to_string(), other.to_string(), again.to_string()],
+            ["GPU-a::1", "GPU-b::1", "GPU-a::2"]
+        );
+        let place = |id: &DeviceId| id.gpu().as_str().as_ptr();
+        assert_eq!(place(&a), place(&again));
+        assert!(ids.read("GPU-a").is_err());
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! Identifiers. Each is a type of its own, checked where it comes in, so that a GPU's name can't be taken for
-//! a slice's and none can carry a line break into a log, a path or a header.
+//! a slice's and none can carry a line break into a log, a path or a header. A clone shares its text.
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -38,7 +39,7 @@ macro_rules! id {
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
-        pub struct $name(String);
+        pub struct $name(Arc<str>);
 
         impl $name {
             /// The longest one, in characters.
@@ -51,7 +52,7 @@ macro_rules! id {
             pub fn new(text: impl Into<String>) -> Result<Self, BadId> {
                 let text = text.into();
                 check($kind, Self::MAX_LEN, &text)?;
-                Ok(Self(text))
+                Ok(Self(text.into()))
             }
 
             /// The identifier as text.
@@ -82,7 +83,7 @@ macro_rules! id {
 
         impl From<$name> for String {
             fn from(id: $name) -> String {
-                id.0
+                id.0.as_ref().to_owned()
             }
         }
     };

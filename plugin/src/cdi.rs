@@ -3,6 +3,7 @@
 //!
 //! ```text
 //!   /etc/cdi, /var/run/cdi ── read ──► Specs ── find(GPU) ──► nvidia.com/gpu=GPU-… , or why there is none
+//!                              └ kept until a file changes: Kept
 //! ```
 //!
 //! Nothing is guessed: where no device of a specification is known to be the GPU in question, none is named. A
@@ -14,6 +15,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::File;
 use std::io::Read as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use penstock_core::ids::GpuUuid;
@@ -149,6 +151,54 @@ pub(crate) fn read<P: AsRef<Path>>(directories: &[P]) -> Specs {
         }
     }
     specs
+}
+
+/// Specifications that are read again only when a file has come, gone or changed: they may be made long after this
+/// program has started, and reading them takes longer than all else in an answer.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    directories: Vec<PathBuf>,
+    /// What the files were like when they were read.
+    seen: Vec<(PathBuf, Option<Stamp>)>,
+    specs: Specs,
+}
+
+/// What changes with a file's content, whether it is written in place or replaced: device, inode, size, and when its
+/// content and its inode were changed last, in seconds and nanoseconds.
+type Stamp = (u64, u64, u64, [i64; 4]);
+
+impl Kept {
+    /// Those in `directories`, the one that counts most last. Nothing is read yet.
+    pub(crate) fn new<P: AsRef<Path>>(directories: &[P]) -> Self {
+        Self {
+            directories: directories.iter().map(|d| d.as_ref().to_owned()).collect(),
+            seen: Vec::new(),
+            specs: Specs::default(),
+        }
+    }
+
+    /// As they are now.
+    pub(crate) fn now(&mut self) -> &Specs {
+        let files = self.directories.iter().flat_map(|directory| files(directory));
+        // Looked at before they are read: a change meanwhile is then found the next time.
+        let found: Vec<_> = files
+            .map(|path| {
+                let stamp = stamp(&path);
+                (path, stamp)
+            })
+            .collect();
+        if found != self.seen {
+            self.seen = found;
+            self.specs = read(&self.directories);
+        }
+        &self.specs
+    }
+}
+
+fn stamp(path: &Path) -> Option<Stamp> {
+    let file = path.metadata().ok()?;
+    let times = [file.mtime(), file.mtime_nsec(), file.ctime(), file.ctime_nsec()];
+    Some((file.dev(), file.ino(), file.size(), times))
 }
 
 /// Where specifications are, the directory that counts most last: it holds what programs generate.

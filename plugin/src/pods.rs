@@ -24,7 +24,7 @@ use penstock_core::quantity::whole_number;
 use penstock_core::units::{EncoderUnits, SmPercent, VramBlocks};
 use tokio::sync::mpsc;
 
-use crate::gpunode::words;
+use penstock_shell::api_errors;
 
 /// A pod of this node that asks for our resources.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -141,7 +141,7 @@ impl Watch {
     }
 
     fn ill(&mut self, error: &watcher::Error) -> Option<PodEvent> {
-        let why = words::of_watch(error);
+        let why = api_errors::of_watch(error);
         if std::mem::replace(&mut self.in_trouble, true) {
             tracing::debug!("still watching for the pods of node {}: {why}", self.node);
         } else {

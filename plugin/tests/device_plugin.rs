@@ -407,6 +407,15 @@ impl Node {
     }
 }
 
+/// No story ends with a fault in the kubelet's books.
+impl Drop for Node {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            assert_eq!(self.kubelet.faults(), Ok(()));
+        }
+    }
+}
+
 fn command(kubelet_dir: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_penstock-plugin"));
     command

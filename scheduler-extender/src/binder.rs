@@ -28,7 +28,7 @@ use crate::index::BindRefusal;
 use crate::metrics::Metrics;
 use crate::owner::{Ending, Owner};
 use crate::wire::ExtenderBindingArgs;
-use crate::words;
+use penstock_shell::api_errors;
 
 /// Binds pods. See the [module](self).
 #[derive(Clone)]
@@ -77,6 +77,22 @@ pub(crate) enum NotBound {
     Ending(#[from] Ending),
 }
 
+impl NotBound {
+    /// As a metric's label.
+    fn label(&self) -> &'static str {
+        match self {
+            Self::Refused(BindRefusal::UnknownPod(_)) => "unknown_pod",
+            Self::Refused(BindRefusal::Placed { .. }) => "placed",
+            Self::Refused(BindRefusal::NoRoom { .. }) => "no_room",
+            Self::Refused(BindRefusal::Wait { .. }) => "wait",
+            Self::Conflict { .. } => "conflict",
+            Self::Gone { .. } => "gone",
+            Self::Api { .. } | Self::NoAnswer { .. } => "api_error",
+            Self::Ending(_) => "ending",
+        }
+    }
+}
+
 impl Binder {
     /// Binds a pod to a GPU of a node, or says why not.
     ///
@@ -90,7 +106,9 @@ impl Binder {
         let binder = self.clone();
         let binding = self.under_way.spawn(async move {
             let outcome = binder.carry_out(&args).await;
-            binder.metrics.bind(&outcome);
+            binder
+                .metrics
+                .bind(outcome.as_ref().map_or_else(NotBound::label, |_| "bound"));
             match &outcome {
                 Ok(gpu) => tracing::info!(pod = full_name(&args), node = %args.node, %gpu, "bound"),
                 Err(why) => tracing::info!(pod = full_name(&args), node = %args.node, "not bound: {why}"),
@@ -153,7 +171,9 @@ impl Binder {
                 Ok(Err(error)) if !may_have_happened(&error) => {
                     return Err(Failure::of(args, &error, unanswered));
                 }
-                Ok(Err(error)) => tracing::warn!(pod = full_name(args), "binding: {}", words::of(&error)),
+                Ok(Err(error)) => {
+                    tracing::warn!(pod = full_name(args), "binding: {}", api_errors::of(&error))
+                }
                 Err(_) => tracing::warn!(pod = full_name(args), "binding: the API server did not answer"),
             }
             unanswered = true;
@@ -185,7 +205,7 @@ struct Failure {
 
 impl Failure {
     fn of(args: &ExtenderBindingArgs, error: &kube::Error, unanswered: bool) -> Self {
-        let (pod, node, why) = (full_name(args), args.node.clone(), words::of(error));
+        let (pod, node, why) = (full_name(args), args.node.clone(), api_errors::of(error));
         let code = match error {
             kube::Error::Api(status) => status.code,
             _ => 0,

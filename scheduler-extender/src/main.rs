@@ -19,7 +19,6 @@ mod serve;
 mod simulate;
 mod watches;
 mod wire;
-mod words;
 
 use std::process::ExitCode;
 

@@ -2,7 +2,6 @@
 
 use std::time::Instant;
 
-use penstock_core::ids::GpuUuid;
 use penstock_core::metrics::{
     EXTENDER_BAD_REQUESTS, EXTENDER_DECISIONS, EXTENDER_FRAGMENTATION, EXTENDER_FREE, EXTENDER_KNOWLEDGE_AGE,
     EXTENDER_PACKED, EXTENDER_REQUEST_SECONDS, Metric,
@@ -12,8 +11,7 @@ use prometheus::{
     Gauge, GaugeVec, HistogramOpts, HistogramTimer, HistogramVec, IntCounterVec, Opts, Registry,
 };
 
-use crate::binder::NotBound;
-use crate::index::{BindRefusal, Dimension, Obstacle, Refusal, Usage, Verdict};
+use crate::index::{Dimension, Obstacle, Refusal, Usage, Verdict};
 use crate::watches::{News, Watched};
 
 /// All of them.
@@ -113,19 +111,8 @@ impl Metrics {
     }
 
     /// Counts what became of a pod.
-    pub(crate) fn bind(&self, outcome: &Result<GpuUuid, NotBound>) {
-        let reason = match outcome {
-            Ok(_) => "bound",
-            Err(NotBound::Refused(BindRefusal::UnknownPod(_))) => "unknown_pod",
-            Err(NotBound::Refused(BindRefusal::Placed { .. })) => "placed",
-            Err(NotBound::Refused(BindRefusal::NoRoom { .. })) => "no_room",
-            Err(NotBound::Refused(BindRefusal::Wait { .. })) => "wait",
-            Err(NotBound::Conflict { .. }) => "conflict",
-            Err(NotBound::Gone { .. }) => "gone",
-            Err(NotBound::Api { .. } | NotBound::NoAnswer { .. }) => "api_error",
-            Err(NotBound::Ending(_)) => "ending",
-        };
-        self.decided(Verb::Bind, reason, 1);
+    pub(crate) fn bind(&self, outcome: &'static str) {
+        self.decided(Verb::Bind, outcome, 1);
     }
 
     fn decided(&self, verb: Verb, reason: &str, times: u64) {

@@ -27,7 +27,7 @@ use serde::de::DeserializeOwned;
 use crate::index::{Budget, Index, Pod};
 use crate::objects::{self, GpuNode, PodObject, Unreadable};
 use crate::owner::{Ending, Owner};
-use crate::words;
+use penstock_shell::api_errors;
 
 /// What is watched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -205,7 +205,7 @@ impl Watch {
     }
 
     fn ill<K: Told>(&self, error: &watcher::Error) {
-        let (what, why) = (K::WATCHED.name(), words::of_watch(error));
+        let (what, why) = (K::WATCHED.name(), api_errors::of_watch(error));
         if self.news.fails(K::WATCHED, Instant::now()) {
             tracing::warn!(
                 "watching {what}: {why}; it is tried again, at least every 30 s (the extender needs the verbs list and \

@@ -6,8 +6,11 @@
 //!  ops        router(registry, …)    /metrics, /healthz, /readyz
 //!  events     sse(watch)             a value as server-sent events, now and on every change
 //!  children   Child, Reaper          processes that never outlive us
+//!  api_errors of(error)              what Kubernetes' API server has against it (feature `kube`)
 //! ```
 
+#[cfg(feature = "kube")]
+pub mod api_errors;
 pub mod children;
 pub mod events;
 pub mod logging;

@@ -108,6 +108,38 @@ fn the_mode_decides_and_automatic_takes_what_there_is() {
     assert_eq!(choose(Inject::Cdi, &without, &gpu(0)), Err(NotFound::NoSpec));
 }
 
+#[test]
+fn files_are_read_again_only_when_one_has_come_changed_or_gone() {
+    let node = Node::new(&[("etc/nvidia.yaml", BY_UUID)]);
+    let path = |name: &str| node.0.path().join(name);
+    let mut kept = Kept::new(&[path("etc"), path("run")]);
+    let mut found = |gpu: &Wanted| kept.now().find(gpu).map(|name| name.to_string()).ok();
+    assert_eq!(found(&gpu(0)).as_deref(), Some("nvidia.com/gpu=GPU-0"));
+    std::fs::write(path("run/nvidia.json"), BY_INDEX).unwrap();
+    assert_eq!(
+        found(&gpu(1)).as_deref(),
+        Some("nvidia.com/gpu=0"),
+        "one has come"
+    );
+    // As generators do it: another file in its place. It is of the same size.
+    std::fs::write(path("run/next"), BY_INDEX.replace("nvidia1", "nvidia7")).unwrap();
+    std::fs::rename(path("run/next"), path("run/nvidia.json")).unwrap();
+    assert_eq!(found(&gpu(1)), None, "one has changed");
+    std::fs::write(path("run/nvidia.json"), format!("{BY_INDEX}\n")).unwrap();
+    assert_eq!(
+        found(&gpu(1)).as_deref(),
+        Some("nvidia.com/gpu=0"),
+        "one was written to"
+    );
+    std::fs::remove_file(path("run/nvidia.json")).unwrap();
+    assert_eq!(found(&gpu(1)), None, "one has gone");
+    // What is read anew is elsewhere in memory than what it replaces.
+    let read = kept.now().specs.as_ptr();
+    assert_eq!(kept.now().specs.as_ptr(), read);
+    std::fs::write(path("etc/nvidia.yaml"), format!("{BY_UUID}\n")).unwrap();
+    assert_ne!(kept.now().specs.as_ptr(), read);
+}
+
 proptest! {
     #[test]
     fn no_text_makes_the_reader_panic(text in ".{0,200}", json: bool) {

@@ -16,7 +16,6 @@ mod resource;
 mod state;
 #[cfg(test)]
 pub(crate) mod tests;
-pub(crate) mod words;
 
 pub(crate) use overuse::{Overuse, OveruseReporter, PodRef};
 pub(crate) use publisher::publish;

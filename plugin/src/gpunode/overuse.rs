@@ -12,7 +12,7 @@ use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use penstock_core::ids::{GpuUuid, NodeName, PodUid};
 use penstock_core::units::EncoderUnits;
 
-use super::words;
+use penstock_shell::api_errors;
 
 /// The least time between two Events on one pod.
 pub(crate) const QUIET: Duration = Duration::from_secs(600);
@@ -102,8 +102,8 @@ impl OveruseReporter {
         let (event, reference) = (event(overuse), reference(pod));
         let publishing = self.recorder.publish(&event, &reference);
         match tokio::time::timeout(ANSWER_WITHIN, publishing).await {
-            Ok(answer) => answer.map_err(|error| words::of(&error)),
-            Err(_) => Err(words::no_answer(ANSWER_WITHIN)),
+            Ok(answer) => answer.map_err(|error| api_errors::of(&error)),
+            Err(_) => Err(api_errors::no_answer(ANSWER_WITHIN)),
         }
     }
 }

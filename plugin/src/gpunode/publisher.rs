@@ -20,7 +20,7 @@ use tokio::time::{sleep_until, timeout};
 use super::policy::{Jitter, Policy, REFRESH_EVERY};
 use super::resource::{GpuNode, GpuNodeSpec};
 use super::state::NodeState;
-use super::words;
+use penstock_shell::api_errors;
 
 /// Writes what `states` says of `node` until its sender is gone, the value that it has at first at once. The API
 /// server may be away, and the custom resource missing, for any time: the newest state is written afterwards.
@@ -130,7 +130,7 @@ enum NotWritten {
     Forbidden(NodeName, String),
     #[error("writing GpuNode {0}: {1}")]
     Refused(NodeName, String),
-    #[error("writing GpuNode {0}: {answer}", answer = words::no_answer(ANSWER_WITHIN))]
+    #[error("writing GpuNode {0}: {answer}", answer = api_errors::no_answer(ANSWER_WITHIN))]
     NoAnswer(NodeName),
 }
 
@@ -169,8 +169,8 @@ impl Writer {
         match code(error) {
             // An apply makes what is not there, so it is the kind that is missing.
             Some(404) => NotWritten::NoDefinition(node),
-            Some(401 | 403) => NotWritten::Forbidden(node, words::of(error)),
-            _ => NotWritten::Refused(node, words::of(error)),
+            Some(401 | 403) => NotWritten::Forbidden(node, api_errors::of(error)),
+            _ => NotWritten::Refused(node, api_errors::of(error)),
         }
     }
 
@@ -189,7 +189,7 @@ impl Writer {
         let name = self.node.as_str();
         let failed = |error: kube::Error| match code(&error) {
             Some(404) => NotWritten::NoNode(self.node.clone()),
-            _ => NotWritten::Node(self.node.clone(), words::of(&error)),
+            _ => NotWritten::Node(self.node.clone(), api_errors::of(&error)),
         };
         let node = self.nodes.get_metadata(name).await.map_err(failed)?;
         let no_uid = || NotWritten::Node(self.node.clone(), "the API server gave no uid".to_owned());

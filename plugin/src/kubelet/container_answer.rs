@@ -35,10 +35,13 @@ pub(crate) struct HostMount {
 
 /// What containers are told.
 pub(super) fn answers(inject: Inject, described: Described, layout: Layout) -> Answers {
+    let mut specs = cdi::Kept::new(&cdi::DIRECTORIES);
     Box::new(move |grant| {
         let gpu = described.borrow().get(&grant.gpu).cloned();
         let wanted = gpu.as_ref().and_then(|gpu| gpu.wanted.as_ref());
-        let injection = wanted.map_or(Injection::Environment, |wanted| injection(inject, wanted));
+        let injection = wanted.map_or(Injection::Environment, |wanted| {
+            injection(inject, &mut specs, wanted)
+        });
         ContainerAnswer::from(answer(&answer::Grant {
             gpu: &grant.gpu,
             demand: grant.container,
@@ -51,9 +54,11 @@ pub(super) fn answers(inject: Inject, described: Described, layout: Layout) -> A
     })
 }
 
-/// The specification is read anew each time: it may be made long after this program has started.
-fn injection(inject: Inject, wanted: &Wanted) -> Injection {
-    cdi::choose(inject, &cdi::read(&cdi::DIRECTORIES), wanted).unwrap_or_else(|not_found| {
+fn injection(inject: Inject, specs: &mut cdi::Kept, wanted: &Wanted) -> Injection {
+    if inject == Inject::Env {
+        return Injection::Environment;
+    }
+    cdi::choose(inject, specs.now(), wanted).unwrap_or_else(|not_found| {
         tracing::error!(
             "{not_found}; the variable NVIDIA_VISIBLE_DEVICES is used instead (see penstock-plugin doctor)"
         );

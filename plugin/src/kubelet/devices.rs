@@ -3,31 +3,46 @@
 use std::sync::Arc;
 
 use penstock_core::device::{DeviceId, Resource};
+use penstock_core::ids::GpuUuid;
 use tokio::sync::watch;
 
 use super::proto::device_plugin::{Device, ListAndWatchResponse};
 use super::proto::{HEALTHY, UNHEALTHY};
 use crate::assign::GpuOffer;
 
-/// One resource's list, as it crosses the socket.
-pub(super) type DeviceList = Arc<Vec<Device>>;
+/// One resource's list. It is thousands of devices long when it crosses the socket, and looked at far more often than
+/// that, so it is kept by GPU.
+pub(super) type DeviceList = Arc<Vec<OfGpu>>;
 
-/// The units of `resource` that `gpus` have, each a device. No topology is said: the kubelet would then take
-/// devices of one NUMA node before it asks which we prefer.
-pub(super) fn list(gpus: &[GpuOffer], resource: Resource) -> Vec<Device> {
-    gpus.iter().flat_map(|gpu| of_gpu(gpu, resource)).collect()
+/// One GPU's devices.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct OfGpu {
+    gpu: GpuUuid,
+    devices: u32,
+    healthy: bool,
 }
 
-fn of_gpu(gpu: &GpuOffer, resource: Resource) -> impl Iterator<Item = Device> {
-    let health = match gpu.unhealthy.contains_key(&resource) {
-        true => UNHEALTHY,
-        false => HEALTHY,
+/// The units of `resource` that `gpus` have.
+fn list(gpus: &[GpuOffer], resource: Resource) -> Vec<OfGpu> {
+    let of = |gpu: &GpuOffer| OfGpu {
+        gpu: gpu.uuid.clone(),
+        devices: resource.of(gpu.capacity),
+        healthy: !gpu.unhealthy.contains_key(&resource),
     };
-    (0..resource.of(gpu.capacity)).map(move |number| Device {
-        id: DeviceId::new(gpu.uuid.clone(), number).to_string(),
-        health: health.to_owned(),
-        topology: None,
-    })
+    gpus.iter().map(of).filter(|of| of.devices > 0).collect()
+}
+
+impl OfGpu {
+    /// Each unit as a device. No topology is said: the kubelet would then take devices of one NUMA node before it asks
+    /// which we prefer.
+    fn each(&self) -> impl Iterator<Item = Device> {
+        let health = if self.healthy { HEALTHY } else { UNHEALTHY };
+        (0..self.devices).map(move |number| Device {
+            id: DeviceId::new(self.gpu.clone(), number).to_string(),
+            health: health.to_owned(),
+            topology: None,
+        })
+    }
 }
 
 /// Where the lists are published.
@@ -77,7 +92,7 @@ impl Listed {
 /// A list as the kubelet is sent it.
 pub(super) fn response(list: &DeviceList) -> ListAndWatchResponse {
     ListAndWatchResponse {
-        devices: list.to_vec(),
+        devices: list.iter().flat_map(OfGpu::each).collect(),
     }
 }
 
@@ -85,14 +100,12 @@ pub(super) fn response(list: &DeviceList) -> ListAndWatchResponse {
 mod tests {
     use std::collections::BTreeMap;
 
-    use penstock_core::ids::GpuUuid;
-
     use super::*;
 
     #[test]
     fn each_unit_of_each_gpu_is_a_device_and_health_is_per_resource() {
         let gpus = [offer("GPU-a", "the MPS daemon is dead"), offer("GPU-b", "")];
-        let list = list(&gpus, Resource::Mps);
+        let list = response(&Arc::new(list(&gpus, Resource::Mps))).devices;
         let shown: Vec<_> = list.iter().map(|d| (d.id.as_str(), d.health.as_str())).collect();
         assert_eq!(
             shown,
@@ -111,7 +124,7 @@ mod tests {
         let (lists, listed) = lists();
         let [_, (_, mut mps), (_, vram)] = listed.each();
         lists.publish(&[offer("GPU-a", "")]);
-        assert_eq!(mps.borrow_and_update().len(), 2);
+        assert_eq!(response(&mps.borrow_and_update()).devices.len(), 2);
         assert!(!vram.has_changed().unwrap());
         lists.publish(&[offer("GPU-a", "")]);
         assert!(!mps.has_changed().unwrap());

@@ -22,7 +22,7 @@ use crate::assign::{Assigner, GpuOffer, Grant, Occupancy, Outcome};
 use crate::pods::PodEvent;
 
 /// Builds what a container gets; the same for every resource of one container.
-pub(crate) type Answers = Box<dyn Fn(&Grant) -> ContainerAnswer + Send>;
+pub(crate) type Answers = Box<dyn FnMut(&Grant) -> ContainerAnswer + Send>;
 
 /// A call of the kubelet's.
 #[derive(Debug)]
@@ -312,7 +312,7 @@ impl Owner {
     }
 
     fn granted(
-        &self,
+        &mut self,
         resource: Resource,
         grant: &Grant,
         answer: oneshot::Sender<Result<ContainerAnswer, String>>,

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use penstock_core::device::Resource;
+use penstock_core::device::{DeviceIds, Resource};
 use penstock_core::ids::GpuUuid;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
@@ -40,13 +40,14 @@ pub(crate) struct PodDevices {
 
 /// What is held of our resources. A device ID that is none of ours is left out.
 pub(crate) fn held(holdings: &[PodDevices]) -> Vec<Held> {
+    let mut reader = DeviceIds::default();
     let ours = |devices: &PodDevices| {
         Some(Held {
             namespace: devices.namespace.clone(),
             pod: devices.pod.clone(),
             container: devices.container.clone(),
             resource: Resource::from_name(&devices.resource)?,
-            ids: devices.ids.iter().filter_map(|id| id.parse().ok()).collect(),
+            ids: devices.ids.iter().filter_map(|id| reader.read(id).ok()).collect(),
         })
     };
     holdings.iter().filter_map(ours).collect()

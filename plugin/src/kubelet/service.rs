@@ -1,10 +1,8 @@
 //! What the kubelet calls: one service per resource, which asks the owner task and puts its words into gRPC.
 
-use std::str::FromStr as _;
-
 use futures_util::StreamExt as _;
 use futures_util::stream::{self, BoxStream};
-use penstock_core::device::{DeviceId, Resource};
+use penstock_core::device::{DeviceId, DeviceIds, Resource};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
@@ -157,7 +155,8 @@ impl Service {
 }
 
 fn parse(ids: &[String]) -> Result<Vec<DeviceId>, Status> {
-    let parsed = ids.iter().map(|id| DeviceId::from_str(id));
+    let mut reader = DeviceIds::default();
+    let parsed = ids.iter().map(|id| reader.read(id));
     parsed
         .collect::<Result<_, _>>()
         .map_err(|error| Status::invalid_argument(error.to_string()))

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::compute_mode::Exclusive;
 use super::daemon::Program;
 use super::layout::Layout;
-use super::metrics::Metrics;
+use super::metrics::{Metrics, Served};
 use super::supervisor::Supervisor;
 use crate::nvml::inventory::Inventory;
 use crate::nvml::watch::Report;
@@ -33,15 +33,6 @@ pub(super) struct Choice {
     pub(super) opted_in: OptedIn,
     /// What an administrator offers of them.
     pub(super) settings: Settings,
-}
-
-/// What is served, for others to see.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Served {
-    /// The GPUs that have daemons, or shall have.
-    pub(super) gpus: BTreeSet<GpuUuid>,
-    /// Why NVML can't say which GPUs there are.
-    pub(super) unavailable: Option<String>,
 }
 
 /// How daemons are run.

@@ -13,7 +13,7 @@ const CUDA_13_1: i32 = 13_010;
 
 #[cfg(test)]
 mod tests {
-    use crate::mps::mps_client_limit;
+    use super::*;
 
     #[test]
     fn clients_are_48_and_60_from_cuda_13_1() {

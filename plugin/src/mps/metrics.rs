@@ -9,10 +9,18 @@ use penstock_core::metrics::{MPS_CLIENTS, MPS_RESTARTS, MPS_UP, Metric};
 use prometheus::{IntCounterVec, IntGaugeVec, Opts, Registry};
 use tokio::sync::watch;
 
-use super::fleet::Served;
 use super::layout::Layout;
 use super::watch::{Health, look};
 use crate::nvml::measures::mps_clients;
+
+/// What is served, for others to see.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Served {
+    /// The GPUs that have daemons, or shall have.
+    pub(super) gpus: BTreeSet<GpuUuid>,
+    /// Why NVML can't say which GPUs there are.
+    pub(super) unavailable: Option<String>,
+}
 
 /// The metrics, each by GPU.
 #[derive(Debug, Clone)]

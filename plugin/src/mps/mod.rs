@@ -42,8 +42,8 @@ pub(crate) use limit::mps_client_limit;
 
 use compute_mode::Exclusive;
 use daemon::Program;
-use fleet::{Choice, Fleet, Running, Served};
-use metrics::Metrics;
+use fleet::{Choice, Fleet, Running};
+use metrics::{Metrics, Served};
 
 use crate::nvml::watch::{Pace, start};
 use crate::offers::GpuArgs;

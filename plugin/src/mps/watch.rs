@@ -160,7 +160,7 @@ mod tests {
         let start = || UnixListener::bind(pipes.join("control")).unwrap();
         let daemon = start();
         let (states, mut seen) = tokio::sync::watch::channel(BTreeMap::new());
-        let following = tokio::spawn(super::super::follow(
+        let following = tokio::spawn(follow(
             layout,
             vec![gpu.clone()],
             Duration::from_millis(5),

@@ -1,6 +1,7 @@
 //! Admitting a pod: init containers in their order, then the others; per container one resource after the other.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
 
 use tonic::Status;
 
@@ -157,10 +158,12 @@ impl Shared {
                 device_ids: ids.clone(),
             }],
         };
+        let asked = Instant::now();
         let answer = client
             .allocate(request)
             .await
             .map_err(|status| in_words(&status))?;
+        self.books().took.allocate.push(asked.elapsed());
         let mut responses = answer.into_inner().container_responses;
         assert_eq!(responses.len(), 1, "one container was asked for");
         Ok(Allocated {
@@ -238,7 +241,9 @@ impl Shared {
                 allocation_size: i32::try_from(count).unwrap(),
             }],
         };
+        let asked = Instant::now();
         let answer = client.get_preferred_allocation(request).await;
+        self.books().took.preferred.push(asked.elapsed());
         let answer = answer.map_err(|status| {
             format!(
                 "device plugin GetPreferredAllocation rpc failed with err: {}",

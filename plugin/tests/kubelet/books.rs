@@ -1,7 +1,7 @@
 //! What the kubelet keeps: plugins, devices, and which pods hold which.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::task::AbortHandle;
 use tonic::transport::Channel;
@@ -24,9 +24,17 @@ pub(crate) enum Event {
     Allocate { resource: String, ids: Vec<String> },
 }
 
+/// How long plugins took to answer, call by call.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Took {
+    pub(crate) preferred: Vec<Duration>,
+    pub(crate) allocate: Vec<Duration>,
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Books {
     pub(super) events: Vec<Happened>,
+    pub(super) took: Took,
     plugins: BTreeMap<String, Plugin>,
     /// Per resource, each device and whether it is healthy.
     devices: BTreeMap<String, BTreeMap<String, bool>>,

@@ -29,7 +29,7 @@ use tonic::transport::{Channel, Endpoint};
 use tower::service_fn;
 
 pub(crate) use admission::{Allocated, PodSpec};
-pub(crate) use books::{Event, Happened};
+pub(crate) use books::{Event, Happened, Took};
 
 use books::Books;
 use chance::Chance;
@@ -147,6 +147,11 @@ impl Kubelet {
     /// All that plugins did so far.
     pub(crate) fn events(&self) -> Vec<Happened> {
         self.shared.books().events.clone()
+    }
+
+    /// How long plugins took to answer so far.
+    pub(crate) fn took(&self) -> Took {
+        self.shared.books().took.clone()
     }
 
     /// What plugins did wrong so far, where anything.

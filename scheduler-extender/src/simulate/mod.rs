@@ -4,7 +4,7 @@
 //!   openb      the public trace of fractional GPU requests
 //!   sessions   our own: streams of several sizes that come and go; `bound` is the most that could be served
 //!   cluster    the index, with what only a trace knows;  policy: who is compared;  sampling: which nodes are looked at
-//!   plot       the picture
+//!   scheduler  takes one job after the other;  replay: runs for each policy and seed;  plot: the picture
 //! ```
 
 mod bound;
@@ -14,6 +14,7 @@ mod plot;
 mod policy;
 mod replay;
 mod sampling;
+mod scheduler;
 mod sessions;
 #[cfg(test)]
 mod tests;
@@ -24,8 +25,9 @@ use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 
 use policy::Policy;
-use replay::{Outcome, Trace};
+use replay::Trace;
 use sampling::Sampling;
+use scheduler::Outcome;
 pub(crate) use sessions::{GenerateArgs, generate};
 
 /// Replay a trace and print what each policy packs
@@ -111,18 +113,19 @@ fn report(policy: Policy, outcomes: &[Outcome]) {
     let packed: Vec<_> = outcomes.iter().map(|outcome| outcome.packed_percent).collect();
     let least = packed.iter().copied().fold(f64::INFINITY, f64::min);
     let most = packed.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let of = |part: fn(&Outcome) -> Option<f64>, words: &str| {
+        let sum = outcomes.iter().map(part).sum::<Option<f64>>();
+        sum.map(|sum| format!("   {:6.2} % {words}", sum / outcomes.len() as f64))
+            .unwrap_or_default()
+    };
     println!(
-        "{:<8} packed {:6.2} % ({least:.2} to {most:.2} in {} runs)   failed {:6.2} % of pods   wasted {:5.2} %{}",
+        "{:<8} packed {:6.2} % ({least:.2} to {most:.2} in {} runs)   failed {:6.2} % of pods   wasted {:5.2} %{}{}",
         policy.name(),
         over(|o| o.packed_percent),
         outcomes.len(),
         over(|o| o.failed_percent),
         over(|o| o.wasted_percent),
-        outcomes
-            .iter()
-            .map(|outcome| outcome.of_bound_percent)
-            .sum::<Option<f64>>()
-            .map(|sum| format!("   {:6.2} % of the bound", sum / outcomes.len() as f64))
-            .unwrap_or_default(),
+        of(|o| o.of_bound_percent, "of the bound"),
+        of(|o| o.of_bound_without_choice_percent, "of it without choice"),
     );
 }

@@ -2,6 +2,9 @@
 //!
 //! A session that finds no place is lost: its player does not wait. At regular times what is served is held against the
 //! most that could be, by [`bound`](super::bound), of all sessions that would be on then.
+//!
+//! With more load than there is room, that bound serves those who take least for their encoder units. Our scheduler
+//! refuses nobody who fits, so it is held against what could be served without such a choice, too.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -18,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use super::bound::{self, Demand, Supply};
 use super::cluster::{Cluster, Host, Job};
-use super::replay::{Outcome, Scheduler};
+use super::scheduler::{Outcome, Scheduler};
 
 /// Nodes of one kind.
 #[derive(Debug, Clone, Deserialize)]
@@ -247,7 +250,7 @@ pub(crate) fn run(
     let supply: Vec<_> = pools.iter().map(Pool::supply).collect();
     let mut ends = BTreeSet::new();
     let mut outcome = Outcome::default();
-    let (mut failed, mut bounds, mut served) = (0_u64, 0.0, 0.0);
+    let (mut failed, mut bounds, mut alike, mut served) = (0_u64, 0.0, 0.0, 0.0);
     let mut samples = sample_times(sessions).into_iter().peekable();
     let step = (sessions.len() / 1000).max(1);
     for (number, session) in sessions.iter().enumerate() {
@@ -258,9 +261,11 @@ pub(crate) fn run(
                 .filter(|session| session.is_on(at))
                 .map(Session::job)
                 .collect();
-            let most = bound::most_units(&demands(&on), &supply)?;
+            let demands = demands(&on);
+            bounds += bound::most_units(&demands, &supply)?;
+            alike += bound::most_units_without_choice(&demands, &supply)?;
             let now = cluster.units().0 as f64;
-            (bounds, served) = (bounds + most, served + now);
+            served += now;
             let offered: u64 = on.iter().map(Job::units).sum();
             outcome
                 .curve
@@ -282,6 +287,7 @@ pub(crate) fn run(
     outcome.failed_percent = 100.0 * failed as f64 / sessions.len().max(1) as f64;
     outcome.wasted_percent = 100.0 * (bounds - served) / samples / all;
     outcome.of_bound_percent = (bounds > 0.0).then(|| 100.0 * served / bounds);
+    outcome.of_bound_without_choice_percent = (alike > 0.0).then(|| 100.0 * served / alike);
     Ok(outcome)
 }
 

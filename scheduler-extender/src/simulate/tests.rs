@@ -7,8 +7,9 @@ use penstock_core::units::EncoderUnits;
 
 use super::cluster::{Cluster, Host, Job};
 use super::policy::Policy;
-use super::replay::{self, Outcome, Trace};
+use super::replay::{self, Trace};
 use super::sampling::Sampling;
+use super::scheduler::Outcome;
 use super::{openb, plot, sessions};
 
 #[test]

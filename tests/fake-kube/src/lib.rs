@@ -38,6 +38,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use axum::serve::ListenerExt as _;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -383,7 +384,10 @@ fn serve(listener: std::net::TcpListener, shared: Arc<Shared>, stop: &Cancellati
         .enable_all()
         .build()?;
     runtime.block_on(async {
-        let listener = TcpListener::from_std(listener)?;
+        // As the real one's: an event does not wait until the one before it is acknowledged.
+        let listener = TcpListener::from_std(listener)?.tap_io(|connection| {
+            let _ = connection.set_nodelay(true);
+        });
         let serving = axum::serve(listener, server::router(shared));
         stop.run_until_cancelled(serving.into_future())
             .await

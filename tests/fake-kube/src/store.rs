@@ -1,6 +1,7 @@
 //! The objects, their versions, and all that ever happened to them.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::sync::Arc;
 
 use k8s_openapi::jiff::Timestamp;
@@ -32,6 +33,11 @@ impl Key {
 
     fn is_of(&self, kind: &Kind) -> bool {
         self.group == kind.home() && self.plural == kind.plural
+    }
+
+    /// Where it is among those of its kind: namespace and name.
+    pub(crate) fn place(&self) -> [&str; 2] {
+        [&self.namespace, &self.name]
     }
 }
 
@@ -124,6 +130,21 @@ impl Store {
         self.objects
             .iter()
             .filter(|(key, stored)| key.is_of(kind) && selector.matches(&stored.object))
+            .map(|(key, stored)| (key, &*stored.object))
+    }
+
+    /// The same from behind a place on, which need not be taken.
+    pub(crate) fn list_behind<'a>(
+        &'a self,
+        kind: &'a Kind,
+        selector: &'a Selector,
+        [namespace, name]: [&str; 2],
+    ) -> impl Iterator<Item = (&'a Key, &'a Value)> {
+        let place = Key::new(kind, Some(namespace), name);
+        self.objects
+            .range((Bound::Excluded(place), Bound::Unbounded))
+            .take_while(|(key, _)| key.is_of(kind))
+            .filter(|(_, stored)| selector.matches(&stored.object))
             .map(|(key, stored)| (key, &*stored.object))
     }
 

@@ -87,20 +87,20 @@ impl Ask {
             .get("limit")
             .and_then(|text| text.parse().ok())
             .filter(|limit| *limit > 0);
-        let place = |object: &Value| {
-            let text = |field: &str| object["metadata"][field].as_str().unwrap_or_default().to_owned();
-            format!("{}/{}", text("namespace"), text("name"))
-        };
-        let mut rest = store.list(&self.kind, &self.selector).map(|(_, object)| object);
-        let mut items: Vec<&Value> = rest.by_ref().filter(|object| place(object) > after).collect();
+        // By the place of the last page's end, not by going through all that came before: lists can be long.
+        let after = after.split_once('/').unwrap_or_default();
+        let mut rest = store.list_behind(&self.kind, &self.selector, after.into());
+        let mut last = None;
+        let mut items = Vec::new();
+        for (key, object) in rest.by_ref().take(limit.unwrap_or(usize::MAX)) {
+            last = Some(key.place());
+            items.push(object);
+        }
         let mut metadata = json!({ "resourceVersion": version.to_string() });
-        if let Some(limit) = limit.filter(|limit| *limit < items.len()) {
-            metadata["remainingItemCount"] = json!(items.len() - limit);
-            items.truncate(limit);
-            metadata["continue"] = json!(write_token(
-                version,
-                &items.last().map(|last| place(last)).unwrap_or_default()
-            ));
+        let remaining = rest.count();
+        if let Some([namespace, name]) = last.filter(|_| remaining > 0) {
+            metadata["remainingItemCount"] = json!(remaining);
+            metadata["continue"] = json!(write_token(version, &format!("{namespace}/{name}")));
         }
         Ok(self.list_of(&items, &metadata))
     }

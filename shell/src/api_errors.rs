@@ -1,12 +1,14 @@
-//! What went wrong between us and the API server, in words. The client library's own repeat themselves.
+//! What went wrong between us and Kubernetes' API server, in words. The client library's own are for its developers: they
+//! repeat themselves and end in a dump.
 
 use std::error::Error as _;
+use std::time::Duration;
 
 use kube::core::Status;
 use kube::runtime::watcher;
 
 /// What an error of the client says.
-pub(crate) fn of(error: &kube::Error) -> String {
+pub fn of(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) => of_status(status),
         // The outermost one repeats the first of its sources.
@@ -15,13 +17,18 @@ pub(crate) fn of(error: &kube::Error) -> String {
 }
 
 /// What an error of a watch says.
-pub(crate) fn of_watch(error: &watcher::Error) -> String {
+pub fn of_watch(error: &watcher::Error) -> String {
     use watcher::Error::{InitialListFailed, NoResourceVersion, WatchError, WatchFailed, WatchStartFailed};
     match error {
         InitialListFailed(error) | WatchStartFailed(error) | WatchFailed(error) => of(error),
         WatchError(status) => of_status(status),
         NoResourceVersion => "the API server gave no resource version".to_owned(),
     }
+}
+
+/// What is said of a request that was given up.
+pub fn no_answer(within: Duration) -> String {
+    format!("the API server did not answer within {} s", within.as_secs())
 }
 
 fn of_status(status: &Status) -> String {
@@ -43,9 +50,15 @@ mod tests {
 
     #[test]
     fn a_refusal_is_said_once() {
-        let status = Status::failure("pods is forbidden", "Forbidden").with_code(403);
+        let status = Status::failure("gpunodes is forbidden", "Forbidden").with_code(403);
         let words = of(&kube::Error::Api(status.clone().boxed()));
-        assert_eq!(words, "the API server says 403 pods is forbidden");
+        assert_eq!(words, "the API server says 403 gpunodes is forbidden");
         assert_eq!(of_watch(&watcher::Error::WatchError(status.boxed())), words);
+    }
+
+    #[test]
+    fn a_connection_error_names_its_causes() {
+        let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+        assert_eq!(of(&kube::Error::Service(refused.into())), "connection refused");
     }
 }
