@@ -58,6 +58,8 @@ pub(super) struct UnderWay {
     last: Option<Last>,
     /// Whether the last calls can be read in several ways.
     doubtful: bool,
+    /// Whether the kubelet was asked since, and has not shown it: it is an init container's, or nobody's any more.
+    unshown: bool,
 }
 
 /// The last call that was granted, whatever came of it.
@@ -96,9 +98,11 @@ impl UnderWay {
             };
         }
         // A pod that was not known when the container was begun.
+        let is_over = self.given.is_empty() || self.whose.iter().all(|turn| self.is_full(turn, pods)) && !self.unshown;
         let is_new = self.given.iter().all(|(given, _)| *given != call.resource);
-        let other: Vec<_> = expected.iter().filter(|pod| is_new && self.may_be_open(pod, usage)).filter_map(turn).collect();
-        if !self.given.is_empty() && !other.is_empty() {
+        let may_be = |pod: &&&PodOnNode| !is_over && is_new && self.may_be_open(pod, usage);
+        let other: Vec<_> = expected.iter().filter(may_be).filter_map(turn).collect();
+        if !other.is_empty() {
             return Turns {
                 of: other,
                 continues: true,
@@ -107,7 +111,7 @@ impl UnderWay {
         }
         let half_done = expected.iter().find(|pod| self.is_current(pod, usage)).filter(|pod| next_container(pod, |step| self.has(pod, usage, step)).is_some());
         let patient = self.last.as_ref().is_none_or(|last| now.duration_since(last.at) < GIVEN_UP);
-        if patient && self.given.is_empty() && let Some(turn) = half_done.and_then(turn) {
+        if patient && is_over && let Some(turn) = half_done.and_then(turn) {
             return Turns {
                 of: vec![turn],
                 continues: false,
@@ -124,13 +128,13 @@ impl UnderWay {
         Turns {
             of,
             continues: false,
-            passes_over: half_done.is_some() || !self.given.is_empty(),
+            passes_over: half_done.is_some() || !is_over,
         }
     }
 
     /// Notes that a call was granted; gives what need not be kept open any more, by the likeliest reading.
     pub(super) fn grant(&mut self, now: Instant, pods: &Pods, turns: Turns, resource: Resource, ids: &[DeviceId]) -> Vec<Held> {
-        let mut closed = match turns.continues {
+        let closed = match turns.continues {
             true => Vec::new(),
             false => self.close(pods),
         };
@@ -142,9 +146,7 @@ impl UnderWay {
             resource,
             id: id.clone(),
         });
-        if self.whose.iter().all(|turn| self.is_full(turn, pods)) {
-            closed.extend(self.close(pods));
-        }
+        self.unshown = false;
         closed
     }
 
@@ -167,19 +169,19 @@ impl UnderWay {
             self.forget();
         } else if certain {
             let whose: Vec<_> = self.whose.iter().filter(|turn| goes_on(turn)).cloned().collect();
-            match whose.is_empty() {
-                true => self.forget(),
-                false => self.whose = whose,
-            }
+            // It may be a pod's that is not known yet.
+            self.whose = whose;
+            self.unshown = true;
         }
     }
 
     /// Drops what was for pods that have ended: their devices are free again.
     pub(super) fn forget_ended(&mut self, pods: &Pods) {
-        self.whose.retain(|turn| pods.get(&turn.pod).is_some_and(|pod| !pod.terminal));
-        if self.whose.is_empty() {
+        let is_there = |turn: &Turn| pods.get(&turn.pod).is_some_and(|pod| !pod.terminal);
+        if !self.whose.is_empty() && !self.whose.iter().any(is_there) {
             self.forget();
         }
+        self.whose.retain(is_there);
     }
 
     /// Whether the open container can be this pod's next.
@@ -249,11 +251,16 @@ impl UnderWay {
     fn forget(&mut self) {
         self.given.clear();
         self.whose.clear();
+        self.unshown = false;
     }
 
     /// Whether the last call was for this pod.
     fn is_current(&self, pod: &PodOnNode, usage: &Usage) -> bool {
-        self.last.as_ref().is_some_and(|last| usage.holds(pod, last.resource, &last.id))
+        let holds = |last: &Last| usage.holds(pod, last.resource, &last.id);
+        match self.whose.first() {
+            Some(turn) => turn.pod == pod.uid,
+            None => self.last.as_ref().is_some_and(holds),
+        }
     }
 
     fn is_full(&self, turn: &Turn, pods: &Pods) -> bool {

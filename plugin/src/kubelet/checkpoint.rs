@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 
-use penstock_core::device::Resource;
+use penstock_core::device::{DeviceIds, Resource};
 use penstock_core::ids::PodUid;
 use serde::Deserialize;
 
@@ -39,13 +39,14 @@ pub(super) fn read(path: &Path) -> Result<Vec<Stored>, CheckpointError> {
 
 fn parse(text: &[u8]) -> Result<Vec<Stored>, CheckpointError> {
     let file: File = serde_json::from_slice(text)?;
+    let mut reader = DeviceIds::default();
     let ours = |entry: Entry| {
         let ids = entry.devices_by_numa_node.into_values().flatten();
         Some(Stored {
             resource: Resource::from_name(&entry.resource)?,
             pod: PodUid::new(entry.pod_uid).ok()?,
             container: entry.container,
-            ids: ids.filter_map(|id| id.parse().ok()).collect(),
+            ids: ids.filter_map(|id| reader.read(&id).ok()).collect(),
         })
     };
     let entries = file.data.entries.unwrap_or_default();
