@@ -106,6 +106,11 @@ id!(
     "streamer name"
 );
 id!(
+    /// An application that is streamed, as its operator names it: what a player may ask for.
+    ApplicationName,
+    "name of an application"
+);
+id!(
     /// A session: one player, or one group of viewers, on one running application.
     SessionId,
     "session name"
@@ -114,6 +119,11 @@ id!(
     /// One browser page's connection to a streamer.
     PlayerId,
     "player name"
+);
+id!(
+    /// A place that a player or viewer holds on a streamer. The first half of its [`ReturnToken`], and no secret.
+    SeatName,
+    "seat name"
 );
 id!(
     /// A pod, as the API server tells it from all others, earlier ones of the same name too.

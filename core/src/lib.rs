@@ -3,6 +3,7 @@
 //! ```text
 //!  ids, names      what things are called
 //!  units           encoder units, SM percent, video memory, stream sizes
+//!  deletion_cost   what a pod with players costs to delete, and when that is written
 //!  device          resources and device IDs as the kubelet knows them
 //!  gpu_models      what the encoders of GPUs can do
 //!  packing         which GPU a demand goes to: a ledger and best fit
@@ -17,6 +18,7 @@
 //! Nothing here does I/O, waits, or looks at a clock: time and randomness are arguments. `clippy.toml`
 //! beside this crate's manifest holds that.
 
+pub mod deletion_cost;
 pub mod device;
 pub mod gpu_models;
 pub mod gpu_node;

@@ -82,6 +82,19 @@ metrics! {
     MATCHMAKER_BAD_MESSAGES = "penstock_matchmaker_bad_messages_total", "Messages of pages that could not be understood.";
     MATCHMAKER_WAIT = "penstock_matchmaker_wait_seconds", "How long players waited for a streamer.";
 
+    MATCHMAKER_DEMAND = "penstock_matchmaker_streamers_taken", "Players that streamers have, each busy streamer counted as one at least; those of streamers that drain left out.";
+    MATCHMAKER_CAPACITY = "penstock_matchmaker_streamer_capacity", "Streamers known that don't drain.";
+
+    EARLIER_PLAYERS = "matchmaker_player_socket_connections", "Players connected to this matchmaker, playing or waiting.";
+    EARLIER_QUEUE = "matchmaker_player_queue_count", "Players that wait at this matchmaker for a streamer.";
+    EARLIER_AVAILABLE = "matchmaker_streamer_available_count", "Streamers that are free.";
+    EARLIER_STREAMERS = "matchmaker_streamer_connections", "Streamers known, in whatever state.";
+    EARLIER_DEMAND_RATIO = "matchmaker_streamer_demand_ratio", "Players on streamers and players that wait at this matchmaker, for each streamer that does not drain; where there is none, as if there were one.";
+    EARLIER_STREAM_PLAYERS = "signalserver_player_socket_connections", "Players and viewers connected to this streamer.";
+    EARLIER_STREAM_CONNECTIONS = "signalserver_stream_socket_connections", "Streams of this streamer: 1 once its application shows a picture, else 0.";
+    EARLIER_STREAM_OPEN = "signalserver_stream_socket_open_indicator", "Whether this streamer has a stream: 1 or 0.";
+    EARLIER_STREAM_FREE = "signalserver_free_stream_indicator", "Whether this streamer takes a player: 1 or 0.";
+
     TURN_ALLOCATIONS = "penstock_turn_allocations", "Allocations alive.";
     TURN_RECEIVED_BYTES = "penstock_turn_received_bytes_total", "Bytes received by side (client, peer).";
     TURN_RECEIVED_PACKETS = "penstock_turn_received_packets_total", "Packets received by side (client, peer).";
@@ -102,11 +115,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_ours_unlike_and_of_prometheus_form() {
+    fn names_are_known_unlike_and_of_prometheus_form() {
         let names: BTreeSet<_> = ALL.iter().map(|m| m.name).collect();
         assert_eq!(names.len(), ALL.len());
         for metric in ALL {
-            assert!(metric.name.starts_with("penstock_"), "{}", metric.name);
+            // Ours, or what dashboards and autoscalers of an earlier deployment know.
+            let ours = ["penstock_", "matchmaker_", "signalserver_"];
+            let is_known = ours.iter().any(|prefix| metric.name.starts_with(prefix));
+            assert!(is_known, "{}", metric.name);
             assert!(
                 metric.name.chars().all(|c| c.is_ascii_lowercase() || c == '_'),
                 "{}",

@@ -10,6 +10,22 @@ pub const RESOURCE_VRAM: &str = "penstock.dev/vram";
 /// Annotation of a pod: the UUID of the GPU that the scheduler chose for it.
 pub const ANNOTATION_GPU: &str = "penstock.dev/gpu";
 
+/// Label of a pod with a streamer in it: the matchmaker finds it by that.
+pub const LABEL_STREAMER: &str = "penstock.dev/streamer";
+/// Label of a pod with a TURN server in it, and of the nodes for those.
+pub const LABEL_TURN: &str = "app.pixel/turn";
+/// Container port on which a streamer serves the matchmaker.
+pub const PORT_SIGNALLING: &str = "signalling";
+/// Container port on which a program serves `/metrics`, `/healthz` and `/readyz`.
+pub const PORT_METRICS: &str = "metrics";
+
+/// Annotation of a pod, Kubernetes' own: what it costs to delete it, beside the others of its ReplicaSet.
+pub const ANNOTATION_DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
+/// Annotation of a pod, the cluster autoscaler's: whether its node may be drained for being little used.
+pub const ANNOTATION_SAFE_TO_EVICT: &str = "cluster-autoscaler.kubernetes.io/safe-to-evict";
+/// Annotation of a pod: which values of the two above the matchmaker has set.
+pub const ANNOTATION_SET: &str = "penstock.dev/set-by-matchmaker";
+
 /// Environment of a slice: the encoder units that its streamer keeps to.
 pub const ENV_NVENC_UNITS: &str = "PENSTOCK_NVENC_UNITS";
 /// Environment of a slice: the encoder units of its largest single stream, where that is known. A stream runs on one

@@ -4,6 +4,7 @@
 //! ```text
 //!  user name   1893456000:player-7            expiry (Unix seconds) : who
 //!              1893456000:player-7@10.0.3.9   the same, for that one peer only (ours; opaque to coturn)
+//!              …@10.0.3.9,fd00::9             for these peers only: one streamer's, of both families
 //!  password    base64(HMAC-SHA1(secret, user name))
 //! ```
 
@@ -33,22 +34,24 @@ pub struct UserName<'a> {
     pub expiry_unix_s: u64,
     /// Whom they were made for: what quotas count by.
     pub who: &'a str,
-    /// The only peer that may be reached with them.
-    pub peer: Option<IpAddr>,
+    /// The only peers that may be reached with them.
+    pub peers: Option<Vec<IpAddr>>,
 }
 
-/// Makes credentials for `player` that end at `now_unix + lifetime`, bound to `peer` if there is one.
+/// Makes credentials for `player` that end at `now_unix + lifetime`, bound to `peers` if there are any: to the first
+/// four, since a user name has its limits.
 pub fn issue(
     secret: &[u8],
     player: &PlayerId,
-    peer: Option<IpAddr>,
+    peers: &[IpAddr],
     now_unix: Duration,
     lifetime: Duration,
 ) -> Credentials {
     let expiry = (now_unix + lifetime).as_secs();
-    let username = match peer {
-        None => format!("{expiry}:{player}"),
-        Some(peer) => format!("{expiry}:{player}@{peer}"),
+    let peers: Vec<_> = peers.iter().take(MAX_PEERS).map(ToString::to_string).collect();
+    let username = match peers.is_empty() {
+        true => format!("{expiry}:{player}"),
+        false => format!("{expiry}:{player}@{}", peers.join(",")),
     };
     let password = password(secret, &username);
     Credentials { username, password }
@@ -72,15 +75,20 @@ pub fn parse(username: &str) -> Option<UserName<'_>> {
         None => Some(UserName {
             expiry_unix_s,
             who: rest,
-            peer: None,
+            peers: None,
         }),
-        Some((who, peer)) => Some(UserName {
-            expiry_unix_s,
-            who,
-            peer: Some(peer.parse().ok()?),
-        }),
+        Some((who, peers)) => {
+            let peers: Result<Vec<_>, _> = peers.split(',').map(str::parse).collect();
+            Some(UserName {
+                expiry_unix_s,
+                who,
+                peers: Some(peers.ok()?),
+            })
+        }
     }
 }
+
+const MAX_PEERS: usize = 4;
 
 #[cfg(test)]
 mod tests {
@@ -97,7 +105,7 @@ mod tests {
         let made = issue(
             b"north",
             &player(),
-            None,
+            &[],
             Duration::from_secs(1_893_452_400),
             Duration::from_secs(3600),
         );
@@ -109,11 +117,11 @@ mod tests {
 
     #[test]
     fn a_user_name_says_when_who_and_where_to() {
-        let peer: IpAddr = "10.0.3.9".parse().unwrap();
+        let peers: [IpAddr; 2] = ["10.0.3.9", "fd00::9"].map(|ip| ip.parse().unwrap());
         let made = issue(
             b"s",
             &player(),
-            Some(peer),
+            &peers,
             Duration::from_secs(10),
             Duration::from_secs(5),
         );
@@ -122,14 +130,22 @@ mod tests {
             Some(UserName {
                 expiry_unix_s: 15,
                 who: "demo",
-                peer: Some(peer)
+                peers: Some(peers.to_vec())
             })
         );
     }
 
     #[test]
     fn a_name_of_another_form_is_none() {
-        for name in ["", "demo", "soon:demo", "12:demo@nowhere", "-1:demo"] {
+        for name in [
+            "",
+            "demo",
+            "soon:demo",
+            "12:demo@nowhere",
+            "12:demo@",
+            "12:demo@10.0.3.9,",
+            "-1:demo",
+        ] {
             assert_eq!(parse(name), None, "{name}");
         }
     }

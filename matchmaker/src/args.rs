@@ -8,7 +8,11 @@ use anyhow::{Context as _, bail};
 use clap::{ArgGroup, Parser};
 use penstock_shell::logging::LogArgs;
 
+use crate::auth::options::AccessArgs;
+use crate::cluster::ClusterArgs;
 use crate::ice::{Ice, Turn};
+use crate::site::SiteArgs;
+use crate::turn_servers::TurnServers;
 
 /// The front door for players: serves the page, queues players, claims a free
 /// streamer for the one that has waited longest, and relays their signalling.
@@ -17,8 +21,13 @@ use crate::ice::{Ice, Turn};
 /// that is free; the others see their place in the queue. A link with
 /// ?watch=<session> shows a running session without steering it.
 ///
+/// Players from other machines show who they are, by name and password or by a
+/// token of an OpenID provider, or have a join link (see "Who gets in"). Operators
+/// also see and end sessions, and make join links.
+///
 /// For pages:      GET /   WebSocket /signalling (and /, for stock Pixel Streaming pages)
-/// For operators:  GET /status   /healthz   /readyz   /metrics
+/// For programs:   /sessions   /ice-servers   /login   described by GET /openapi.json
+/// For operators:  GET /status   and for all in their network   /healthz   /readyz   /metrics
 #[derive(Debug, Clone, Parser)]
 #[command(version, verbatim_doc_comment)]
 #[command(after_help = "Examples:
@@ -26,8 +35,16 @@ use crate::ice::{Ice, Turn};
       streamers of the stand-alone agent on this machine, page on http://127.0.0.1:8080/
   penstock-matchmaker --streamer 127.0.0.1:9001
       one streamer that was started by hand, and no agent
-  penstock-matchmaker --listen 0.0.0.0:8080 --turn-url 'turn:198.51.100.7:3478?transport=udp' --turn-secret-file secret
-      players from elsewhere, with a TURN server that knows the same secret")]
+  penstock-matchmaker --listen 0.0.0.0:8080 --auth none --pods --turn-pods --turn-secret-file secret
+      streamers and TURN servers in the pods of a cluster that have our labels; anyone may play
+  penstock-matchmaker --listen 0.0.0.0:8080 --auth basic --users users --operator ann \
+      --turn-url 'turn:198.51.100.7:3478?transport=udp' --turn-secret-file secret
+      players from elsewhere who have a password, and a TURN server that knows the same secret
+  penstock-matchmaker --listen 0.0.0.0:443 --tls-cert tls.crt --tls-key tls.key --signing-key-file key \
+      --auth oidc --oidc-issuer https://id.example.org --oidc-audience penstock
+      tokens of an OpenID provider, and join links that several replicas take
+  curl -u ann http://HOST:8080/sessions -H 'content-type: application/json' -d '{\"application\": \"chess\"}'
+      a link with which somebody may play chess")]
 #[command(group = ArgGroup::new("secret").args(["turn_secret", "turn_secret_file"]).multiple(true))]
 pub struct Args {
     /// Where to listen for players (HTTP and WebSocket)
@@ -39,7 +56,7 @@ pub struct Args {
     pub page: Option<PathBuf>,
 
     /// The stand-alone agent's Unix socket, whose slices are the streamers. By default
-    /// /run/penstock/agent.sock, unless --streamer is given
+    /// /run/penstock/agent.sock, unless --streamer or --pods is given
     #[arg(
         long,
         env = "PENSTOCK_AGENT_SOCKET",
@@ -76,6 +93,16 @@ pub struct Args {
     #[arg(help_heading = "ICE servers")]
     pub stun_url: Vec<String>,
 
+    /// What it does with a cluster.
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+
+    /// Who gets in.
+    #[command(flatten)]
+    pub access: AccessArgs,
+    /// Where and how the site is served.
+    #[command(flatten)]
+    pub site: SiteArgs,
     /// The log options.
     #[command(flatten)]
     pub logs: LogArgs,
@@ -84,7 +111,8 @@ pub struct Args {
 impl Args {
     /// The agent's socket, if an agent is to be asked.
     pub fn agent(&self) -> Option<PathBuf> {
-        let default = || self.streamer.is_empty().then(|| PathBuf::from(AGENT_SOCKET));
+        let elsewhere = !self.streamer.is_empty() || self.cluster.pods.is_some();
+        let default = || (!elsewhere).then(|| PathBuf::from(AGENT_SOCKET));
         self.agent.clone().or_else(default)
     }
 
@@ -113,14 +141,13 @@ impl Args {
     /// # Errors
     /// Where the secret's file can't be read, or the secret is empty.
     pub fn ice(&self) -> anyhow::Result<Ice> {
-        let turn = match (self.turn_url.is_empty(), self.turn_secret()?) {
-            (false, Some(secret)) => Some(Turn {
-                urls: self.turn_url.clone(),
-                secret,
-                lifetime: self.turn_ttl,
-            }),
-            _ => None,
-        };
+        let some = !self.turn_url.is_empty() || self.cluster.turn_pods.is_some();
+        let turn = self.turn_secret()?.filter(|_| some).map(|secret| Turn {
+            urls: self.turn_url.clone(),
+            servers: TurnServers::default(),
+            secret,
+            lifetime: self.turn_ttl,
+        });
         let stun = self.stun_url.clone();
         Ok(Ice { stun, turn })
     }
@@ -158,7 +185,7 @@ fn default_pages() -> Vec<PathBuf> {
     pages
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let (number, unit) = text.split_at(text.trim_end_matches(|c: char| c.is_ascii_alphabetic()).len());
     let seconds = match unit {
         "s" => 1,
@@ -215,6 +242,11 @@ mod tests {
         assert_eq!(by_hand.agent(), None);
         let both = parse(&["--streamer", "127.0.0.1:1", "--agent", "/a"]).unwrap();
         assert_eq!(both.agent(), Some("/a".into()));
+        let pods = parse(&["--pods"]).unwrap();
+        assert_eq!(pods.agent(), None);
+        assert_eq!(pods.cluster.pods.as_deref(), Some("penstock.dev/streamer=true"));
+        let other = parse(&["--pods=app=game"]).unwrap();
+        assert_eq!(other.cluster.pods.as_deref(), Some("app=game"));
     }
 
     #[test]

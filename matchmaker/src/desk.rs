@@ -6,14 +6,17 @@ use std::time::{Duration, Instant};
 
 use penstock_core::ids::PlayerId;
 use penstock_core::wire::link::ToStreamer;
+use penstock_core::wire::signalling::ToPlayer;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
-use crate::events::{Event, ToPage};
+use crate::events::{Event, Survey, ToPage};
+use crate::ice::Ice;
 use crate::link;
 use crate::lobby::{Command, Input, LinkId, Lobby};
 use crate::metrics::Metrics;
+use crate::page_socket::now_unix;
 
 /// How many messages may wait for one page, or for one streamer's link.
 pub const OUTBOX: usize = 64;
@@ -27,11 +30,12 @@ pub struct Desk {
     events: mpsc::Receiver<Event>,
     own_events: mpsc::Sender<Event>,
     metrics: Metrics,
+    ice: Ice,
 }
 
 impl Desk {
     /// The desk, and where its events go in.
-    pub fn new(metrics: Metrics) -> (mpsc::Sender<Event>, Self) {
+    pub fn new(metrics: Metrics, ice: Ice) -> (mpsc::Sender<Event>, Self) {
         let (own_events, events) = mpsc::channel(INBOX);
         let desk = Self {
             lobby: Lobby::default(),
@@ -41,6 +45,7 @@ impl Desk {
             events,
             own_events: own_events.clone(),
             metrics,
+            ice,
         };
         (own_events, desk)
     }
@@ -57,10 +62,7 @@ impl Desk {
                         tracing::error!(%error, "a link's task ended in a panic");
                     }
                 }
-                _ = ticks.tick() => {
-                    self.input(Input::Tick);
-                    self.metrics.show(&self.lobby.view());
-                }
+                _ = ticks.tick() => self.input(Input::Tick),
             }
         }
     }
@@ -71,6 +73,7 @@ impl Desk {
                 player,
                 session,
                 want,
+                back,
                 page,
             } => {
                 self.pages.insert(player.clone(), page);
@@ -78,12 +81,21 @@ impl Desk {
                     player,
                     session,
                     want,
+                    back,
                 });
             }
             Event::Input(input) => self.input(input),
             Event::Look(answer) => {
                 // Who asked may have gone.
                 let _ = answer.send(self.lobby.view());
+            }
+            Event::Survey(answer) => {
+                let streamers = self.lobby.streamers();
+                let streamers = streamers.map(|(address, status)| (address, status.clone()));
+                let _ = answer.send(Survey {
+                    streamers: streamers.collect(),
+                    waiting: self.lobby.wishes().cloned().collect(),
+                });
             }
         }
     }
@@ -97,7 +109,7 @@ impl Desk {
 
     fn forget(&mut self, input: &Input) {
         match input {
-            Input::Left { player } => {
+            Input::Left { player, .. } => {
                 self.pages.remove(player);
             }
             Input::LinkClosed { link } => {
@@ -110,6 +122,10 @@ impl Desk {
     fn execute(&mut self, command: Command) {
         match command {
             Command::Send { player, message } => self.post(&player, ToPage::Message(message)),
+            Command::Configure { player, peers } => {
+                let config = self.ice.config(&player, &peers, now_unix());
+                self.post(&player, ToPage::Message(ToPlayer::Config(config)));
+            }
             Command::Close { player, code, reason } => {
                 self.post(&player, ToPage::Close { code, reason });
             }

@@ -2,14 +2,18 @@
 //!
 //! ```text
 //!  agent's /v1/events ──► which addresses ──┐ one follower for each
+//!  pods with our label ─────────────────────┤
 //!  --streamer ──────────────────────────────┤
 //!                                           └──► GET http://<address>/events ──► Status, StreamerLost
 //! ```
 //!
-//! Both are streams of server-sent events that carry the whole state each time, so one that broke is simply opened
-//! again. Other ways to find streamers only have to name addresses.
+//! The events carry the whole state each time, so a stream of them that broke is simply opened again. A source that is
+//! away changes nothing: what it said last holds. Other ways to find streamers only have to name addresses.
+//!
+//! A pod that was told to end is followed for as long as it is there, as one that takes nobody new, whatever it says
+//! itself: its player stays, and those who look for that player's session still find it.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::marker::PhantomData;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -17,24 +21,35 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use penstock_core::deletion_cost::Counts;
+use penstock_core::ids::PodUid;
+use penstock_core::names::PORT_SIGNALLING;
 use penstock_core::wire::agent::{SliceState, SliceStatus};
+use penstock_core::wire::status::{StreamerState, StreamerStatus};
 use penstock_shell::events::SseReader;
+use penstock_shell::ops::Ready;
 use reqwest::{Client, Response};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 
+use crate::cost::Heard;
 use crate::events::Event;
 use crate::lobby::Input;
+use crate::pods::{self, LabelledPod, Wanted};
+
+/// The port of a streamer's pod that names none.
+pub const STREAMER_PORT: u16 = 9000;
 
 /// See the module.
 pub struct Discovery {
     agent: Option<Agent>,
-    by_hand: BTreeSet<SocketAddr>,
+    pods: Option<Pods>,
+    by_hand: Vec<SocketAddr>,
     events: mpsc::Sender<Event>,
     streamers: Client,
-    agent_seen: Arc<AtomicBool>,
-    followers: HashMap<SocketAddr, AbortHandle>,
+    known: Known,
+    followers: HashMap<SocketAddr, Follower>,
     tasks: JoinSet<()>,
 }
 
@@ -43,21 +58,65 @@ struct Agent {
     client: Client,
 }
 
+/// Streamers in pods.
+pub struct Pods {
+    /// Who knows of them.
+    pub client: kube::Client,
+    /// Which they are.
+    pub wanted: Wanted,
+    /// Who also hears of them, and how many are on each.
+    pub cost: mpsc::Sender<Heard>,
+}
+
+/// Which sources have said where streamers are.
+#[derive(Debug, Clone)]
+struct Known {
+    agent: Arc<AtomicBool>,
+    pods: Arc<AtomicBool>,
+}
+
+struct Follower {
+    mode: Mode,
+    task: AbortHandle,
+}
+
+/// How a streamer is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    /// As it says.
+    AsItSays,
+    /// As one that drains.
+    Draining,
+}
+
+type Addresses = BTreeMap<SocketAddr, Mode>;
+
+/// What a source of addresses says.
+enum Found {
+    Agent(Addresses),
+    Pods(Addresses),
+}
+
 impl Discovery {
-    /// Follows the agent at `agent`, if there is one, and the streamers `by_hand`.
+    /// Follows the agent at `agent`, the streamers in `pods`, and those `by_hand`, as far as there are any.
     ///
     /// # Errors
     /// Where no HTTP client can be made.
     pub fn new(
         agent: Option<PathBuf>,
+        pods: Option<Pods>,
         by_hand: Vec<SocketAddr>,
         events: mpsc::Sender<Event>,
     ) -> Result<Self, reqwest::Error> {
         let agent = agent.map(|socket| Agent::new(&socket)).transpose()?;
         Ok(Self {
-            agent_seen: Arc::new(AtomicBool::new(agent.is_none())),
+            known: Known {
+                agent: Arc::new(AtomicBool::new(agent.is_none())),
+                pods: Arc::new(AtomicBool::new(pods.is_none())),
+            },
             agent,
-            by_hand: by_hand.into_iter().collect(),
+            pods,
+            by_hand,
             events,
             streamers: client().build()?,
             followers: HashMap::new(),
@@ -65,24 +124,45 @@ impl Discovery {
         })
     }
 
-    /// Whether the agent was heard; true from the start where there is none.
-    pub fn agent_seen(&self) -> Arc<AtomicBool> {
-        self.agent_seen.clone()
+    /// Whether all sources were heard.
+    pub fn ready(&self) -> Ready {
+        let known = self.known.clone();
+        Arc::new(move || {
+            let heard = |source: &AtomicBool| source.load(Ordering::Relaxed);
+            match (heard(&known.agent), heard(&known.pods)) {
+                (false, _) => Err("the agent was not heard yet".to_owned()),
+                (true, false) => Err("the pods were not listed yet".to_owned()),
+                (true, true) => Ok(()),
+            }
+        })
     }
 
     /// Works for ever.
     pub async fn run(mut self) {
-        let (lists, mut heard) = mpsc::channel::<Vec<SliceStatus>>(1);
+        let (lists, mut heard) = mpsc::channel::<Found>(1);
+        let cost = self.pods.as_ref().map(|pods| pods.cost.clone());
         if let Some(agent) = self.agent.take() {
             self.tasks.spawn(follow_agent(agent, lists.clone()));
         }
-        self.follow(BTreeSet::new()).await;
+        if let Some(pods) = self.pods.take() {
+            self.tasks.spawn(follow_pods(pods, lists.clone()));
+        }
+        let (mut of_agent, mut of_pods) = (Addresses::new(), Addresses::new());
         loop {
+            let by_hand = self.by_hand.iter().map(|address| (*address, Mode::AsItSays));
+            let wanted = of_pods.clone().into_iter().chain(of_agent.clone()).chain(by_hand);
+            self.follow(wanted.collect(), cost.as_ref()).await;
             tokio::select! {
-                Some(slices) = heard.recv() => {
-                    self.agent_seen.store(true, Ordering::Relaxed);
-                    self.follow(running(&slices)).await;
-                }
+                Some(found) = heard.recv() => match found {
+                    Found::Agent(addresses) => {
+                        self.known.agent.store(true, Ordering::Relaxed);
+                        of_agent = addresses;
+                    }
+                    Found::Pods(addresses) => {
+                        self.known.pods.store(true, Ordering::Relaxed);
+                        of_pods = addresses;
+                    }
+                },
                 Some(Err(error)) = self.tasks.join_next() => {
                     if error.is_panic() {
                         tracing::error!(%error, "a task that follows a streamer ended in a panic");
@@ -93,18 +173,17 @@ impl Discovery {
         }
     }
 
-    /// Follows `found` and those by hand, and nobody else.
-    async fn follow(&mut self, found: BTreeSet<SocketAddr>) {
-        let wanted: BTreeSet<_> = found.union(&self.by_hand).copied().collect();
+    /// Follows those `wanted`, and nobody else.
+    async fn follow(&mut self, wanted: Addresses, cost: Option<&mpsc::Sender<Heard>>) {
         let gone: Vec<_> = self
             .followers
             .keys()
-            .filter(|known| !wanted.contains(known))
+            .filter(|known| !wanted.contains_key(known))
             .copied()
             .collect();
         for address in gone {
             if let Some(follower) = self.followers.remove(&address) {
-                follower.abort();
+                follower.task.abort();
             }
             tracing::info!(%address, "a streamer is gone");
             let _ = self
@@ -112,13 +191,25 @@ impl Discovery {
                 .send(Event::Input(Input::StreamerLost { address }))
                 .await;
         }
-        for address in wanted {
-            if self.followers.contains_key(&address) {
-                continue;
+        for (address, mode) in wanted {
+            match self.followers.get(&address) {
+                Some(follower) if follower.mode == mode => continue,
+                // What it says is heard anew, and taken otherwise.
+                Some(follower) => {
+                    follower.task.abort();
+                    tracing::info!(%address, "the pod of a streamer ends");
+                }
+                None => tracing::info!(%address, "following a streamer"),
             }
-            tracing::info!(%address, "following a streamer");
-            let task = follow_streamer(self.streamers.clone(), address, self.events.clone());
-            self.followers.insert(address, self.tasks.spawn(task));
+            let follow = Follow {
+                client: self.streamers.clone(),
+                address,
+                mode,
+                events: self.events.clone(),
+                cost: cost.cloned(),
+            };
+            let task = self.tasks.spawn(follow.run());
+            self.followers.insert(address, Follower { mode, task });
         }
     }
 }
@@ -139,18 +230,39 @@ fn client() -> reqwest::ClientBuilder {
         .no_proxy()
 }
 
-fn running(slices: &[SliceStatus]) -> BTreeSet<SocketAddr> {
+fn running(slices: &[SliceStatus]) -> Addresses {
     let running = slices.iter().filter(|slice| slice.state == SliceState::Running);
-    running.filter_map(|slice| slice.address).collect()
+    let addresses = running.filter_map(|slice| slice.address);
+    addresses.map(|address| (address, Mode::AsItSays)).collect()
 }
 
-async fn follow_agent(agent: Agent, lists: mpsc::Sender<Vec<SliceStatus>>) {
+fn streaming<'a>(pods: impl Iterator<Item = &'a LabelledPod>) -> Addresses {
+    let mut addresses = Addresses::new();
+    for pod in pods {
+        let mode = match pod.ending {
+            true => Mode::Draining,
+            false => Mode::AsItSays,
+        };
+        let Some(address) = pod.address(PORT_SIGNALLING, STREAMER_PORT) else {
+            continue;
+        };
+        // The address of a pod that has ended may be another's by now: the one that lives counts.
+        let known = addresses.entry(address).or_insert(mode);
+        if mode == Mode::AsItSays {
+            *known = mode;
+        }
+    }
+    addresses
+}
+
+async fn follow_agent(agent: Agent, lists: mpsc::Sender<Found>) {
     // The host part is for the protocol's sake only: the connection goes over the socket.
     let mut feed = Feed::new(agent.client, "http://agent/v1/events".to_owned());
     loop {
         match feed.next().await {
             Ok(slices) => {
-                let _ = lists.send(slices).await;
+                let slices: Vec<SliceStatus> = slices;
+                let _ = lists.send(Found::Agent(running(&slices))).await;
             }
             Err(error) => {
                 let socket = agent.socket.display();
@@ -164,21 +276,81 @@ async fn follow_agent(agent: Agent, lists: mpsc::Sender<Vec<SliceStatus>>) {
     }
 }
 
-async fn follow_streamer(client: Client, address: SocketAddr, events: mpsc::Sender<Event>) {
-    let mut feed = Feed::new(client, format!("http://{address}/events"));
-    loop {
-        let input = match feed.next().await {
-            Ok(status) => Input::Status { address, status },
-            Err(error) => {
-                feed.complain(&format!("the streamer at {address} can't be heard: {error}"));
-                Input::StreamerLost { address }
+async fn follow_pods(pods: Pods, lists: mpsc::Sender<Found>) {
+    let (seen, mut changes) = mpsc::channel(CHANGES);
+    let watch = pods::watch(pods.client, pods.wanted, seen);
+    let tell = async {
+        let mut known = BTreeMap::<PodUid, LabelledPod>::new();
+        let mut told = None;
+        while let Some(seen) = changes.recv().await {
+            pods::apply(&mut known, &seen);
+            let _ = pods.cost.send(Heard::Pods(seen)).await;
+            let addresses = streaming(known.values());
+            if told.as_ref() != Some(&addresses) {
+                told = Some(addresses.clone());
+                let _ = lists.send(Found::Pods(addresses)).await;
             }
-        };
-        let lost = matches!(input, Input::StreamerLost { .. });
-        let _ = events.send(Event::Input(input)).await;
-        if lost {
-            feed.wait().await;
         }
+    };
+    // The watch ends only when nobody listens, which is here.
+    tokio::join!(watch, tell);
+}
+
+struct Follow {
+    client: Client,
+    address: SocketAddr,
+    mode: Mode,
+    events: mpsc::Sender<Event>,
+    cost: Option<mpsc::Sender<Heard>>,
+}
+
+impl Follow {
+    async fn run(self) {
+        let address = self.address;
+        let mut feed = Feed::<StreamerStatus>::new(self.client.clone(), format!("http://{address}/events"));
+        loop {
+            match feed.next().await {
+                Ok(status) => self.said(status).await,
+                Err(error) => {
+                    feed.complain(&format!("the streamer at {address} can't be heard: {error}"));
+                    self.lost().await;
+                    feed.wait().await;
+                }
+            }
+        }
+    }
+
+    async fn said(&self, mut status: StreamerStatus) {
+        let counts = Counts {
+            players: status.players,
+            viewers: status.viewers,
+        };
+        self.count(Some(counts)).await;
+        if self.mode == Mode::Draining {
+            status.state = StreamerState::Draining;
+        }
+        self.tell(Input::Status {
+            address: self.address,
+            status,
+        })
+        .await;
+    }
+
+    async fn lost(&self) {
+        self.count(None).await;
+        let address = self.address;
+        self.tell(Input::StreamerLost { address }).await;
+    }
+
+    async fn count(&self, counts: Option<Counts>) {
+        if let Some(cost) = &self.cost {
+            let address = self.address;
+            let _ = cost.send(Heard::Counts { address, counts }).await;
+        }
+    }
+
+    async fn tell(&self, input: Input) {
+        let _ = self.events.send(Event::Input(input)).await;
     }
 }
 
@@ -278,6 +450,8 @@ fn innermost(error: &reqwest::Error) -> String {
     cause.to_string()
 }
 
+/// How many changes of pods may wait.
+const CHANGES: usize = 64;
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(2);
 
@@ -302,6 +476,28 @@ mod tests {
             slice("running", ""),
         ];
         let slices: Vec<SliceStatus> = serde_json::from_str(&format!("[{}]", text.join(","))).unwrap();
-        assert_eq!(running(&slices), BTreeSet::from(["127.0.0.1:1".parse().unwrap()]));
+        let expected = Addresses::from([("127.0.0.1:1".parse().unwrap(), Mode::AsItSays)]);
+        assert_eq!(running(&slices), expected);
+    }
+
+    #[test]
+    fn a_pod_that_ends_drains_unless_its_address_is_anothers() {
+        let pod = |uid: &str, ip: &str, ending| LabelledPod {
+            uid: PodUid::new(uid).unwrap(),
+            name: uid.to_owned(),
+            ip: ip.parse().ok(),
+            ports: BTreeMap::new(),
+            ending,
+            annotations: penstock_core::deletion_cost::Annotations::default(),
+        };
+        let pods = [
+            pod("a", "10.0.0.1", true),
+            pod("b", "10.0.0.2", false),
+            pod("c", "10.0.0.2", true),
+            pod("d", "", false),
+        ];
+        let at = |ip: &str| SocketAddr::new(ip.parse().unwrap(), STREAMER_PORT);
+        let expected = Addresses::from([(at("10.0.0.1"), Mode::Draining), (at("10.0.0.2"), Mode::AsItSays)]);
+        assert_eq!(streaming(pods.iter()), expected);
     }
 }

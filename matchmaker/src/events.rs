@@ -1,10 +1,13 @@
 //! What the desk hears, and what it tells pages.
 
+use std::net::SocketAddr;
+
 use penstock_core::ids::{PlayerId, SessionId};
 use penstock_core::wire::signalling::ToPlayer;
+use penstock_core::wire::status::StreamerStatus;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::lobby::{Input, View, Want};
+use crate::lobby::{Input, Return, View, Want, Wish};
 
 /// What reaches the desk.
 #[derive(Debug)]
@@ -17,6 +20,8 @@ pub enum Event {
         session: SessionId,
         /// What for.
         want: Want,
+        /// Whether it comes back.
+        back: Return,
         /// Where its messages go.
         page: mpsc::Sender<ToPage>,
     },
@@ -24,6 +29,17 @@ pub enum Event {
     Input(Input),
     /// Someone looks in.
     Look(oneshot::Sender<View>),
+    /// The API asks who is where.
+    Survey(oneshot::Sender<Survey>),
+}
+
+/// How streamers and queue stand, for the API. It names addresses, so it is not shown as it is.
+#[derive(Debug, Clone, Default)]
+pub struct Survey {
+    /// Where each streamer listens, and what it says.
+    pub streamers: Vec<(SocketAddr, StreamerStatus)>,
+    /// What those who wait ask for, longest waiting first.
+    pub waiting: Vec<Wish>,
 }
 
 /// What a page's task does next.

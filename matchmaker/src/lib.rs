@@ -1,9 +1,11 @@
 //! The front door for players.
 //!
 //! ```text
-//!              web (page, /status, /healthz …)          discovery (agent, --streamer)
-//!  browser ──► page_socket ──┐                            │ StreamerStatus
-//!              limits, ice   │ events                     ▼
+//!  serve (connections, TLS)
+//!    └─► web (page), api (sessions) ── caller ── auth: who asks, and may they?    discovery (pods, agent, --streamer)
+//!              │ WebSocket                                                          │ StreamerStatus
+//!  browser ──► page_socket ──┐                                                      │
+//!              limits, ice   │ events                                               ▼
 //!                            └───────────►  desk: one task that owns  lobby::Lobby
 //!  streamer ◄── link ◄───────────────────── commands
 //! ```
@@ -11,41 +13,69 @@
 //! The lobby decides, and does no I/O. The desk is the only task that touches it, and never waits for anyone:
 //! whoever is too slow to take a message loses its connection. Every channel is bounded.
 
+pub mod addresses;
+pub mod api;
 pub mod args;
+pub mod auth;
+pub mod caller;
+pub mod client_address;
+pub mod cluster;
+pub mod cost;
 pub mod desk;
 pub mod discovery;
 pub mod events;
 pub mod ice;
+pub mod join;
+pub mod lease;
 pub mod limits;
 pub mod link;
 pub mod lobby;
 pub mod metrics;
 pub mod page_socket;
+pub mod pods;
+pub mod prefix;
+pub mod problem;
+pub mod reload;
+pub mod serve;
+pub mod signed;
+pub mod site;
+pub mod start;
+pub mod turn_servers;
 pub mod web;
 
-use std::future::IntoFuture as _;
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use axum::serve::ListenerExt as _;
 use tokio::net::TcpListener;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::addresses::Gate;
+use crate::api::Api;
 use crate::args::Args;
+use crate::cluster::ClusterArgs;
 use crate::desk::Desk;
-use crate::discovery::Discovery;
+use crate::discovery::{Discovery, Pods};
+use crate::ice::Ice;
 use crate::metrics::Metrics;
+use crate::serve::Door;
 use crate::web::Front;
 
 /// Serves until `stop` is cancelled.
 ///
 /// # Errors
-/// Where the page or the TURN secret can't be read, the address is taken, or a part that everything hangs on ends.
+/// Where the page, a secret, the users or the certificate can't be read, the address is taken, or a part that everything
+/// hangs on ends.
 pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
     let page = args.page()?;
     let ice = args.ice()?;
+    // Tasks that go on as long as the program: what they follow may change.
+    let mut followers = JoinSet::new();
+    let auth = start::authenticator(&args.access, args.listen, &mut followers)?;
+    let tls = start::certificate(&args.site, &mut followers)?;
     let metrics = Metrics::new()?;
     let listener = TcpListener::bind(args.listen).await.with_context(|| {
         format!(
@@ -55,32 +85,42 @@ pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
     })?;
     let address = listener.local_addr().context("asking for the own address")?;
 
-    let (events, desk) = Desk::new(metrics.clone());
-    let discovery = Discovery::new(args.agent(), args.streamer.clone(), events.clone())?;
+    let (events, desk) = Desk::new(metrics.clone(), ice.clone());
+    let mut cluster = JoinSet::new();
+    let pods = pods_of(&args.cluster, &ice, &mut cluster, &stop).await?;
+    let discovery = Discovery::new(args.agent(), pods, args.streamer.clone(), events.clone())?;
     let pages = TaskTracker::new();
+    let site = args.site.site();
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let door = Door {
+        listener,
+        tls,
+        gate: Gate::new(args.site.per_address()),
+        proxies: site.proxies.clone(),
+    };
     let front = Front {
         events,
         ice,
         metrics,
-        agent_seen: discovery.agent_seen(),
+        discovered: discovery.ready(),
+        auth: Arc::new(auth),
+        api: Api::new(args.access.join_link_ttl)?,
+        gate: Gate::new(args.site.per_address()),
+        site: Arc::new(site),
         pages: pages.clone(),
         stop: stop.clone(),
     };
+    let path = front.site.cookie_path();
     let app = web::router(front, &page);
-    // Messages are small and follow one another: held back until the last is acknowledged, each would be late.
-    let listener = listener.tap_io(|stream| {
-        // Slower, but no worse.
-        let _ = stream.set_nodelay(true);
-    });
-    let serve = axum::serve(listener, app).with_graceful_shutdown(stop.clone().cancelled_owned());
-    tracing::info!(%address, page = %page.display(), "serving players on http://{address}/");
+    tracing::info!(%address, page = %page.display(), "serving players on {scheme}://{address}{path}");
 
     let mut desk = pin!(desk.run());
     tokio::select! {
-        served = serve.into_future() => served.context("serving players")?,
+        () = door.run(app, pages.clone(), stop.clone()) => {}
         () = &mut desk => anyhow::bail!("the desk ended by itself"),
         () = discovery.run() => anyhow::bail!("the discovery of streamers ended by itself"),
-        () = stop.cancelled() => {}
+        Some(_) = cluster.join_next(), if !stop.is_cancelled() => anyhow::bail!("a part that works with the cluster ended by itself"),
+        Some(_) = followers.join_next() => anyhow::bail!("a task that follows files or keys ended by itself"),
     }
     // Each page's task says its own goodbye; the desk goes on meanwhile, and closes the links to streamers.
     pages.close();
@@ -90,8 +130,44 @@ pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
         },
         () = &mut desk => {}
     }
+    if tokio::time::timeout(LAST_WRITES, cluster.join_all())
+        .await
+        .is_err()
+    {
+        tracing::warn!("the API server is too slow for a goodbye");
+    }
     Ok(())
 }
+
+/// The streamers in pods, if they are looked for, with what writes on these pods. Follows TURN servers, too.
+async fn pods_of(
+    args: &ClusterArgs,
+    ice: &Ice,
+    tasks: &mut JoinSet<()>,
+    stop: &CancellationToken,
+) -> anyhow::Result<Option<Pods>> {
+    let Some(cluster) = args.connect().await? else {
+        return Ok(None);
+    };
+    if let (Some(selector), Some(turn)) = (&args.turn_pods, &ice.turn) {
+        let (client, wanted) = (cluster.client.clone(), cluster.pods(selector));
+        let follow = turn_servers::follow(client, wanted, turn.servers.clone())?;
+        let stop = stop.clone();
+        tasks.spawn(async move {
+            stop.run_until_cancelled(follow).await;
+        });
+    }
+    Ok(args.pods.as_deref().map(|selector| {
+        let (cost, work) = cost::start(&cluster, args, lease::identity(), stop.clone());
+        tasks.spawn(work);
+        let wanted = cluster.pods(selector);
+        let client = cluster.client;
+        Pods { client, wanted, cost }
+    }))
+}
+
+/// How long the writes on pods, and giving the Lease back, may take at the end.
+const LAST_WRITES: Duration = Duration::from_secs(8);
 
 /// How long pages get to take the closing of their sockets.
 const GOODBYE: Duration = Duration::from_secs(2);

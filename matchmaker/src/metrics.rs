@@ -1,16 +1,23 @@
-//! The matchmaker's metrics.
+//! The matchmaker's metrics: our own, and beside them those that dashboards and autoscalers of an earlier deployment
+//! know. What is true of the lobby is asked of it when `/metrics` is asked for, so it is never old.
+//!
+//! With several replicas, players and queues add up, and streamers count once: each replica knows all of them.
+//! `manifests/base/matchmaker/rules.yaml` does that.
 
 use penstock_core::metrics::{
-    MATCHMAKER_BAD_MESSAGES, MATCHMAKER_CLAIMS, MATCHMAKER_PLAYERS, MATCHMAKER_QUEUE, MATCHMAKER_STREAMERS,
-    MATCHMAKER_WAIT, Metric,
+    EARLIER_AVAILABLE, EARLIER_DEMAND_RATIO, EARLIER_PLAYERS, EARLIER_QUEUE, EARLIER_STREAMERS,
+    MATCHMAKER_BAD_MESSAGES, MATCHMAKER_CAPACITY, MATCHMAKER_CLAIMS, MATCHMAKER_DEMAND, MATCHMAKER_PLAYERS,
+    MATCHMAKER_QUEUE, MATCHMAKER_STREAMERS, MATCHMAKER_WAIT, Metric,
 };
 use penstock_core::wire::status::StreamerState;
 use prometheus::core::Collector;
 use prometheus::{
-    Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
+use tokio::sync::{mpsc, oneshot};
 
-use crate::lobby::{Outcome, View};
+use crate::events::Event;
+use crate::lobby::{Outcome, StreamerView, View};
 
 /// All of them, and the registry that they are in.
 #[derive(Debug, Clone)]
@@ -23,6 +30,19 @@ pub struct Metrics {
     claims: IntCounterVec,
     bad_messages: IntCounter,
     wait: Histogram,
+    taken: IntGauge,
+    capacity: IntGauge,
+    earlier: Earlier,
+}
+
+/// Those of an earlier deployment.
+#[derive(Debug, Clone)]
+struct Earlier {
+    players: IntGauge,
+    queue: IntGauge,
+    available: IntGauge,
+    streamers: IntGauge,
+    demand_ratio: Gauge,
 }
 
 impl Metrics {
@@ -45,6 +65,15 @@ impl Metrics {
             )?,
             bad_messages: register(&registry, IntCounter::with_opts(opts(MATCHMAKER_BAD_MESSAGES))?)?,
             wait: register(&registry, Histogram::with_opts(wait_opts())?)?,
+            taken: register(&registry, IntGauge::with_opts(opts(MATCHMAKER_DEMAND))?)?,
+            capacity: register(&registry, IntGauge::with_opts(opts(MATCHMAKER_CAPACITY))?)?,
+            earlier: Earlier {
+                players: register(&registry, IntGauge::with_opts(opts(EARLIER_PLAYERS))?)?,
+                queue: register(&registry, IntGauge::with_opts(opts(EARLIER_QUEUE))?)?,
+                available: register(&registry, IntGauge::with_opts(opts(EARLIER_AVAILABLE))?)?,
+                streamers: register(&registry, IntGauge::with_opts(opts(EARLIER_STREAMERS))?)?,
+                demand_ratio: register(&registry, Gauge::with_opts(opts(EARLIER_DEMAND_RATIO))?)?,
+            },
             registry,
         };
         // All series exist from the start, so that a rate over them is never without data.
@@ -72,8 +101,24 @@ impl Metrics {
         self.bad_messages.inc();
     }
 
-    /// Shows how the lobby stands.
-    pub fn show(&self, view: &View) {
+    /// Asks the desk how the lobby stands, and shows it. Where the program ends, the last answer stays.
+    pub async fn refresh(&self, desk: &mpsc::Sender<Event>) {
+        let (answer, view) = oneshot::channel();
+        let asked = desk.send(Event::Look(answer)).await;
+        if let (Ok(()), Ok(view)) = (asked, view.await) {
+            self.show(&view);
+        }
+    }
+
+    fn show(&self, view: &View) {
+        let demand = Demand::of(view);
+        self.taken.set(gauge(demand.taken));
+        self.capacity.set(gauge(demand.capacity));
+        self.earlier.players.set(gauge(view.players));
+        self.earlier.queue.set(gauge(view.waiting));
+        self.earlier.streamers.set(gauge(view.streamers.len()));
+        self.earlier.available.set(gauge(demand.free));
+        self.earlier.demand_ratio.set(demand.ratio());
         self.players.set(gauge(view.players));
         self.queue.set(gauge(view.waiting));
         for (state, label) in STATES {
@@ -84,6 +129,41 @@ impl Metrics {
                 .count();
             self.streamers.with_label_values(&[label]).set(gauge(count));
         }
+    }
+}
+
+/// How much of what there is is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Demand {
+    waiting: usize,
+    taken: usize,
+    free: usize,
+    capacity: usize,
+}
+
+impl Demand {
+    fn of(view: &View) -> Self {
+        // One that drains is no capacity any more, and its player takes none of what is left.
+        let stays = |streamer: &&StreamerView| streamer.state != StreamerState::Draining;
+        // A busy one may have no player for a moment: it keeps its place for one who comes back.
+        let taken = |streamer: &StreamerView| {
+            let busy = usize::from(streamer.state == StreamerState::Busy);
+            usize::try_from(streamer.players).unwrap_or(usize::MAX).max(busy)
+        };
+        let is_free = |streamer: &&StreamerView| streamer.state == StreamerState::Free;
+        Self {
+            waiting: view.waiting,
+            taken: view.streamers.iter().filter(stays).map(taken).sum(),
+            free: view.streamers.iter().filter(is_free).count(),
+            capacity: view.streamers.iter().filter(stays).count(),
+        }
+    }
+
+    /// Never infinite and never not a number: an autoscaler could do nothing with it. Without any streamer, who waits
+    /// counts as if there were one.
+    fn ratio(&self) -> f64 {
+        let demand = self.waiting.saturating_add(self.taken);
+        demand as f64 / self.capacity.max(1) as f64
     }
 }
 
@@ -113,4 +193,44 @@ fn register<C: Collector + Clone + 'static>(
 ) -> Result<C, prometheus::Error> {
     registry.register(Box::new(collector.clone()))?;
     Ok(collector)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ratio(waiting: usize, streamers: &[(StreamerState, u32)]) -> f64 {
+        let view = |(n, (state, players)): (usize, &(StreamerState, u32))| StreamerView {
+            streamer_id: format!("s{n}").parse().unwrap(),
+            state: *state,
+            players: *players,
+            viewers: 0,
+            away: 0,
+        };
+        let view = View {
+            streamers: streamers.iter().enumerate().map(view).collect(),
+            waiting,
+            players: 0,
+        };
+        Demand::of(&view).ratio()
+    }
+
+    #[test]
+    fn the_ratio_is_who_plays_or_waits_for_each_streamer() {
+        use StreamerState::{Busy, Draining, Free, Starting};
+        assert!((ratio(1, &[(Busy, 1), (Free, 0), (Starting, 0), (Busy, 1)]) - 0.75).abs() < 1e-9);
+        assert!((ratio(0, &[(Draining, 1), (Busy, 1), (Free, 0)]) - 0.5).abs() < 1e-9);
+        assert!(
+            (ratio(0, &[(Busy, 0), (Free, 0)]) - 0.5).abs() < 1e-9,
+            "kept for one who comes back"
+        );
+        assert!((ratio(3, &[(Busy, 1)]) - 4.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn without_streamers_the_ratio_is_a_number() {
+        assert!(ratio(0, &[]).abs() < 1e-9);
+        assert!((ratio(7, &[]) - 7.0).abs() < 1e-9);
+        assert!((ratio(7, &[(StreamerState::Draining, 1)]) - 7.0).abs() < 1e-9);
+    }
 }

@@ -25,13 +25,15 @@ use crate::desk::OUTBOX;
 use crate::events::{Event, ToPage};
 use crate::ice::Ice;
 use crate::limits::Allowance;
-use crate::lobby::{Input, Want};
+use crate::lobby::{Input, Parting, Return, Want};
 use crate::metrics::Metrics;
 
 /// A page that just connected.
 pub struct Page {
     /// What it came for.
     pub want: Want,
+    /// Whether it comes back.
+    pub back: Return,
     /// Where the desk is.
     pub events: mpsc::Sender<Event>,
     /// What to tell it of ICE servers.
@@ -45,10 +47,23 @@ pub struct Page {
 /// Why a socket ends.
 #[derive(Debug)]
 enum End {
-    /// The page closed it, or its network did.
-    Gone,
+    /// The page closed it.
+    Closed,
+    /// It broke.
+    Lost,
     /// We close it.
     Close(u16, String),
+}
+
+impl End {
+    /// What it means for the player's place. Only a page that misbehaves is sent away for good.
+    fn parting(&self) -> Parting {
+        match self {
+            Self::Closed => Parting::Closed,
+            Self::Lost | Self::Close(1001 | 1011 | 1013, _) => Parting::Lost,
+            Self::Close(..) => Parting::ForGood,
+        }
+    }
 }
 
 impl Page {
@@ -60,7 +75,7 @@ impl Page {
         let Ok(session) = SessionId::new(random_name()) else {
             return;
         };
-        let config = ToPlayer::Config(self.ice.config(&player, now_unix()));
+        let config = ToPlayer::Config(self.ice.first_config(&player, now_unix()));
         if send(&mut socket, &config).await.is_err() {
             return;
         }
@@ -69,6 +84,7 @@ impl Page {
             player: player.clone(),
             session,
             want: self.want.clone(),
+            back: self.back.clone(),
             page,
         };
         if self.events.send(joined).await.is_err() {
@@ -78,7 +94,8 @@ impl Page {
         let end = self.carry(&mut socket, &player, outbox).await;
         tracing::debug!(%player, ?end, "a page's socket ends");
         // Before the goodbye, which may take a while: a streamer is freed by it.
-        let left = Input::Left { player };
+        let parting = end.parting();
+        let left = Input::Left { player, parting };
         let _ = self.events.send(Event::Input(left)).await;
         if let End::Close(code, reason) = end {
             close(socket, code, &reason).await;
@@ -118,7 +135,8 @@ impl Page {
         frame: Option<Result<Message, axum::Error>>,
     ) -> Result<(), End> {
         let frame = match frame {
-            None | Some(Ok(Message::Close(_))) => return Err(End::Gone),
+            None => return Err(End::Lost),
+            Some(Ok(Message::Close(_))) => return Err(End::Closed),
             Some(Err(error)) => return Err(self.unreadable(&error)),
             Some(Ok(frame)) => frame,
         };
@@ -180,7 +198,7 @@ impl Page {
                 self.metrics.bad_message();
                 End::Close(1007, "A message was not UTF-8.".to_owned())
             }
-            _ => End::Gone,
+            _ => End::Lost,
         }
     }
 }
@@ -198,7 +216,7 @@ async fn deliver(socket: &mut WebSocket, message: Option<ToPage>) -> Result<(), 
 
 async fn ping(socket: &mut WebSocket, heard: Instant) -> Result<(), End> {
     if heard.elapsed() > SILENCE {
-        return Err(End::Gone);
+        return Err(End::Lost);
     }
     write(socket, Message::Ping(Vec::new().into())).await
 }
@@ -214,7 +232,7 @@ async fn send(socket: &mut WebSocket, message: &ToPlayer) -> Result<(), End> {
 async fn write(socket: &mut WebSocket, message: Message) -> Result<(), End> {
     match timeout(SEND_TIMEOUT, socket.send(message)).await {
         Ok(Ok(())) => Ok(()),
-        Ok(Err(_)) | Err(_) => Err(End::Gone),
+        Ok(Err(_)) | Err(_) => Err(End::Lost),
     }
 }
 
@@ -253,11 +271,12 @@ fn pings() -> Interval {
 }
 
 /// 128 random bits, safe in a URL: a session's name in a link is what allows to watch it.
-fn random_name() -> String {
+pub(crate) fn random_name() -> String {
     URL_SAFE_NO_PAD.encode(rand::random::<[u8; 16]>())
 }
 
-fn now_unix() -> Duration {
+/// The time of day, as credentials have it.
+pub fn now_unix() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 

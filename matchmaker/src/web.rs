@@ -2,17 +2,19 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
+use axum::extract::rejection::QueryRejection;
 use axum::extract::ws::WebSocketUpgrade;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
-use axum::extract::{Query, Request, State};
+use axum::extract::{DefaultBodyLimit, Query, Request, State};
+use axum::handler::HandlerWithoutStateExt as _;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
-use axum::middleware::{Next, from_fn};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use axum::{Json, Router};
-use penstock_core::wire::agent::Problem;
+use penstock_core::wire::returning::ReturnToken;
 use penstock_core::wire::signalling::MAX_MESSAGE_BYTES;
 use penstock_shell::ops;
 use serde::Deserialize;
@@ -22,11 +24,19 @@ use tokio_util::task::TaskTracker;
 use tower_http::services::{ServeDir, ServeFile};
 use tower_http::set_header::SetResponseHeaderLayer;
 
+use crate::addresses::Gate;
+use crate::api::{self, Api};
+use crate::auth::Authenticator;
+use crate::auth::rights::{Action, Who};
+use crate::caller::Caller;
 use crate::events::Event;
 use crate::ice::Ice;
-use crate::lobby::Want;
+use crate::lobby::{Return, Want};
 use crate::metrics::Metrics;
 use crate::page_socket::Page;
+use crate::prefix;
+use crate::problem::Refusal;
+use crate::site::Site;
 
 /// What every request may need.
 #[derive(Clone)]
@@ -37,94 +47,212 @@ pub struct Front {
     pub ice: Ice,
     /// The metrics.
     pub metrics: Metrics,
-    /// Whether the agent was heard.
-    pub agent_seen: Arc<AtomicBool>,
+    /// Whether all that says where streamers are was heard.
+    pub discovered: ops::Ready,
+    /// Finds out who asks.
+    pub auth: Arc<Authenticator>,
+    /// What the API needs.
+    pub api: Api,
+    /// Where the site is.
+    pub site: Arc<Site>,
+    /// How many pages an address may have.
+    pub gate: Gate,
     /// The tasks of all pages.
     pub pages: TaskTracker,
     /// Cancelled when the program ends.
     pub stop: CancellationToken,
 }
 
+/// The paths that are not the API's.
+pub const PATHS: [&str; 6] = ["/", "/signalling", "/status", "/healthz", "/readyz", "/metrics"];
+
 /// The whole site, with the page from `page`.
 pub fn router(front: Front, page: &Path) -> Router {
-    let agent_seen = front.agent_seen.clone();
-    let ready: ops::Ready = Arc::new(move || match agent_seen.load(Ordering::Relaxed) {
-        true => Ok(()),
-        false => Err("the agent was not heard yet".to_owned()),
-    });
-    let registry = front.metrics.registry.clone();
     let files = ServeDir::new(page).append_index_html_on_directories(false);
+    let files = files
+        .call_fallback_on_method_not_allowed(true)
+        .fallback(nothing_there.into_service());
     let index = ServeFile::new(page.join("index.html"));
     let index = get(
-        async move |State(front): State<Front>, upgrade: Upgrade, query: Wish, request: Request| match upgrade
-        {
-            Ok(upgrade) => front.welcome(upgrade, query),
-            Err(_) => file(index, request).await,
+        async move |State(front): State<Front>,
+                    caller: Caller,
+                    upgrade: Upgrade,
+                    wish: Wish,
+                    request: Request| {
+            match upgrade {
+                Ok(upgrade) => front.welcome(caller, upgrade, wish),
+                Err(_) => front.page(caller, index, request).await,
+            }
         },
     );
-    let site = Router::new()
+    let mut site = Router::new()
         .route("/", index)
         .route("/signalling", get(signalling))
-        .route("/status", get(status))
-        .merge(ops::router(registry, ready))
+        .route("/status", get(status));
+    for (path, methods) in api::routes() {
+        site = site.route(path, methods);
+    }
+    let prefix = front.site.prefix.clone();
+    let ops = operators(&front);
+    let site = site
+        .merge(ops.clone())
         .fallback_service(files)
-        .layer(from_fn(caching));
-    with_security_headers(site).with_state(front)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(from_fn(caching))
+        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES));
+    let site = with_security_headers(site).with_state(front.clone());
+    match prefix.as_str() {
+        "" => site,
+        prefix => prefix::under(prefix, site).merge(ops.with_state(front)),
+    }
+}
+
+fn operators(front: &Front) -> Router<Front> {
+    let (discovered, auth) = (front.discovered.clone(), front.auth.clone());
+    let ready: ops::Ready = Arc::new(move || discovered().and_then(|()| auth.ready()));
+    let fresh = from_fn_with_state(front.clone(), up_to_date);
+    ops::router(front.metrics.registry.clone(), ready).layer(fresh)
 }
 
 type Upgrade = Result<WebSocketUpgrade, WebSocketUpgradeRejection>;
-type Wish = Query<Wished>;
+type Wish = Result<Query<Wished>, QueryRejection>;
 
 /// What a page's URL asks for.
 #[derive(Debug, Deserialize)]
 struct Wished {
     /// The session to watch; absent to play.
     watch: Option<String>,
+    /// The token that the page was given when it was matched; empty where it has none yet; absent for pages that don't
+    /// know of it.
+    #[serde(rename = "return")]
+    back: Option<String>,
+    /// Whether its peer connection goes on.
+    #[serde(default)]
+    live: bool,
+    /// The application to play.
+    application: Option<String>,
+    /// The size and rate to play at.
+    stream: Option<String>,
+    /// The streamer to play on, and no other.
+    id: Option<String>,
+}
+
+impl Wished {
+    /// What is no token is none: the page then queues as everyone.
+    fn back(&self) -> Return {
+        let Some(text) = &self.back else {
+            return Return::Never;
+        };
+        match ReturnToken::try_from(text.clone()) {
+            Ok(token) => Return::Now {
+                token,
+                live: self.live,
+            },
+            Err(_) => Return::Later,
+        }
+    }
+
+    /// What was asked for, if the caller may.
+    fn want(self, caller: &Caller) -> Result<Want, Refusal> {
+        if let Some(session) = self.watch {
+            caller.must(Action::Watch)?;
+            return Ok(Want::Watch(session));
+        }
+        caller.must(Action::Play)?;
+        if self.id.is_some() {
+            caller.must(Action::ChooseStreamer)?;
+        }
+        let wish = api::types::wish(
+            self.application.as_deref(),
+            self.stream.as_deref(),
+            self.id.as_deref(),
+        );
+        Ok(Want::Play(wish?))
+    }
 }
 
 impl Front {
-    fn welcome(self, upgrade: WebSocketUpgrade, Query(wish): Wish) -> Response {
+    fn welcome(self, caller: Caller, upgrade: WebSocketUpgrade, wish: Wish) -> Result<Response, Refusal> {
+        let Query(wish) = wish.map_err(|error| Refusal::bad_request(error.body_text()))?;
+        let back = wish.back();
+        let want = match &caller.who {
+            // The link says it all; what else the URL asks for, anyone could have written.
+            Who::Guest(link) => {
+                self.api.arrived(&link.id);
+                link.admits.want()
+            }
+            Who::Nobody | Who::User(_) => wish.want(&caller)?,
+        };
         if self.stop.is_cancelled() {
-            return problem(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "The matchmaker ends. Connect again.",
-            );
+            return Err(Refusal::ending());
         }
+        let pass = self.gate.enter(Instant::now(), caller.address);
+        let pass = pass.map_err(|error| Refusal::too_many(error.to_string(), 1))?;
         let page = Page {
-            want: wish.watch.map_or(Want::Play, Want::Watch),
-            events: self.events,
-            ice: self.ice,
-            metrics: self.metrics,
-            stop: self.stop,
+            back,
+            want,
+            events: self.events.clone(),
+            ice: self.ice.clone(),
+            metrics: self.metrics.clone(),
+            stop: self.stop.clone(),
         };
         let task = self.pages.token();
-        upgrade
+        let mut response = upgrade
             .max_message_size(MAX_MESSAGE_BYTES)
             .max_frame_size(MAX_MESSAGE_BYTES)
             .on_upgrade(async move |socket| {
                 page.serve(socket).await;
-                drop(task);
-            })
+                drop((task, pass));
+            });
+        caller.remember(&self, &mut response);
+        Ok(response)
+    }
+
+    /// The page itself. Its assets are open to all; but where a password is needed, only a page makes a browser ask for
+    /// one.
+    async fn page(self, caller: Caller, index: ServeFile, request: Request) -> Result<Response, Refusal> {
+        caller.must(Action::OpenPage)?;
+        let mut response = file(index, request).await;
+        caller.remember(&self, &mut response);
+        Ok(response)
     }
 }
 
-async fn signalling(State(front): State<Front>, upgrade: Upgrade, wish: Wish) -> Response {
+async fn signalling(
+    State(front): State<Front>,
+    caller: Caller,
+    upgrade: Upgrade,
+    wish: Wish,
+) -> Result<Response, Refusal> {
     match upgrade {
-        Ok(upgrade) => front.welcome(upgrade, wish),
-        Err(error) => problem(
+        Ok(upgrade) => front.welcome(caller, upgrade, wish),
+        Err(error) => Err(Refusal::new(
             StatusCode::UPGRADE_REQUIRED,
-            &format!("This is a WebSocket: {error}"),
-        ),
+            format!("This is a WebSocket: {error}"),
+        )),
     }
 }
 
-async fn status(State(front): State<Front>) -> Response {
+async fn status(State(front): State<Front>, caller: Caller) -> Result<Response, Refusal> {
+    caller.must(Action::SeeOverview)?;
     let (answer, view) = oneshot::channel();
     let asked = front.events.send(Event::Look(answer)).await;
     match (asked, view.await) {
-        (Ok(()), Ok(view)) => Json(view).into_response(),
-        _ => problem(StatusCode::SERVICE_UNAVAILABLE, "The matchmaker ends. Ask again."),
+        (Ok(()), Ok(view)) => Ok(Json(view).into_response()),
+        _ => Err(Refusal::ending()),
     }
+}
+
+async fn nothing_there() -> Refusal {
+    Refusal::new(
+        StatusCode::NOT_FOUND,
+        "There is nothing here. GET openapi.json shows what there is.",
+    )
+}
+
+async fn wrong_method() -> Refusal {
+    let why = "This path takes other methods. GET openapi.json shows which.";
+    Refusal::new(StatusCode::METHOD_NOT_ALLOWED, why)
 }
 
 async fn file(index: ServeFile, request: Request) -> Response {
@@ -135,14 +263,17 @@ async fn file(index: ServeFile, request: Request) -> Response {
         Ok(response) => response.into_response(),
         Err(error) => {
             tracing::error!(%error, "reading index.html");
-            problem(StatusCode::INTERNAL_SERVER_ERROR, "The page can't be read.")
+            Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "The page can't be read.").into_response()
         }
     }
 }
 
-fn problem(status: StatusCode, error: &str) -> Response {
-    let error = error.to_owned();
-    (status, Json(Problem { error })).into_response()
+/// What `/metrics` shows of the lobby is asked for anew each time.
+async fn up_to_date(State(front): State<Front>, request: Request, next: Next) -> Response {
+    if request.uri().path().ends_with("/metrics") {
+        front.metrics.refresh(&front.events).await;
+    }
+    next.run(request).await
 }
 
 /// The page's assets have their content's hash in their names and never change; everything else is asked for anew.
@@ -155,7 +286,8 @@ async fn caching(request: Request, next: Next) -> Response {
     };
     response
         .headers_mut()
-        .insert(header::CACHE_CONTROL, HeaderValue::from_static(value));
+        .entry(header::CACHE_CONTROL)
+        .or_insert(HeaderValue::from_static(value));
     response
 }
 
@@ -182,3 +314,6 @@ const SECURITY_HEADERS: &[(&str, &str)] = &[
     ("referrer-policy", "no-referrer"),
     ("cross-origin-opener-policy", "same-origin"),
 ];
+
+/// What the API takes is small.
+const MAX_BODY_BYTES: usize = 16 << 10;

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests: a panic is their verdict")]
 
+mod access;
+mod api;
 mod support;
 
 use std::time::{Duration, Instant};
@@ -18,12 +20,18 @@ async fn a_player_sees_the_protocol_in_order() {
     let config = ann.next().await;
     assert_eq!(config["type"], "config");
     assert_eq!(config["protocolVersion"], "1.3.0");
+    let void = &config["peerConnectionOptions"]["iceServers"][0];
+    assert!(!void["username"].as_str().unwrap().contains('@'));
+
+    let config = ann.next().await;
+    assert_eq!(config["type"], "config");
     let server = &config["peerConnectionOptions"]["iceServers"][0];
     assert_eq!(server["urls"], json!(["turn:127.0.0.1:3478?transport=udp"]));
-    assert!(server["username"].is_string() && server["credential"].is_string());
-
+    assert!(server["credential"].is_string());
+    let name = server["username"].as_str().unwrap();
+    assert!(name.ends_with("@127.0.0.1"), "for its streamer only: {name}");
     ann.say(json!({"type": "listStreamers"})).await;
-    let list = ann.next_of("streamerList").await;
+    let list = ann.next().await;
     assert_eq!(list, json!({"type": "streamerList", "ids": ["demo"]}));
     assert_eq!(ann.last_notice("matched")["streamerId"], "demo");
     assert_eq!(
@@ -299,7 +307,7 @@ async fn the_page_and_the_operators_get_what_they_ask_for() {
     let status = door.status().await;
     assert_eq!(
         keys(&status["streamers"][0]),
-        ["players", "state", "streamerId", "viewers"]
+        ["away", "players", "state", "streamerId", "viewers"]
     );
     assert!(!status.to_string().contains("127.0.0.1"), "no address: {status}");
     let metrics = door.metrics().await;
@@ -351,4 +359,16 @@ fn keys(value: &Value) -> Vec<&str> {
     let mut keys: Vec<_> = value.as_object().unwrap().keys().map(String::as_str).collect();
     keys.sort_unstable();
     keys
+}
+
+/// Waits until `what` is so.
+async fn eventually(what: impl AsyncFn() -> bool) {
+    let so = async {
+        while !what().await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(support::PATIENCE, so)
+        .await
+        .expect("it should come to that");
 }

@@ -1,23 +1,33 @@
 // The player's page. Epic's library does the streaming; this file connects it at once, says what is going on, and
 // connects it again whenever the stream or the signalling ends.
 //
-//   connecting ──► waiting (place in the queue) ──► starting ──► playing
-//       ▲  └───────────────────────────────────────────┘            │
-//       └──────────────── ended, failed (back-off, or a click) ◄────┘
+//   connecting ──► waiting (place in the queue) ──► starting ──► playing ──► moving (its streamer is gone)
+//       ▲  │           ▲ └───────────────────────────┘   ▲            │         │
+//       │  └───────────┴──────────────────────────────────┴───────────┼─────────┘
+//       └──────────────── ended, failed (back-off, or a click), left ◄┘
+//
+// While it plays, the signalling socket may break: socket.ts then opens it again, and the picture goes on.
+import { signalling } from './socket';
 import { Config, Logger, LogLevel, PixelStreaming, type WebSocketTransport } from '@epicgames-ps/lib-pixelstreamingfrontend-ue5.7';
-import { Overlay, type State } from './overlay';
+import { inWords, Overlay, type State } from './overlay';
+import { pathOf, typeInto } from './extras';
 import { settings, watched, watchLink } from './settings';
 
 /** What the matchmaker says about the waiting; stock servers never send it. */
 type Notice =
-  | { status: 'queued'; position: number; waiting: number }
-  | { status: 'matched'; streamerId: string; sessionId: string }
-  | { status: 'ended'; reason: string };
+  | { status: 'queued'; position: number; waiting: number; expectedWaitSeconds?: number }
+  | { status: 'matched'; streamerId: string; sessionId: string; returnToken?: string; resumed: boolean; shared: boolean }
+  | { status: 'draining'; secondsLeft: number }
+  | { status: 'ended'; reason: string; kind: 'over' | 'moves' | 'replaced' };
 
 interface Hooks {
   readonly state: State;
   readonly pixelStreaming: PixelStreaming;
   readonly sessionId: string | null;
+  /** How often the stream has outlived its signalling socket. */
+  readonly resumed: number;
+  /** How media comes: directly, or through a relay. */
+  readonly path: string;
   /** When things happened, in milliseconds since the page began to load. */
   readonly times: Record<string, number>;
   peer(): RTCPeerConnection | null;
@@ -34,9 +44,14 @@ const url = new URL(window.location.href);
 const overlay = new Overlay();
 const times: Record<string, number> = {};
 let sessionId: string | null = null;
+let shared = false;
 let failures = 0;
 let retry: ReturnType<typeof setTimeout> | undefined;
 let over = false;
+let path = '';
+/** Where the right to come back is kept: a window's own, and it outlives a reload. */
+const kept = `penstock.return ${watched(url) ?? ''}`;
+signalling.token = recall();
 
 // The library logs every message, with a stack trace each: milliseconds that the first picture would wait for.
 Logger.InitLogging(url.searchParams.has('debug') ? LogLevel.Debug : LogLevel.Error, false);
@@ -64,7 +79,6 @@ function connect(): void {
 /** Leaves nothing of the last connection behind: the library would keep its socket, its pings and its peer. */
 function hangUp(): void {
   over = true;
-  overlay.share.hidden = true;
   peer()?.close();
   const transport = controller.protocol.transport as WebSocketTransport;
   const socket = transport.webSocket;
@@ -86,7 +100,7 @@ function ended(state: 'ended' | 'failed', why: string): void {
 }
 
 /** Over for good, unless the player wants it again. */
-function finished(state: 'ended' | 'failed', why: string): void {
+function finished(state: 'ended' | 'left' | 'failed', why: string): void {
   hangUp();
   clearTimeout(retry);
   retry = undefined;
@@ -97,17 +111,58 @@ function hear(notice: Notice): void {
   mark(notice.status);
   switch (notice.status) {
     case 'queued':
-      return overlay.show('waiting', `You are number ${notice.position} of ${notice.waiting}.`);
+      return overlay.show('waiting', place(notice.position, notice.waiting, notice.expectedWaitSeconds));
     case 'matched':
       sessionId = notice.sessionId;
-      overlay.share.hidden = false;
-      return overlay.show('starting');
+      shared = notice.shared;
+      remember(notice.returnToken ?? '');
+      if (!notice.resumed) overlay.show('starting');
+      return;
+    case 'draining':
+      return drains(notice.secondsLeft);
     case 'ended':
-      // The socket stays, and the place in the queue with it; only the picture is over.
-      overlay.share.hidden = true;
+      if (notice.kind === 'replaced') return finished('ended', notice.reason);
+      // Where the player moves the socket stays, and the place in the queue with it; only the picture is over.
       peer()?.close();
-      return overlay.show('ended', notice.reason);
+      if (notice.kind === 'moves') remember('');
+      return overlay.show(notice.kind === 'moves' ? 'moving' : 'ended', notice.reason);
   }
+}
+
+function place(position: number, waiting: number, expected?: number): string {
+  const about = expected === undefined ? '' : ` It should take about ${inWords(expected)}.`;
+  return `You are number ${position} of ${waiting}.${about}`;
+}
+
+function drains(secondsLeft: number): void {
+  if (secondsLeft < 1) return;
+  overlay.hints(`This place closes in ${inWords(secondsLeft)}. You will then move to another one.`);
+}
+
+function recall(): string {
+  try {
+    return sessionStorage.getItem(kept) ?? '';
+  } catch {
+    return '';
+  }
+}
+
+/** Without storage a reload begins anew; all else works. */
+function remember(token: string): void {
+  signalling.token = token;
+  try {
+    sessionStorage.setItem(kept, token);
+  } catch {
+    // No storage.
+  }
+}
+
+/** The player goes, and says so: nobody waits for it. */
+function leave(): void {
+  const socket = (controller.protocol.transport as WebSocketTransport).webSocket;
+  socket?.send(JSON.stringify({ type: 'unsubscribe' }));
+  remember('');
+  finished('left', 'Your place is free for others.');
 }
 
 function playing(): void {
@@ -115,7 +170,15 @@ function playing(): void {
   mark('firstFrame');
   failures = 0;
   overlay.show('playing');
+  overlay.share.hidden = !shared;
   unmute();
+  void tellPath();
+}
+
+async function tellPath(): Promise<void> {
+  const connection = peer();
+  path = connection ? await pathOf(connection) : '';
+  overlay.shows(path);
 }
 
 /** Turns the sound on, or offers a button for it where the browser wants a click first. */
@@ -150,6 +213,9 @@ function showAtOnce(connection: RTCPeerConnection): void {
 
 function follow(connection: RTCPeerConnection): void {
   showAtOnce(connection);
+  for (const { transport } of [...connection.getReceivers(), ...connection.getSenders()]) {
+    transport?.iceTransport.addEventListener('selectedcandidatepairchange', () => void tellPath());
+  }
   connection.addEventListener('connectionstatechange', () => {
     if (connection !== peer() || over) return;
     if (connection.connectionState === 'connected') mark('connected');
@@ -172,8 +238,10 @@ stream.addEventListener('webRtcSdpOffer', () => {
 });
 stream.addEventListener('webRtcSdpAnswer', () => mark('answer'));
 stream.addEventListener('webRtcDisconnected', ({ data }) => {
-  if (!over) ended('ended', sentence(data.eventString) || 'The connection was lost.');
+  if (over) return;
+  ended('ended', sentence(data.eventString) || 'The connection was lost.');
 });
+signalling.alive = () => !over && peer()?.connectionState === 'connected';
 stream.addEventListener('subscribeFailed', ({ data }) => finished('failed', data.message));
 stream.addEventListener('playStreamRejected', () => {
   overlay.sound.hidden = false;
@@ -210,6 +278,12 @@ for (const sign of ['pointerup', 'keyup']) {
     void video.play().catch(() => undefined);
   }, true);
 }
+overlay.full.addEventListener('click', () => void overlay.fill(video).catch(() => undefined));
+overlay.leave.addEventListener('click', leave);
+overlay.keys.addEventListener('click', () => overlay.typed.focus());
+// A button that keeps the focus would be pressed again by the next key that is meant for the stream.
+for (const tool of [overlay.sound, overlay.share, overlay.full]) tool.addEventListener('click', () => tool.blur());
+typeInto(overlay.typed, stream);
 overlay.share.addEventListener('click', () => {
   if (sessionId) void overlay.copied(watchLink(url, sessionId));
 });
@@ -221,6 +295,12 @@ window.penstock = {
   },
   get sessionId() {
     return sessionId;
+  },
+  get resumed() {
+    return signalling.resumed;
+  },
+  get path() {
+    return path;
   },
   pixelStreaming: stream,
   times,

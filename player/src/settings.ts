@@ -19,6 +19,9 @@ const OURS = new Set<string>([
   NumericParameters.MaxReconnectAttempts,
 ]);
 
+/** What the page's URL asks of the matchmaker: a session, a join link, what to play and on which streamer. */
+const ASKED = ['watch', 'join', 'application', 'stream', 'id'];
+
 /** What the page starts with, overridden by what its URL says. */
 export function settings(url: URL): Partial<AllSettings> {
   const chosen: Record<string, boolean | number | string> = {
@@ -69,7 +72,9 @@ export function watchLink(url: URL, session: string): string {
 function signallingUrl(url: URL): string {
   const signalling = new URL('signalling', new URL('.', url));
   signalling.protocol = url.protocol === 'https:' ? 'wss:' : 'ws:';
-  const watch = watched(url);
-  if (watch !== null) signalling.searchParams.set('watch', watch);
+  for (const name of ASKED) {
+    const value = url.searchParams.get(name);
+    if (value !== null) signalling.searchParams.set(name, value);
+  }
   return signalling.href;
 }

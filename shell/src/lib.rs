@@ -7,6 +7,7 @@
 //!  events     sse(watch)             a value as server-sent events, now and on every change
 //!  children   Child, Reaper          processes that never outlive us
 //!  api_errors of(error)              what Kubernetes' API server has against it (feature `kube`)
+//!  tls        load(cert, key)        the certificate that clients see
 //! ```
 
 #[cfg(feature = "kube")]
@@ -16,3 +17,4 @@ pub mod events;
 pub mod logging;
 pub mod ops;
 pub mod shutdown;
+pub mod tls;

@@ -2,11 +2,14 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use penstock_core::ids::StreamerId;
+use penstock_core::ids::{ApplicationName, StreamerId};
 use penstock_core::units::{EncoderUnits, StreamSize};
 use penstock_shell::logging::LogArgs;
+
+use crate::session::Limits;
 
 /// Captures, encodes and sends one application to a browser
 #[derive(Debug, Parser)]
@@ -101,6 +104,9 @@ pub struct StreamArgs {
     /// The application to start, as a shell command (source x11)
     #[arg(long, value_name = "COMMAND")]
     pub app: Option<String>,
+    /// What players ask for who want this application and no other; letters, digits and -_.:
+    #[arg(long, env = "PENSTOCK_APPLICATION", value_name = "NAME")]
+    pub app_name: Option<ApplicationName>,
     /// Attach to this X display instead of starting an X server (source x11)
     #[arg(long, value_name = "DISPLAY")]
     pub display: Option<String>,
@@ -129,9 +135,19 @@ pub struct StreamArgs {
     /// Address that media is sent from, as ICE candidates name it [default: the one that has the default route]
     #[arg(long, env = "PENSTOCK_MEDIA_IP", value_name = "IP")]
     pub media_ip: Vec<IpAddr>,
-    /// How many viewers a session takes beside its player
-    #[arg(long, default_value_t = 8, value_name = "N")]
+    /// Who may take part in a session
+    #[arg(long, env = "PENSTOCK_MODE", value_enum, default_value_t = Mode::Exclusive)]
+    pub mode: Mode,
+    /// How many players steer together. Whoever comes while there is room joins the session that goes on
+    #[arg(long, env = "PENSTOCK_MAX_PLAYERS", default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub max_players: u32,
+    /// How many viewers a shared session takes beside its players
+    #[arg(long, env = "PENSTOCK_MAX_VIEWERS", default_value_t = 8, value_name = "N")]
     pub max_viewers: u32,
+    /// Seconds that a place is kept for a player whose connection was lost; 0 for not at all. One whose page was closed,
+    /// or is being loaded again, has 5 s of them at most. Nobody else gets the place meanwhile
+    #[arg(long, env = "PENSTOCK_RETURN_GRACE", default_value_t = 30, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=3600))]
+    pub return_grace: u64,
     /// Seconds that a player may go on playing once this process is told to end
     #[arg(long, default_value_t = 0, value_name = "SECONDS")]
     pub grace: u64,
@@ -147,6 +163,15 @@ pub enum Source {
     Test,
     /// An X display
     X11,
+}
+
+/// Who may take part in a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Mode {
+    /// Its players only
+    Exclusive,
+    /// Its players, and viewers who have the link
+    Shared,
 }
 
 /// x264's speed presets that keep up with a live stream.
@@ -253,6 +278,15 @@ impl StreamArgs {
             Source::Test if self.app.is_some() => Err(BadOptions::OnlyX11("--app")),
             Source::Test if self.display.is_some() => Err(BadOptions::OnlyX11("--display")),
             _ => Ok(()),
+        }
+    }
+
+    /// How many a session takes, and how long it waits for them.
+    pub fn limits(&self) -> Limits {
+        Limits {
+            players: self.max_players,
+            viewers: (self.mode == Mode::Shared).then_some(self.max_viewers),
+            return_grace: Duration::from_secs(self.return_grace),
         }
     }
 

@@ -2,8 +2,11 @@
 //!
 //! ```text
 //!  claim ─► claimed ─► playerConnected ─► offer ─► answer, candidates ─► connected: media flows
-//!    └────► refused, closed                              any end ─► the seat is given back
+//!    └────► refused, closed                              any end ─► the seat is given back, or kept for a while
 //! ```
+//!
+//! Media that flows goes on without the WebSocket: the player is away, and the owner hands on the next socket that it
+//! comes back over, or ends the link when its time is over.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -13,10 +16,12 @@ use anyhow::{Context as _, bail};
 use axum::extract::ws::{CloseFrame, Message, WebSocket};
 use penstock_core::ids::{PlayerId, StreamerId};
 use penstock_core::units::StreamSize;
-use penstock_core::wire::link::{Claim, Claimed, DisconnectPlayer, FromStreamer, Refused, Role, ToStreamer};
-use penstock_core::wire::signalling::{self, CandidateInit, IceCandidate, Offer};
+use penstock_core::wire::link::{
+    Claim, Claimed, DisconnectPlayer, Draining, FromStreamer, Refused, RefusedReason, Role, ToStreamer,
+};
+use penstock_core::wire::signalling::{self, CandidateInit, EndKind, IceCandidate, Offer};
 use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{broadcast, mpsc, watch};
 use tokio::time::Instant;
 use webrtc::data_channel::DataChannelEvent;
 
@@ -24,9 +29,10 @@ use crate::data_channel::{self, FromPage, Settings, TextMessage};
 use crate::input::Input;
 use crate::media::{AccessUnit, AudioFrame, Media};
 use crate::metrics::Metrics;
-use crate::owner::{OwnerHandle, Seat};
+use crate::owner::{Granted, OwnerHandle, Seat, SeatEvent};
 use crate::pace::{Cursor, Frame};
 use crate::peer::{Peer, PeerEvent};
+use crate::session::Gone;
 use crate::tap::Tap;
 
 /// What every link needs.
@@ -38,12 +44,18 @@ pub(crate) struct Shared {
     pub(crate) name: StreamerId,
     pub(crate) stream: StreamSize,
     pub(crate) media_ips: Vec<IpAddr>,
+    /// Whether sessions take viewers.
+    pub(crate) viewers: bool,
+    /// When this streamer ends, once it was told to.
+    pub(crate) ends_at: watch::Receiver<Option<std::time::Instant>>,
 }
 
 /// From the connection to the claim.
 const CLAIM_WITHIN: Duration = Duration::from_secs(5);
 /// From the claim to media that flows; a player that never comes must not hold a streamer.
 const CONNECT_WITHIN: Duration = Duration::from_secs(30);
+/// A matchmaker that is there pings every 15 s.
+const SILENCE: Duration = Duration::from_secs(40);
 /// Data-channel frames that can't be read, after which a page is sent away.
 const MOST_BAD_FRAMES: u32 = 100;
 
@@ -61,22 +73,35 @@ pub(crate) async fn serve(mut socket: WebSocket, shared: Arc<Shared>) {
         () = gone(&mut socket) => return,
     };
     let seat = match granted {
-        Ok(seat) => seat,
-        Err(reason) => {
-            let refused = FromStreamer::Refused(Refused { reason });
-            // The matchmaker may be gone already.
-            let _ = socket.send(frame(&refused)).await;
-            return close(socket, 1000, "the claim was refused").await;
-        }
+        Ok(Granted::Seat(seat)) => seat,
+        Ok(Granted::HandOver(link)) => return hand_over(socket, player, link).await,
+        Err(reason) => return refuse(socket, reason).await,
     };
     tracing::info!(%player, ?role, "joined");
-    let mut link = Link::new(socket, shared, seat, player.clone(), role);
-    let why = match link.run().await {
-        Ok(why) => why,
-        Err(error) => format!("{error:#}"),
-    };
-    tracing::info!(%player, ?role, why, "left");
-    link.end(&why).await;
+    let mut link = Link::new(socket, shared, seat, player, role);
+    let over = link
+        .run()
+        .await
+        .unwrap_or_else(|error| Over::new(Gone::ForGood, format!("{error:#}")));
+    let why = &over.why;
+    tracing::info!(player = %link.player, ?role, why, "left");
+    link.end(over).await;
+}
+
+/// The matchmaker may be gone already.
+async fn refuse(mut socket: WebSocket, reason: RefusedReason) {
+    let refused = FromStreamer::Refused(Refused { reason });
+    let _ = socket.send(frame(&refused)).await;
+    close(socket, 1000, "the claim was refused").await;
+}
+
+/// Gives the socket to the link that has the player's peer connection. Where that has just ended, the matchmaker asks
+/// again.
+async fn hand_over(socket: WebSocket, player: PlayerId, link: mpsc::Sender<SeatEvent>) {
+    let resumed = SeatEvent::Resumed(Box::new(socket), player);
+    if let Err(mpsc::error::SendError(SeatEvent::Resumed(socket, _))) = link.send(resumed).await {
+        refuse(*socket, RefusedReason::Busy).await;
+    }
 }
 
 async fn first_claim(socket: &mut WebSocket) -> anyhow::Result<Claim> {
@@ -97,14 +122,34 @@ async fn gone(socket: &mut WebSocket) {
 }
 
 struct Link {
-    socket: WebSocket,
+    /// None while the player is away.
+    socket: Option<WebSocket>,
     shared: Arc<Shared>,
     seat: Seat,
     player: PlayerId,
     role: Role,
     connect_by: Instant,
+    heard: Instant,
+    /// How the player is gone when the socket closes.
+    parting: Gone,
+    away: bool,
+    ends_at: watch::Receiver<Option<std::time::Instant>>,
     bad_frames: u32,
     peer: Option<Connected>,
+}
+
+/// How a link ends.
+struct Over {
+    gone: Gone,
+    kind: EndKind,
+    why: String,
+}
+
+impl Over {
+    fn new(gone: Gone, why: impl Into<String>) -> Self {
+        let (kind, why) = (EndKind::Over, why.into());
+        Self { gone, kind, why }
+    }
 }
 
 /// The browser's side, once the page is there.
@@ -119,7 +164,9 @@ struct Connected {
 /// Whatever happens next.
 enum Next {
     Socket(Option<Result<Message, axum::Error>>),
-    Ended(&'static str),
+    Silence,
+    Seat(Option<SeatEvent>),
+    Draining,
     Late,
     Peer(Happened),
 }
@@ -134,64 +181,144 @@ enum Happened {
 
 impl Link {
     fn new(socket: WebSocket, shared: Arc<Shared>, seat: Seat, player: PlayerId, role: Role) -> Self {
-        let connect_by = Instant::now() + CONNECT_WITHIN;
+        let now = Instant::now();
         Self {
-            socket,
+            socket: Some(socket),
+            ends_at: shared.ends_at.clone(),
             shared,
             seat,
             player,
             role,
-            connect_by,
+            connect_by: now + CONNECT_WITHIN,
+            heard: now,
+            parting: Gone::Lost,
+            away: false,
             bad_frames: 0,
             peer: None,
         }
     }
 
     /// Runs to the link's end, and says why it ended.
-    async fn run(&mut self) -> anyhow::Result<String> {
-        self.say(&FromStreamer::Claimed(Claimed {
-            streamer_id: self.shared.name.clone(),
-        }))
-        .await?;
+    async fn run(&mut self) -> anyhow::Result<Over> {
+        self.welcome(false).await;
         loop {
             let over = match self.next().await {
-                Next::Socket(None) => Some("the matchmaker closed the link".to_owned()),
-                Next::Socket(Some(message)) => {
-                    let message = message.context("reading from the matchmaker")?;
+                Next::Socket(None | Some(Err(_) | Ok(Message::Close(_)))) | Next::Silence => self.lost(),
+                Next::Socket(Some(Ok(message))) => {
+                    self.heard = Instant::now();
                     self.on_message(message).await?
                 }
-                Next::Ended(reason) => Some(reason.to_owned()),
-                Next::Late => Some("the page did not connect within 30 s".to_owned()),
+                Next::Seat(Some(SeatEvent::Resumed(socket, player))) => {
+                    self.resume(*socket, player).await;
+                    None
+                }
+                Next::Seat(Some(SeatEvent::Ended(kind, why))) => Some(Over {
+                    kind,
+                    ..Over::new(Gone::ForGood, why)
+                }),
+                Next::Seat(None) => Some(Over::new(Gone::ForGood, "The streamer ends.")),
+                Next::Draining => {
+                    self.tell_draining().await;
+                    None
+                }
+                Next::Late => Some(Over::new(Gone::ForGood, "The page did not connect within 30 s.")),
                 Next::Peer(happened) => self.on_peer(happened).await?,
             };
-            if let Some(why) = over {
-                return Ok(why);
+            if let Some(over) = over {
+                return Ok(over);
             }
         }
     }
 
     async fn next(&mut self) -> Next {
-        let late = self.peer.as_ref().is_none_or(|peer| peer.video.is_none());
+        let late = !self.is_connected();
         tokio::select! {
-            message = self.socket.recv() => Next::Socket(message),
-            reason = &mut self.seat.ended => Next::Ended(reason.unwrap_or("the streamer ends")),
+            message = receive_message(&mut self.socket, self.away) => Next::Socket(message),
+            () = tokio::time::sleep_until(self.heard + SILENCE), if self.socket.is_some() => Next::Silence,
+            event = self.seat.events.recv() => Next::Seat(event),
+            Ok(()) = self.ends_at.changed() => Next::Draining,
             () = tokio::time::sleep_until(self.connect_by), if late => Next::Late,
             happened = happened(&mut self.peer) => Next::Peer(happened),
         }
     }
 
-    async fn on_message(&mut self, message: Message) -> anyhow::Result<Option<String>> {
+    /// Whether media flows, or would, did the page take it.
+    fn is_connected(&self) -> bool {
+        self.peer.as_ref().is_some_and(|peer| peer.video.is_some())
+    }
+
+    async fn welcome(&mut self, resumed: bool) {
+        self.say(&FromStreamer::Claimed(Claimed {
+            streamer_id: self.shared.name.clone(),
+            session_id: self.seat.session.clone(),
+            return_token: Some(self.seat.token.clone()),
+            resumed,
+            shared: self.shared.viewers,
+        }))
+        .await;
+        self.tell_draining().await;
+    }
+
+    async fn tell_draining(&mut self) {
+        let Some(end) = *self.ends_at.borrow_and_update() else {
+            return;
+        };
+        let seconds_left = end.saturating_duration_since(std::time::Instant::now()).as_secs();
+        self.say(&FromStreamer::Draining(Draining { seconds_left })).await;
+    }
+
+    /// The socket is gone. A picture that runs goes on: the player may be back in a moment.
+    fn lost(&mut self) -> Option<Over> {
+        self.socket = None;
+        if !self.is_connected() {
+            return Some(Over::new(self.parting, "The matchmaker closed the link."));
+        }
+        tracing::info!(player = %self.player, how = ?self.parting, "away");
+        self.away = true;
+        self.seat.away(self.parting);
+        if self.role == Role::Player {
+            self.shared.input.release_all();
+        }
+        None
+    }
+
+    /// The player is back, with its peer connection: unless that never came about, all goes on.
+    async fn resume(&mut self, socket: WebSocket, player: PlayerId) {
+        if self.socket.is_some() {
+            let why = "The session goes on over another connection.";
+            self.say_disconnect(EndKind::Replaced, why).await;
+        }
+        if let Some(old) = self.socket.replace(socket) {
+            close(old, 1000, "replaced").await;
+        }
+        tracing::info!(player = %self.player, back_as = %player, "back");
+        self.player = player;
+        self.heard = Instant::now();
+        self.parting = Gone::Lost;
+        self.away = false;
+        let resumed = self.is_connected();
+        if !resumed && let Some(dead) = self.peer.take() {
+            dead.peer.close().await;
+        }
+        self.connect_by = Instant::now() + CONNECT_WITHIN;
+        self.welcome(resumed).await;
+    }
+
+    async fn on_message(&mut self, message: Message) -> anyhow::Result<Option<Over>> {
         let text = match message {
             Message::Text(text) => text,
-            Message::Close(_) => return Ok(Some("the matchmaker closed the link".to_owned())),
             Message::Binary(_) => bail!("the matchmaker sent a binary message"),
-            Message::Ping(_) | Message::Pong(_) => return Ok(None),
+            _ => return Ok(None),
         };
         match signalling::parse(&text)? {
             ToStreamer::Claim(_) => bail!("a second claim came on one link"),
             ToStreamer::PlayerConnected(_) if self.peer.is_some() => bail!("the player connected twice"),
             ToStreamer::PlayerConnected(_) => self.begin().await?,
-            ToStreamer::Ping(ping) => self.say(&FromStreamer::Pong(ping)).await?,
+            ToStreamer::Ping(ping) => self.say(&FromStreamer::Pong(ping)).await,
+            ToStreamer::Goodbye(said) if said.for_good => {
+                return Ok(Some(Over::new(Gone::ForGood, "The player has left.")));
+            }
+            ToStreamer::Goodbye(_) => self.parting = Gone::Closed,
             ToStreamer::LayerPreference(_) => {}
             ToStreamer::Answer(answer) => {
                 let peer = self.peer.as_ref().context("an answer came before an offer")?;
@@ -232,27 +359,28 @@ impl Link {
             player_id: self.player.clone(),
             sdp,
         }))
-        .await?;
+        .await;
         for candidate in candidates {
-            self.candidate(candidate).await?;
+            self.candidate(candidate).await;
         }
         Ok(())
     }
 
-    async fn candidate(&mut self, candidate: CandidateInit) -> anyhow::Result<()> {
+    async fn candidate(&mut self, candidate: CandidateInit) {
         let candidate = IceCandidate {
             player_id: Some(self.player.to_string()),
             candidate,
         };
-        self.say(&FromStreamer::IceCandidate(candidate)).await
+        self.say(&FromStreamer::IceCandidate(candidate)).await;
     }
 
-    async fn on_peer(&mut self, happened: Happened) -> anyhow::Result<Option<String>> {
+    async fn on_peer(&mut self, happened: Happened) -> anyhow::Result<Option<Over>> {
         match happened {
             Happened::Event(None | Some(PeerEvent::Failed)) => {
-                return Ok(Some("the connection to the page was lost".to_owned()));
+                let why = "The connection to the page was lost.";
+                return Ok(Some(Over::new(Gone::Lost, why)));
             }
-            Happened::Event(Some(PeerEvent::Candidate(candidate))) => self.candidate(candidate).await?,
+            Happened::Event(Some(PeerEvent::Candidate(candidate))) => self.candidate(candidate).await,
             Happened::Event(Some(PeerEvent::Gathered)) => {}
             Happened::Event(Some(PeerEvent::Connected)) => self.start_media(),
             Happened::Video(received) => self.send_video(received).await?,
@@ -301,7 +429,7 @@ impl Link {
         }
     }
 
-    async fn on_channel(&mut self, event: Option<DataChannelEvent>) -> anyhow::Result<Option<String>> {
+    async fn on_channel(&mut self, event: Option<DataChannelEvent>) -> anyhow::Result<Option<Over>> {
         match event {
             Some(DataChannelEvent::OnOpen) => {
                 for frame in data_channel::hello(&self.settings()) {
@@ -310,14 +438,15 @@ impl Link {
             }
             Some(DataChannelEvent::OnMessage(message)) => return Ok(self.on_frame(&message.data).await),
             Some(DataChannelEvent::OnClose) | None => {
-                return Ok(Some("the page closed its data channel".to_owned()));
+                let why = "The page closed its data channel.";
+                return Ok(Some(Over::new(Gone::Closed, why)));
             }
             Some(_) => {}
         }
         Ok(None)
     }
 
-    async fn on_frame(&mut self, frame: &[u8]) -> Option<String> {
+    async fn on_frame(&mut self, frame: &[u8]) -> Option<Over> {
         match data_channel::parse(frame) {
             Ok(message) => {
                 self.shared
@@ -336,8 +465,8 @@ impl Link {
                     .inc();
                 self.bad_frames += 1;
                 tracing::debug!(player = %self.player, %error, "passed over");
-                (self.bad_frames >= MOST_BAD_FRAMES)
-                    .then(|| format!("too many bad messages, the last: {error}"))
+                let why = || format!("Too many bad messages, the last: {error}.");
+                (self.bad_frames >= MOST_BAD_FRAMES).then(|| Over::new(Gone::ForGood, why()))
             }
         }
     }
@@ -395,29 +524,46 @@ impl Link {
         }
     }
 
-    async fn say(&mut self, message: &FromStreamer) -> anyhow::Result<()> {
-        self.socket
-            .send(frame(message))
-            .await
-            .context("writing to the matchmaker")
+    /// Whoever can't be told is lost: what comes next from its socket is its end.
+    async fn say(&mut self, message: &FromStreamer) {
+        if let Some(socket) = &mut self.socket
+            && socket.send(frame(message)).await.is_err()
+        {
+            self.socket = None;
+        }
     }
 
-    async fn end(mut self, why: &str) {
+    async fn say_disconnect(&mut self, kind: EndKind, why: &str) {
+        let disconnect = DisconnectPlayer {
+            player_id: self.player.clone(),
+            reason: Some(why.to_owned()),
+            kind,
+        };
+        self.say(&FromStreamer::DisconnectPlayer(disconnect)).await;
+    }
+
+    async fn end(mut self, over: Over) {
         if self.role == Role::Player {
             self.shared.input.release_all();
             self.shared.media.set_bitrate_kbps(self.shared.media.max_kbps());
         }
-        let player_id = self.player.clone();
-        let disconnect = DisconnectPlayer {
-            player_id,
-            reason: Some(why.to_owned()),
-        };
-        // The matchmaker may be what ended it.
-        let _ = self.say(&FromStreamer::DisconnectPlayer(disconnect)).await;
+        self.say_disconnect(over.kind, &over.why).await;
+        self.seat.leave(over.gone);
         if let Some(connected) = self.peer.take() {
             connected.peer.close().await;
         }
-        close(self.socket, 1000, why).await;
+        if let Some(socket) = self.socket {
+            close(socket, 1000, &over.why).await;
+        }
+    }
+}
+
+/// The next message of the matchmaker, or none where the socket has ended; never, while the player is known to be away.
+async fn receive_message(socket: &mut Option<WebSocket>, away: bool) -> Option<Result<Message, axum::Error>> {
+    match socket {
+        Some(socket) => socket.recv().await,
+        None if away => std::future::pending().await,
+        None => None,
     }
 }
 

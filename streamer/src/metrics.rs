@@ -1,6 +1,7 @@
 //! This streamer's metrics.
 
 use penstock_core::metrics::{self as names, Metric};
+use penstock_core::wire::status::{StreamerState, StreamerStatus};
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
 /// All counters and gauges, cheap to clone.
@@ -10,6 +11,7 @@ pub(crate) struct Metrics {
     pub(crate) players: IntGauge,
     pub(crate) viewers: IntGauge,
     pub(crate) units: IntGauge,
+    earlier: Earlier,
     pub(crate) frames: IntCounter,
     pub(crate) keyframes: IntCounter,
     pub(crate) frames_dropped: IntCounter,
@@ -31,6 +33,12 @@ impl Metrics {
             players: gauge(&registry, names::STREAMER_PLAYERS)?,
             viewers: gauge(&registry, names::STREAMER_VIEWERS)?,
             units: gauge(&registry, names::STREAMER_UNITS)?,
+            earlier: Earlier {
+                players: gauge(&registry, names::EARLIER_STREAM_PLAYERS)?,
+                streams: gauge(&registry, names::EARLIER_STREAM_CONNECTIONS)?,
+                open: gauge(&registry, names::EARLIER_STREAM_OPEN)?,
+                free: gauge(&registry, names::EARLIER_STREAM_FREE)?,
+            },
             frames: counter(&registry, names::STREAMER_FRAMES)?,
             keyframes: counter(&registry, names::STREAMER_KEYFRAMES)?,
             frames_dropped: counter(&registry, names::STREAMER_FRAMES_DROPPED)?,
@@ -45,6 +53,31 @@ impl Metrics {
             app_restarts: counter(&registry, names::STREAMER_APP_RESTARTS)?,
             registry,
         })
+    }
+}
+
+/// The names that dashboards of an earlier deployment know.
+#[derive(Debug, Clone)]
+struct Earlier {
+    players: IntGauge,
+    streams: IntGauge,
+    open: IntGauge,
+    free: IntGauge,
+}
+
+impl Metrics {
+    /// Shows who is here, and whether another may come.
+    pub(crate) fn show(&self, status: &StreamerStatus) {
+        self.players.set(status.players.into());
+        self.viewers.set(status.viewers.into());
+        let open = i64::from(status.state != StreamerState::Starting);
+        let here = i64::from(status.players) + i64::from(status.viewers);
+        self.earlier.players.set(here);
+        self.earlier.streams.set(open);
+        self.earlier.open.set(open);
+        self.earlier
+            .free
+            .set(i64::from(status.state == StreamerState::Free));
     }
 }
 

@@ -2,16 +2,18 @@
 
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow};
-use axum::extract::State;
 use axum::extract::ws::WebSocketUpgrade;
+use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::get;
+use axum::routing::{delete, get};
 use axum::serve::ListenerExt as _;
 use axum::{Json, Router};
+use penstock_core::ids::SessionId;
+use penstock_core::wire::agent::Problem;
 use penstock_core::wire::signalling::MAX_MESSAGE_BYTES;
 use penstock_core::wire::status::StreamerStatus;
 use penstock_shell::{children, events, ops, shutdown};
@@ -74,14 +76,18 @@ async fn stream(
     };
     let identity = Identity {
         streamer_id: args.name.clone(),
+        application: args.app_name.clone(),
         stream: args.stream,
         media_addresses: media_ips.clone(),
-        max_viewers: args.max_viewers,
+        limits: args.limits(),
     };
     let (owner, handle, status) = Owner::new(identity, Arc::clone(&media), metrics.clone());
     let capture = Arc::clone(&media);
+    let (ends, ends_at) = watch::channel(None);
     let shared = Arc::new(Shared {
         owner: handle,
+        viewers: args.limits().viewers.is_some(),
+        ends_at,
         media,
         input,
         metrics: metrics.clone(),
@@ -98,9 +104,10 @@ async fn stream(
     });
     let mut tasks = JoinSet::new();
     tasks.spawn(async move { axum::serve(listener, app).await.context("serving HTTP") });
+    let end = CancellationToken::new();
     let outcome = tokio::select! {
-        () = owner.run(told.clone()) => Ok(()),
-        () = grace_over(told, args.grace) => Ok(()),
+        () = owner.run(told.clone(), end.clone()) => Ok(()),
+        () = grace_over(told, Duration::from_secs(args.grace), ends, end) => Ok(()),
         ended = over_display(args, display, &metrics) => ended,
         failure = failed(failures) => Err(anyhow!("the pipeline failed: {failure}")),
         Some(ended) = tasks.join_next() => ended.context("the HTTP task failed")?,
@@ -131,10 +138,23 @@ async fn over_display(
     }
 }
 
-async fn grace_over(told: CancellationToken, grace: u64) {
+/// Says when this streamer ends, once it was told to; then says `end`, and leaves the players a moment to hear of it.
+async fn grace_over(
+    told: CancellationToken,
+    grace: Duration,
+    ends: watch::Sender<Option<Instant>>,
+    end: CancellationToken,
+) {
     told.cancelled().await;
-    tokio::time::sleep(Duration::from_secs(grace)).await;
+    // Without links nobody listens.
+    let _ = ends.send(Some(Instant::now() + grace));
+    tokio::time::sleep(grace).await;
+    end.cancel();
+    tokio::time::sleep(GOODBYE).await;
 }
+
+/// How long players get to be told that they move.
+const GOODBYE: Duration = Duration::from_secs(2);
 
 async fn failed(mut failures: mpsc::UnboundedReceiver<media::Failure>) -> String {
     match failures.recv().await {
@@ -164,6 +184,7 @@ fn router(shared: Arc<Shared>, status: watch::Receiver<StreamerStatus>, metrics:
         .route("/status", get(move || async move { Json(once.borrow().clone()) }))
         .route("/events", get(move || async move { events::sse(each) }))
         .route("/session", get(session))
+        .route("/session/{id}", delete(end_session))
         .with_state(shared)
         .merge(ops::router(metrics.registry.clone(), ready))
 }
@@ -175,13 +196,34 @@ async fn session(
     upgrade: WebSocketUpgrade,
 ) -> Response {
     if headers.contains_key(header::ORIGIN) {
-        let advice = "browsers are served by penstock-matchmaker: open its page instead\n";
-        return (StatusCode::FORBIDDEN, advice).into_response();
+        return not_for_browsers();
     }
     upgrade
         .max_message_size(MAX_MESSAGE_BYTES)
         .max_frame_size(MAX_MESSAGE_BYTES)
         .on_upgrade(move |socket| link::serve(socket, shared))
+}
+
+/// Ends a session for its player and all who watch. Like `/session`, it is for matchmakers: the cluster's network
+/// decides who reaches it, and no page may.
+async fn end_session(
+    State(shared): State<Arc<Shared>>,
+    headers: HeaderMap,
+    Path(id): Path<SessionId>,
+) -> Response {
+    if headers.contains_key(header::ORIGIN) {
+        return not_for_browsers();
+    }
+    if shared.owner.end(id).await {
+        return StatusCode::NO_CONTENT.into_response();
+    }
+    let error = "ending a session: it is not on this streamer (any more)".to_owned();
+    (StatusCode::NOT_FOUND, Json(Problem { error })).into_response()
+}
+
+fn not_for_browsers() -> Response {
+    let advice = "browsers are served by penstock-matchmaker: open its page instead\n";
+    (StatusCode::FORBIDDEN, advice).into_response()
 }
 
 /// The address that has the default route; loopback where nothing has one. Connecting a UDP socket sends nothing.

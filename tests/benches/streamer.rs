@@ -96,7 +96,9 @@ impl Line {
         // Over UDP it reads nothing there.
         let turn = start_turn(relay, over, Path::new("/"), turn_metrics)?;
         let listen = streamer_at.to_string();
-        let streamer = Program::start("penstock-streamer", &[source, &["--listen", &listen]].concat())?;
+        // A browser that is killed would have its place kept for the next one to wait for.
+        let own = ["--listen", &listen, "--return-grace", "0"];
+        let streamer = Program::start("penstock-streamer", &[source, &own[..]].concat())?;
         ready(&format!("http://{streamer_at}/readyz")).await?;
         let matchmaker = start_matchmaker(web, ["--streamer", &listen], &over.url(relay))?;
         ready(&format!("http://{web}/readyz")).await?;

@@ -45,6 +45,7 @@ pub struct Stage {
     folder: TempDir,
     web: SocketAddr,
     turn_metrics: SocketAddr,
+    relay_url: String,
 }
 
 impl Stage {
@@ -79,9 +80,41 @@ impl Stage {
             folder,
             web,
             turn_metrics,
+            relay_url: over.url(relay),
         };
         stage.all_free(slices).await?;
         Ok(stage)
+    }
+
+    /// Kills the matchmaker without a word. Nobody listens at its address then.
+    ///
+    /// # Errors
+    /// Where it can't be killed.
+    pub async fn kill_matchmaker(&mut self) -> anyhow::Result<()> {
+        self.matchmaker
+            .child
+            .kill()
+            .await
+            .context("killing the matchmaker")
+    }
+
+    /// Starts a matchmaker where the first one was.
+    ///
+    /// # Errors
+    /// Where it can't be started.
+    pub fn restart_matchmaker(&mut self) -> anyhow::Result<()> {
+        self.matchmaker = self.another_matchmaker(self.web)?;
+        Ok(())
+    }
+
+    /// Starts a matchmaker at `web`, for the same streamers.
+    ///
+    /// # Errors
+    /// Where it can't be started.
+    pub fn another_matchmaker(&self, web: SocketAddr) -> anyhow::Result<Program> {
+        let socket = self.socket();
+        let streamers = ["--agent", &*socket.to_string_lossy()];
+        start_matchmaker(web, streamers, &self.relay_url)
     }
 
     /// The page's address with `query`.

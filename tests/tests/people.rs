@@ -44,7 +44,8 @@ async fn the_second_player_sees_its_place_and_plays_when_the_first_leaves() -> a
 
 #[tokio::test]
 async fn a_viewer_sees_the_same_encode_and_goes_with_the_player() -> anyhow::Result<()> {
-    let stage = Stage::start(1, &TEST_SOURCE).await?;
+    let shared = [&TEST_SOURCE[..], &["--mode", "shared"]].concat();
+    let stage = Stage::start(1, &shared).await?;
     let mut browser = Browser::start().await?;
     let mut player = browser.open(&stage.page("")).await?;
     plays(&mut player).await?;

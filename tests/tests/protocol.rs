@@ -13,24 +13,31 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 
 /// A page that is a script.
-struct Script(WebSocketStream<MaybeTlsStream<TcpStream>>);
+struct Script {
+    socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
+    configured: bool,
+}
 
 impl Script {
     async fn connect(stage: &Stage) -> anyhow::Result<Self> {
-        Ok(Self(connect_async(stage.signalling()).await?.0))
+        let (socket, _) = connect_async(stage.signalling()).await?;
+        let configured = false;
+        Ok(Self { socket, configured })
     }
 
     async fn say(&mut self, message: Value) -> anyhow::Result<()> {
-        Ok(self.0.send(Message::text(message.to_string())).await?)
+        Ok(self.socket.send(Message::text(message.to_string())).await?)
     }
 
-    /// The next message of the protocol; notices of ours are passed over, as stock pages do.
+    /// The next message of the protocol; notices of ours are passed over, as stock pages do, and so is the config that
+    /// comes with a streamer.
     async fn hear(&mut self) -> anyhow::Result<Value> {
         loop {
             match self.next().await? {
                 Message::Text(text) => {
                     let message: Value = serde_json::from_str(&text)?;
-                    if message["type"] != "matchmaker" {
+                    let again = message["type"] == "config" && std::mem::replace(&mut self.configured, true);
+                    if message["type"] != "matchmaker" && !again {
                         return Ok(message);
                     }
                 }
@@ -41,7 +48,7 @@ impl Script {
     }
 
     async fn next(&mut self) -> anyhow::Result<Message> {
-        let next = tokio::time::timeout(Duration::from_secs(10), self.0.next()).await;
+        let next = tokio::time::timeout(Duration::from_secs(10), self.socket.next()).await;
         next.context("waiting for a message")?
             .context("the socket ended")?
             .context("reading the socket")
@@ -158,7 +165,7 @@ async fn what_breaks_the_protocol_is_named_or_closed_and_hurts_nobody_else() -> 
     ] {
         let mut page = Script::connect(&stage).await?;
         page.hear().await?;
-        page.0.send(Message::text(bad)).await?;
+        page.socket.send(Message::text(bad)).await?;
         assert_eq!(page.hear().await?["type"], "error", "{bad}");
     }
     let mut early = Script::connect(&stage).await?;
@@ -169,7 +176,7 @@ async fn what_breaks_the_protocol_is_named_or_closed_and_hurts_nobody_else() -> 
     let mut large = Script::connect(&stage).await?;
     large.hear().await?;
     // The server may close before all of it is written.
-    let _ = large.0.send(Message::text("x".repeat(10 << 20))).await;
+    let _ = large.socket.send(Message::text("x".repeat(10 << 20))).await;
     if let Ok(code) = large.close_code().await {
         assert_eq!(code, 1009);
     }
@@ -249,7 +256,9 @@ async fn the_links_first_message_must_be_a_claim() -> anyhow::Result<()> {
         json!({ "type": "claim" }),
         json!(3),
     ] {
-        let mut script = Script(connect_async(&link).await?.0);
+        let (socket, _) = connect_async(&link).await?;
+        let configured = false;
+        let mut script = Script { socket, configured };
         script.say(bad).await?;
         assert_eq!(script.close_code().await?, 1008);
     }

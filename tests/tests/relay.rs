@@ -29,6 +29,13 @@ async fn plays_over(over: RelayOver, protocol: &str) -> anyhow::Result<()> {
         (120..=165).contains(&decoded),
         "{decoded} frames in 5 s of 30 each"
     );
+    // Its credentials were made when it had a streamer, and reach that alone.
+    let user = "penstock.peer().getConfiguration().iceServers[0].username";
+    let user = page.eval(user).await?;
+    assert!(
+        user.as_str().is_some_and(|user| user.ends_with("@127.0.0.1")),
+        "{user}"
+    );
     let connections = metric(stage.turn_metrics(), "penstock_turn_connections").await?;
     assert!(connections >= 1.0, "{connections} connections");
     Ok(())

@@ -11,6 +11,7 @@ use std::time::Duration;
 use clap::{Args, Parser};
 use ipnet::IpNet;
 use penstock_shell::logging::LogArgs;
+use penstock_shell::tls::{self, BadCertificate};
 use rustls::ServerConfig;
 
 use crate::addresses::{Addresses, ExternalIp};
@@ -19,7 +20,6 @@ use crate::core::family::{ByFamily, Family};
 use crate::core::ports::PortRange;
 use crate::core::shared::{Limits, Quota};
 use crate::core::throttle::Rate;
-use crate::shell::tls::{self, BadCertificate};
 
 /// TURN server: relays media between players' browsers and streamers.
 ///
@@ -81,6 +81,15 @@ pub struct Options {
     )]
     pub tls_key: Option<PathBuf>,
 
+    /// The name that the certificate is for: /status tells it for clients over TLS, in place of an address
+    #[arg(
+        long,
+        env = "PENSTOCK_TURN_TLS_NAME",
+        value_name = "NAME",
+        requires = "tls_cert"
+    )]
+    pub tls_name: Option<String>,
+
     /// The address clients are told to send to, where a NAT or a cloud's one-to-one mapping stands before this machine.
     /// May be given several times: one for each address family, or EXTERNAL/INTERNAL for each interface, whose INTERNAL
     /// address is also named by --listen [default: the one they reached]
@@ -115,8 +124,8 @@ pub struct Options {
     #[arg(long, env = "PENSTOCK_TURN_REALM", default_value = "penstock", value_parser = realm)]
     pub realm: String,
 
-    /// Shared secret for time-limited credentials (user name EXPIRY:WHO or EXPIRY:WHO@PEER-IP, as the matchmaker makes
-    /// them). Other users of this machine can see it on the command line: prefer the variable or the file
+    /// Shared secret for time-limited credentials (user name EXPIRY:WHO or EXPIRY:WHO@PEER-IP, several with commas, as
+    /// the matchmaker makes them). Other users of this machine can see it on the command line: prefer the variable or the file
     #[arg(
         long,
         env = "PENSTOCK_TURN_SECRET",
@@ -237,7 +246,7 @@ pub struct Options {
     )]
     pub grace: u64,
 
-    /// Address and port of /metrics, /healthz and /readyz
+    /// Address and port of /metrics, /healthz and /readyz, and of /status for the matchmaker
     #[arg(
         long,
         env = "PENSTOCK_TURN_METRICS_LISTEN",
@@ -333,6 +342,8 @@ pub struct Settings {
     pub listen_tls: Option<Vec<SocketAddr>>,
     /// What clients over TLS see.
     pub tls: Option<Arc<ServerConfig>>,
+    /// The name that this is for.
+    pub tls_name: Option<String>,
     /// What they are told.
     pub addresses: Addresses,
     /// What relays are bound to, as far as it was said.
@@ -438,6 +449,7 @@ impl Options {
                 unless_empty(self.listen_tcp)
             },
             listen_tls: unless_empty(self.listen_tls),
+            tls_name: self.tls_name,
             unproven_answers: Rate {
                 per_second: self.unproven_rate,
                 burst: self.unproven_rate.saturating_mul(20),
@@ -484,7 +496,7 @@ impl Options {
 
     fn tls(&self) -> Result<Option<Arc<ServerConfig>>, BadCertificate> {
         match (&self.tls_cert, &self.tls_key) {
-            (Some(certificate), Some(key)) => tls::load(certificate, key).map(Some),
+            (Some(certificate), Some(key)) => tls::load(certificate, key, &PROTOCOLS).map(Some),
             _ => Ok(None),
         }
     }
@@ -573,6 +585,9 @@ const LIBRARY: &str = "stun_types";
 const MAX_NAME_LEN: usize = 508;
 /// Short, since it is in every challenge.
 const MAX_REALM_LEN: usize = 127;
+
+/// RFC 7443, section 3, for clients that ask by name; most don't.
+const PROTOCOLS: [&str; 2] = ["stun.turn", "stun.nat-discovery"];
 
 #[cfg(test)]
 mod tests {

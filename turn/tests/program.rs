@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use common::{Answer, Client};
+use penstock_core::wire::turn::TurnStatus;
 use rustix::process::{Pid, Signal, kill_process};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -205,6 +206,44 @@ fn the_program_says_what_it_tells_clients_and_whom_they_reach() {
 }
 
 #[test]
+fn status_says_what_clients_are_told_and_how_much_there_is_to_do() {
+    let server = Server::start(&["--external-ip", "198.51.100.7", "--max-allocations", "9"]);
+    let mut person = Person::new(server.address);
+    assert_eq!(
+        person.ask(ALLOCATE, &[&RequestedTransport::new(17)]),
+        Answer::Success
+    );
+    server.until("penstock_turn_allocations 1\n");
+    let status = server.status();
+    let (udp, tls) = (server.address.port(), server.tls.port());
+    let (udp_v6, tcp) = (server.address_v6, server.tcp.port());
+    for url in [
+        format!("turn:198.51.100.7:{udp}?transport=udp"),
+        format!("turn:{udp_v6}?transport=udp"),
+        format!("turn:198.51.100.7:{tcp}?transport=tcp"),
+        format!("turns:198.51.100.7:{tls}?transport=tcp"),
+    ] {
+        assert!(status.urls.contains(&url), "{url}: {status:?}");
+    }
+    assert_eq!(status.urls.len(), 5, "{status:?}");
+    assert!(!status.draining);
+    assert_eq!((status.allocations, status.max_allocations), (1, 9));
+    // What is relayed shows, and then that nothing is any more.
+    let peer = socket();
+    assert_eq!(person.permit(peer.local_addr().unwrap()), Answer::Success);
+    let end = now() + Duration::from_secs(20);
+    while server.status().bytes_per_second == 0 {
+        assert!(now() < end, "{:?}", server.status());
+        person.send(peer.local_addr().unwrap(), &[0; 1000]);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    while server.status().bytes_per_second > 0 {
+        assert!(now() < end, "{:?}", server.status());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
 fn a_server_without_allocations_ends_at_once() {
     let mut server = Server::start(&["--grace", "60"]);
     let began = now();
@@ -225,6 +264,7 @@ fn a_server_that_drains_relays_on_until_its_grace_is_over() {
         std::thread::sleep(Duration::from_millis(10));
     }
     assert!(server.get("/readyz").contains("503"));
+    assert!(server.status().draining);
     assert_eq!(person.ask(REFRESH, &[&Lifetime::new(600)]), Answer::Success);
     assert!(server.child.wait().unwrap().success());
     assert!((1900..10_000).contains(&began.elapsed().as_millis()));
@@ -521,6 +561,12 @@ impl Server {
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         answer
+    }
+
+    fn status(&self) -> TurnStatus {
+        let answer = self.get("/status");
+        let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+        serde_json::from_str(body).unwrap()
     }
 
     fn signal(&self, signal: Signal) {

@@ -107,6 +107,20 @@ fn credentials_for_one_peer_open_that_peer_only() {
 }
 
 #[test]
+fn credentials_for_two_peers_open_these_only() {
+    let mut world = World::new();
+    let mut client = Client::with_secret(1000, "p@10.42.0.1,10.42.0.3", 60);
+    assert_eq!(client.allocate(&mut world), Answer::Success);
+    for (n, answer) in [
+        (1, Answer::Success),
+        (2, Answer::Error(403)),
+        (3, Answer::Success),
+    ] {
+        assert_eq!(client.permit(&mut world, peer(n)), answer);
+    }
+}
+
+#[test]
 fn a_nonce_is_void_at_another_address_and_after_an_hour() {
     let (mut world, mut client) = (World::new(), Client::ann(1000));
     assert_eq!(client.allocate(&mut world), Answer::Success);

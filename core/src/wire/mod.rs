@@ -3,10 +3,13 @@
 //! ```text
 //!  browser ◄── signalling ──► matchmaker ◄── link ──► streamer
 //!                                 ▲ └──── status ────────┘
-//!                                 └── agent ── penstock-plugin standalone
+//!                                 ├── agent ── penstock-plugin standalone
+//!                                 └── turn ── penstock-turn
 //! ```
 
 pub mod agent;
 pub mod link;
+pub mod returning;
 pub mod signalling;
 pub mod status;
+pub mod turn;

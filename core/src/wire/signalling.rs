@@ -13,6 +13,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::returning::ReturnToken;
 use crate::ids::{PlayerId, StreamerId};
 
 /// The protocol version that we speak.
@@ -252,6 +253,13 @@ pub enum Notice {
         position: u32,
         /// How many wait in all.
         waiting: u32,
+        /// How long it may take, in seconds, as places became free lately; absent while that is not known.
+        #[serde(
+            rename = "expectedWaitSeconds",
+            default,
+            skip_serializing_if = "Option::is_none"
+        )]
+        expected_wait_seconds: Option<u64>,
     },
     /// Done waiting.
     Matched {
@@ -261,12 +269,43 @@ pub enum Notice {
         /// The session's name: what a link for viewers carries.
         #[serde(rename = "sessionId")]
         session_id: crate::ids::SessionId,
+        /// With what the page comes back to this session: `?return=…` on its next socket. For nobody else.
+        #[serde(rename = "returnToken", default, skip_serializing_if = "Option::is_none")]
+        return_token: Option<ReturnToken>,
+        /// Whether the page goes on with the peer connection that it has.
+        #[serde(default)]
+        resumed: bool,
+        /// Whether others may watch, with a link that carries the session's name.
+        #[serde(default)]
+        shared: bool,
     },
-    /// The session is over.
+    /// The streamer ends soon.
+    Draining {
+        /// The time that is left, in seconds.
+        #[serde(rename = "secondsLeft")]
+        seconds_left: u64,
+    },
+    /// The session is over, on this socket at least.
     Ended {
         /// For people.
         reason: String,
+        /// What comes now.
+        #[serde(default)]
+        kind: EndKind,
     },
+}
+
+/// What comes after the end.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum EndKind {
+    /// Nothing: the socket closes. The page may connect again.
+    #[default]
+    Over,
+    /// Another session, over this very socket: the player waits at the front of the queue.
+    Moves,
+    /// Nothing: the session goes on elsewhere, in another window of the same player.
+    Replaced,
 }
 
 #[cfg(test)]
@@ -332,6 +371,7 @@ mod tests {
         let queued = ToPlayer::Matchmaker(Notice::Queued {
             position: 1,
             waiting: 2,
+            expected_wait_seconds: None,
         });
         assert_eq!(
             serde_json::to_string(&queued).unwrap(),

@@ -1,11 +1,12 @@
 //! What a streamer says of itself: `GET /status` once, `GET /events` as server-sent events (the whole
-//! [`StreamerStatus`] at once, then on every change).
+//! [`StreamerStatus`] at once, then on every change). `DELETE /session/{id}` ends that session for its player and all who
+//! watch: 204, or 404 with a `Problem` where it is not there.
 
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{SessionId, StreamerId};
+use crate::ids::{ApplicationName, SeatName, SessionId, StreamerId};
 use crate::units::{EncoderUnits, StreamSize};
 
 /// A streamer as it stands.
@@ -16,13 +17,25 @@ pub struct StreamerStatus {
     pub streamer_id: StreamerId,
     /// Whether it can take a player.
     pub state: StreamerState,
+    /// What it streams, where its operator named that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub application: Option<ApplicationName>,
     /// The session on it; absent while it is free.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session_id: Option<SessionId>,
-    /// Players connected: 0 or 1, who steer.
+    /// Players, who steer; those who are away, too.
     pub players: u32,
-    /// Viewers connected, who only watch.
+    /// How many of the players are away: they were lost, or closed their page, and their seats are kept for a while.
+    #[serde(default)]
+    pub away: u32,
+    /// How many players it takes.
+    #[serde(default = "one")]
+    pub max_players: u32,
+    /// Viewers, who only watch; those who are away, too.
     pub viewers: u32,
+    /// The seats to which a player or viewer may come back.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub seats: Vec<SeatName>,
     /// What it encodes.
     pub stream: StreamSize,
     /// What that takes of its slice.
@@ -38,10 +51,14 @@ pub struct StreamerStatus {
 pub enum StreamerState {
     /// The source shows no picture yet (or none again: its application is being restarted).
     Starting,
-    /// It takes a player.
+    /// It takes a player. It may have some already, where it takes several.
     Free,
-    /// It has a player.
+    /// It has as many players as it takes.
     Busy,
-    /// It ends once its player leaves, and takes no new one.
+    /// It ends once its players leave, and takes no new one.
     Draining,
+}
+
+fn one() -> u32 {
+    1
 }

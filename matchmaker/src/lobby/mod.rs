@@ -10,8 +10,11 @@
 //!                      Idle ◄─ unsubscribe; a viewer whose session is not there
 //! ```
 //!
-//! Invariants, which the property test checks: a player holds one link at most; a streamer has one claim of a
-//! player of ours at most, in flight or granted; whoever waited longer is placed first.
+//! A page that comes back with the token of its seat waits for that streamer alone, for a moment; then it queues as
+//! everyone.
+//!
+//! Invariants, which the property test checks: a player holds one link at most; a streamer has no more claims of
+//! players of ours, in flight or granted, than it takes players; whoever waited longer is placed first.
 
 mod pages;
 #[cfg(test)]
@@ -19,23 +22,28 @@ mod properties;
 mod streamers;
 #[cfg(test)]
 mod tests;
+mod turnover;
 mod types;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use penstock_core::ids::PlayerId;
+use penstock_core::ids::{PlayerId, SeatName};
 use penstock_core::wire::link::{Claim, Role};
 use penstock_core::wire::signalling::{Failure, Notice, ToPlayer};
-use penstock_core::wire::status::StreamerState;
+use penstock_core::wire::status::{StreamerState, StreamerStatus};
 
-pub use types::{Command, Input, LinkId, Outcome, StreamerView, View, Want};
+use turnover::Turnover;
+pub use types::{Command, Input, LinkId, Outcome, Parting, Return, StreamerView, View, Want, Wish};
 use types::{Order, Place, Player, Streamer};
 
 /// How long a viewer waits for a session that no streamer has yet: after a restart of ours the streamers' states
 /// come in one by one.
 pub const VIEWER_GRACE: Duration = Duration::from_secs(3);
+/// How long the streamer of a player who comes back is looked for. Just after a start of ours the streamers are heard
+/// of one by one, and the first free one is not the one that has the seat.
+pub const RETURN_WAIT: Duration = Duration::from_secs(2);
 /// How long a streamer may take to answer a claim.
 pub const CLAIM_TIMEOUT: Duration = Duration::from_secs(5);
 /// A page that was given its list and does not subscribe gets its offer all the same: stock pages that look for a
@@ -53,29 +61,32 @@ pub struct Lobby {
     /// Those in [`Place::Waiting`] or [`Place::Claiming`] who want to play, longest waiting first.
     queue: BTreeMap<Order, PlayerId>,
     streamers: BTreeMap<SocketAddr, Streamer>,
-    /// Which player has a claim on a streamer, in flight or granted. Kept apart from `streamers`, since a link may
+    /// Which players have a claim on a streamer, in flight or granted. Kept apart from `streamers`, since a link may
     /// outlive the stream of states.
-    holders: BTreeMap<SocketAddr, PlayerId>,
+    holders: BTreeMap<SocketAddr, BTreeSet<PlayerId>>,
     links: BTreeMap<LinkId, PlayerId>,
     last_order: Order,
     last_link: u64,
     positions_told: Option<Instant>,
     /// Whether someone in the queue was told of no place yet.
     newcomers: bool,
+    turnover: Turnover,
     out: Vec<Command>,
 }
 
 impl Lobby {
     /// Takes in what happened, and gives what to do about it, in order.
     pub fn handle(&mut self, now: Instant, input: Input) -> Vec<Command> {
+        self.turnover.pass(now, !self.queue.is_empty());
         match input {
             Input::Joined {
                 player,
                 session,
                 want,
-            } => self.joined(now, player, session, want),
+                back,
+            } => self.joined(now, player, session, want, back),
             Input::Said { player, message } => self.said(now, &player, message),
-            Input::Left { player } => self.left(&player),
+            Input::Left { player, parting } => self.left(&player, parting),
             Input::Status { address, status } => self.status(address, status),
             Input::StreamerLost { address } => {
                 self.streamers.remove(&address);
@@ -95,6 +106,7 @@ impl Lobby {
             streamer_id: streamer.status.streamer_id.clone(),
             state: streamer.status.state,
             players: streamer.status.players,
+            away: streamer.status.away,
             viewers: streamer.status.viewers,
         });
         View {
@@ -104,42 +116,109 @@ impl Lobby {
         }
     }
 
-    /// Gives those who wait what is free, longest waiting first.
-    fn place_waiting(&mut self, now: Instant) {
-        let free = self.free_streamers(now);
-        let waits = |id: &&PlayerId| {
-            self.players
-                .get(*id)
-                .is_some_and(|player| player.place.is_waiting())
-        };
-        let first: Vec<_> = self
-            .queue
+    /// All streamers that say how they stand, with what they say.
+    pub fn streamers(&self) -> impl Iterator<Item = (SocketAddr, &StreamerStatus)> {
+        self.streamers
+            .iter()
+            .map(|(address, streamer)| (*address, &streamer.status))
+    }
+
+    /// What those who wait to play ask for, longest waiting first.
+    pub fn wishes(&self) -> impl Iterator<Item = &Wish> {
+        self.queue
             .values()
-            .filter(waits)
-            .take(free.len())
-            .cloned()
-            .collect();
-        for (player, address) in first.into_iter().zip(free) {
-            self.holders.insert(address, player.clone());
+            .filter_map(|id| match &self.players.get(id)?.want {
+                Want::Play(wish) => Some(wish),
+                Want::Watch(_) => None,
+            })
+    }
+
+    /// Gives those who wait what is free and fits, longest waiting first. Whoever asks for something that is not free
+    /// holds up nobody who asks for something else.
+    fn place_waiting(&mut self, now: Instant) {
+        self.place_returning(now);
+        let mut free = self.free_places(now);
+        let mut matches = Vec::new();
+        for id in self.queue.values() {
+            if free.is_empty() {
+                break;
+            }
+            let waits = |player: &&Player| player.place.is_waiting() && player.back.is_none();
+            let Some(player) = self.players.get(id).filter(waits) else {
+                continue;
+            };
+            let fits = |address: &SocketAddr| {
+                let streamer = self.streamers.get(address);
+                streamer.is_some_and(|streamer| player.accepts(&streamer.status))
+            };
+            if let Some(first) = free.iter().position(fits) {
+                matches.push((id.clone(), free.remove(first)));
+            }
+        }
+        for (player, address) in matches {
             self.dial(now, &player, address);
         }
         self.place_viewers(now);
     }
 
-    fn free_streamers(&self, now: Instant) -> Vec<SocketAddr> {
-        let free = self.streamers.iter().filter(|(address, streamer)| {
-            streamer.status.state == StreamerState::Free
-                && !streamer.is_paused(now)
-                && !self.holders.contains_key(address)
+    /// Whoever has a seat goes there, and waits for nobody.
+    fn place_returning(&mut self, now: Instant) {
+        for player in self.players.values_mut() {
+            if player.place.is_waiting() && player.back.as_ref().is_some_and(|back| now >= back.until) {
+                player.back = None;
+            }
+        }
+        let seat = |player: &Player| player.back.as_ref().map(|back| back.back.token.seat().clone());
+        let placed: Vec<_> = self
+            .players
+            .iter()
+            .filter(|(_, player)| player.place.is_waiting())
+            .filter_map(|(id, player)| Some((id.clone(), self.streamer_with(now, &seat(player)?)?)))
+            .collect();
+        for (player, address) in placed {
+            self.dial(now, &player, address);
+        }
+    }
+
+    fn streamer_with(&self, now: Instant, seat: &SeatName) -> Option<SocketAddr> {
+        let has = |streamer: &Streamer| !streamer.is_paused(now) && streamer.status.seats.contains(seat);
+        let found = self.streamers.iter().find(|(_, streamer)| has(streamer));
+        found.map(|(address, _)| *address)
+    }
+
+    /// An address for each place that is free, those of the fullest streamer first: what several share should be full
+    /// before the next begins.
+    fn free_places(&self, now: Instant) -> Vec<SocketAddr> {
+        let mut free: Vec<_> = self
+            .streamers
+            .iter()
+            .filter(|(_, streamer)| streamer.status.state == StreamerState::Free && !streamer.is_paused(now))
+            .map(|(address, streamer)| (self.taken(address, streamer), *address, streamer))
+            .collect();
+        free.sort_by_key(|(taken, address, _)| (std::cmp::Reverse(*taken), *address));
+        free.into_iter()
+            .flat_map(|(taken, address, streamer)| (taken..streamer.status.max_players).map(move |_| address))
+            .collect()
+    }
+
+    /// How many places of a streamer are taken, as far as is known: those that it said, and those that players of ours
+    /// ask for. It may not have said yet what it granted.
+    fn taken(&self, address: &SocketAddr, streamer: &Streamer) -> u32 {
+        let held = self.holders.get(address).into_iter().flatten();
+        let count = |players: usize| u32::try_from(players).unwrap_or(u32::MAX);
+        let asks = held.clone().filter(|id| {
+            let player = self.players.get(*id);
+            player.is_some_and(|player| player.place.is_claiming() && player.back.is_none())
         });
-        free.map(|(address, _)| *address).collect()
+        let said = streamer.status.players.saturating_add(count(asks.count()));
+        said.max(count(held.count()))
     }
 
     fn place_viewers(&mut self, now: Instant) {
         let placed: Vec<_> = self
             .players
             .iter()
-            .filter(|(_, player)| player.place.is_waiting())
+            .filter(|(_, player)| player.place.is_waiting() && player.back.is_none())
             .filter_map(|(id, player)| Some((id.clone(), self.streamer_of(now, player.watches()?)?)))
             .collect();
         for (player, address) in placed {
@@ -166,11 +245,18 @@ impl Lobby {
         let Some(player) = self.players.get_mut(id) else {
             return;
         };
-        let (role, session_id) = match (&player.want, watched) {
-            (Want::Watch(_), Some(session)) => (Role::Viewer, session),
-            _ => (Role::Player, player.session.clone()),
+        let role = match player.want {
+            Want::Play(_) => Role::Player,
+            Want::Watch(_) => Role::Viewer,
         };
+        // A player begins a session of its own; one that comes back, or joins others, is told whose it is.
+        let session_id = watched
+            .filter(|_| role == Role::Viewer)
+            .unwrap_or_else(|| player.session.clone());
         let waited = now.saturating_duration_since(player.in_order_since);
+        if role == Role::Player {
+            self.holders.entry(address).or_default().insert(id.clone());
+        }
         player.place = Place::Claiming {
             link,
             address,
@@ -182,6 +268,8 @@ impl Lobby {
             session_id,
             role,
             waited_ms: u64::try_from(waited.as_millis()).unwrap_or(u64::MAX),
+            back: player.back.as_ref().map(|back| back.back.clone()),
+            may_return: player.may_return,
         };
         self.out.push(Command::Dial { link, address, claim });
     }
@@ -195,10 +283,17 @@ impl Lobby {
             return;
         };
         self.links.remove(&link);
-        if self.holders.get(&address) == Some(id) {
-            self.holders.remove(&address);
-        }
+        self.let_go(id, address);
         self.out.push(Command::HangUp { link });
+    }
+
+    fn let_go(&mut self, id: &PlayerId, address: SocketAddr) {
+        if let Some(held) = self.holders.get_mut(&address) {
+            held.remove(id);
+            if held.is_empty() {
+                self.holders.remove(&address);
+            }
+        }
     }
 
     /// Puts a player back where its order says, with a claim to the next free streamer.
@@ -209,7 +304,7 @@ impl Lobby {
         player.place = Place::Waiting { since: now };
         player.told = None;
         self.newcomers = true;
-        if player.want == Want::Play {
+        if player.watches().is_none() {
             self.queue.insert(player.order, id.clone());
         }
     }
@@ -221,7 +316,9 @@ impl Lobby {
                 continue;
             };
             match player.place {
-                Place::Waiting { since } if player.watches().is_some() && now >= since + VIEWER_GRACE => {
+                Place::Waiting { since }
+                    if player.watches().is_some() && player.back.is_none() && now >= since + VIEWER_GRACE =>
+                {
                     self.no_such_session(&id);
                 }
                 Place::Claiming { link, since, .. } if now >= since + CLAIM_TIMEOUT => {
@@ -271,15 +368,21 @@ impl Lobby {
         self.newcomers = false;
         let waiting = u32::try_from(self.queue.len()).unwrap_or(u32::MAX);
         let queued = self.queue.values().zip(1_u32..);
+        let turnover = &self.turnover;
         for (id, position) in queued {
             let Some(player) = self.players.get_mut(id) else {
                 continue;
             };
-            let new = Some((position, waiting));
-            let hears = player.place.is_waiting() && player.told != new && (due || player.told.is_none());
-            if hears {
+            let expected_wait_seconds = turnover.expected_wait(position).map(in_round_seconds);
+            let new = Some((position, waiting, expected_wait_seconds));
+            let waits = player.place.is_waiting() && player.back.is_none();
+            if waits && player.told != new && (due || player.told.is_none()) {
                 player.told = new;
-                let message = ToPlayer::Matchmaker(Notice::Queued { position, waiting });
+                let message = ToPlayer::Matchmaker(Notice::Queued {
+                    position,
+                    waiting,
+                    expected_wait_seconds,
+                });
                 self.out.push(Command::Send {
                     player: id.clone(),
                     message,
@@ -292,4 +395,12 @@ impl Lobby {
         let player = player.clone();
         self.out.push(Command::Send { player, message });
     }
+}
+
+/// Rounded up: to 10 s up to a minute, then to minutes. Nothing finer is known, and every step is told to those who
+/// wait.
+fn in_round_seconds(wait: Duration) -> u64 {
+    let seconds = wait.as_secs() + 1;
+    let step = if seconds > 60 { 60 } else { 10 };
+    seconds.div_ceil(step) * step
 }

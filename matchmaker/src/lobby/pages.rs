@@ -3,17 +3,32 @@
 use std::time::Instant;
 
 use penstock_core::ids::{PlayerId, SessionId};
-use penstock_core::wire::link::{PlayerConnected, ToStreamer};
+use penstock_core::wire::link::{Back, Goodbye, PlayerConnected, ToStreamer};
 use penstock_core::wire::signalling::{
     Answer, Failure, FromPlayer, IceCandidate, LayerPreference, StreamerIdChanged, StreamerList, ToPlayer,
 };
 
-use super::Lobby;
-use super::types::{Command, Place, Player, Want};
+use super::types::{Command, Parting, Place, Player, Return, Returning, Want};
+use super::{Lobby, RETURN_WAIT};
 
 impl Lobby {
-    pub(super) fn joined(&mut self, now: Instant, id: PlayerId, session: SessionId, want: Want) {
+    pub(super) fn joined(
+        &mut self,
+        now: Instant,
+        id: PlayerId,
+        session: SessionId,
+        want: Want,
+        back: Return,
+    ) {
         self.last_order += 1;
+        let may_return = back != Return::Never;
+        let back = match back {
+            Return::Now { token, live } => Some(Returning {
+                back: Back { token, live },
+                until: now + RETURN_WAIT,
+            }),
+            Return::Never | Return::Later => None,
+        };
         let player = Player {
             want,
             session,
@@ -21,6 +36,8 @@ impl Lobby {
             in_order_since: now,
             place: Place::Idle,
             told: None,
+            may_return,
+            back,
             asked: false,
             subscribed_to: None,
         };
@@ -28,10 +45,25 @@ impl Lobby {
         self.requeue(now, &id);
     }
 
-    pub(super) fn left(&mut self, id: &PlayerId) {
+    pub(super) fn left(&mut self, id: &PlayerId, parting: Parting) {
+        self.say_goodbye(id, parting);
         self.release(id);
         if let Some(player) = self.players.remove(id) {
             self.queue.remove(&player.order);
+        }
+    }
+
+    /// Tells the streamer how its player has gone. Of one who was lost nothing is said, since nothing is known.
+    fn say_goodbye(&mut self, id: &PlayerId, parting: Parting) {
+        let link = self.players.get(id).and_then(|player| player.place.link());
+        let for_good = match parting {
+            Parting::ForGood => true,
+            Parting::Closed => false,
+            Parting::Lost => return,
+        };
+        if let Some((link, _)) = link {
+            let message = ToStreamer::Goodbye(Goodbye { for_good });
+            self.out.push(Command::Tell { link, message });
         }
     }
 
@@ -163,6 +195,7 @@ impl Lobby {
     }
 
     fn unsubscribe(&mut self, id: &PlayerId) {
+        self.say_goodbye(id, Parting::ForGood);
         self.release(id);
         let Some(player) = self.players.get_mut(id) else {
             return;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use penstock_core::ids::{PlayerId, SessionId, StreamerId};
 use penstock_core::wire::link::{Claimed, FromStreamer, Refused, RefusedReason};
+use penstock_core::wire::returning::ReturnToken;
 use penstock_core::wire::status::StreamerState;
 use proptest::prelude::*;
 
@@ -29,6 +30,12 @@ proptest! {
 enum Step {
     Join,
     Leave(usize),
+    /// A player is lost. Its streamer, if it has one, keeps its seat.
+    Vanish(usize),
+    /// One who was lost comes back, whether its seat is still kept or not.
+    Return(usize),
+    /// A seat is kept no longer.
+    GiveUp(u16),
     /// A streamer appears, or says how it stands.
     Speak(u16),
     Lose(u16),
@@ -43,6 +50,9 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => Just(Step::Join),
         2 => (0..20_usize).prop_map(Step::Leave),
+        2 => (0..20_usize).prop_map(Step::Vanish),
+        2 => (0..4_usize).prop_map(Step::Return),
+        1 => (0..4_u16).prop_map(Step::GiveUp),
         4 => (0..4_u16).prop_map(Step::Speak),
         1 => (0..4_u16).prop_map(Step::Lose),
         6 => (0..8_usize).prop_map(Step::Answer),
@@ -59,11 +69,21 @@ struct World {
     joined: usize,
     links: BTreeMap<LinkId, Link>,
     /// What each streamer itself granted.
-    granted: BTreeMap<SocketAddr, LinkId>,
+    granted: BTreeMap<SocketAddr, Grant>,
+    /// Seats whose players were lost.
+    lost: Vec<String>,
+    seats: usize,
+}
+
+/// A streamer's player: over which link, unless it is away, and the name of its seat.
+struct Grant {
+    link: Option<LinkId>,
+    seat: String,
 }
 
 struct Link {
     player: PlayerId,
+    back: Option<String>,
     address: SocketAddr,
     answered: bool,
 }
@@ -77,6 +97,8 @@ impl Default for World {
             joined: 0,
             links: BTreeMap::new(),
             granted: BTreeMap::new(),
+            lost: Vec::new(),
+            seats: 0,
         }
     }
 }
@@ -84,10 +106,28 @@ impl Default for World {
 impl World {
     fn apply(&mut self, step: Step) {
         match step {
-            Step::Join => self.join(),
+            Step::Join => self.join(Return::Later),
+            Step::Vanish(n) if n < self.players.len() => self.vanish(n),
+            Step::Vanish(_) => {}
+            Step::Return(n) if n < self.lost.len() => {
+                let seat = self.lost.remove(n);
+                let (token, live) = (token(&seat), true);
+                self.join(Return::Now { token, live });
+            }
+            Step::Return(_) => {}
+            Step::GiveUp(n) => {
+                if self
+                    .granted
+                    .get(&address(n))
+                    .is_some_and(|grant| grant.link.is_none())
+                {
+                    self.granted.remove(&address(n));
+                }
+            }
             Step::Leave(n) if n < self.players.len() => {
                 let player = self.players.remove(n);
-                self.input(Input::Left { player });
+                let parting = Parting::Lost;
+                self.input(Input::Left { player, parting });
             }
             Step::Speak(n) => self.speak(n),
             Step::Lose(n) => self.input(Input::StreamerLost { address: address(n) }),
@@ -106,7 +146,25 @@ impl World {
         }
     }
 
-    fn join(&mut self) {
+    /// The streamer keeps the seat: the link ends without a goodbye.
+    fn vanish(&mut self, n: usize) {
+        let player = self.players.remove(n);
+        let link = self.links.iter().find(|(_, link)| link.player == player);
+        let link = link.map(|(link, known)| (*link, known.address));
+        if let Some((link, address)) = link
+            && let Some(grant) = self
+                .granted
+                .get_mut(&address)
+                .filter(|grant| grant.link == Some(link))
+        {
+            grant.link = None;
+            self.lost.push(grant.seat.clone());
+        }
+        let parting = Parting::Lost;
+        self.input(Input::Left { player, parting });
+    }
+
+    fn join(&mut self, back: Return) {
         self.joined += 1;
         let player = id(&format!("p{}", self.joined));
         self.players.push(player.clone());
@@ -114,7 +172,8 @@ impl World {
         self.input(Input::Joined {
             player,
             session,
-            want: Want::Play,
+            want: Want::Play(Wish::default()),
+            back,
         });
     }
 
@@ -123,9 +182,13 @@ impl World {
             true => StreamerState::Busy,
             false => StreamerState::Free,
         };
+        let mut status = status(n, state, None);
+        if let Some(grant) = self.granted.get(&address(n)) {
+            (status.players, status.seats) = (1, vec![token(&grant.seat).seat().clone()]);
+        }
         self.input(Input::Status {
             address: address(n),
-            status: status(n, state, None),
+            status,
         });
     }
 
@@ -133,14 +196,34 @@ impl World {
         let waiting = self.links.iter_mut().filter(|(_, link)| !link.answered).nth(n);
         let Some((&link, known)) = waiting else { return };
         known.answered = true;
-        let address = known.address;
-        let holder = *self.granted.entry(address).or_insert(link);
-        let message = if holder == link {
-            let streamer_id = StreamerId::new("s").unwrap();
-            FromStreamer::Claimed(Claimed { streamer_id })
-        } else {
-            let reason = RefusedReason::Busy;
-            FromStreamer::Refused(Refused { reason })
+        let (address, back) = (known.address, known.back.clone());
+        let message = match (self.granted.get_mut(&address), back) {
+            (None, None) => {
+                self.seats += 1;
+                let (link, seat) = (Some(link), format!("seat{}", self.seats));
+                self.granted.insert(address, Grant { link, seat });
+                Ok(false)
+            }
+            (Some(grant), Some(back)) if grant.seat == back => {
+                assert_eq!(
+                    grant.link.replace(link),
+                    None,
+                    "nobody sits on a seat that is kept"
+                );
+                Ok(true)
+            }
+            (_, Some(_)) => Err(RefusedReason::NoSuchSession),
+            (Some(_), None) => Err(RefusedReason::Busy),
+        };
+        let message = match message {
+            Ok(resumed) => FromStreamer::Claimed(Claimed {
+                streamer_id: StreamerId::new("s").unwrap(),
+                session_id: SessionId::new("show").unwrap(),
+                return_token: None,
+                resumed,
+                shared: false,
+            }),
+            Err(reason) => FromStreamer::Refused(Refused { reason }),
         };
         self.input(Input::LinkSaid { link, message });
     }
@@ -148,20 +231,30 @@ impl World {
     fn input(&mut self, input: Input) {
         for command in self.lobby.handle(self.now, input) {
             match command {
-                Command::Dial { link, address, claim } => self.dialled(link, address, claim.player_id),
+                Command::Dial { link, address, claim } => self.dialled(link, address, claim),
                 Command::HangUp { link } => self.drop_link(link),
                 _ => {}
             }
         }
     }
 
-    /// The promise of fairness: nobody who waits came before the one that is placed.
-    fn dialled(&mut self, link: LinkId, address: SocketAddr, player: PlayerId) {
+    /// The promise of fairness: nobody who waits came before the one that is placed, but for those who look for their
+    /// seats; and nobody stands in the way of one who has a seat.
+    fn dialled(&mut self, link: LinkId, address: SocketAddr, claim: Claim) {
+        let player = claim.player_id;
+        let back = claim.back.map(|back| back.token.seat().to_string());
         let arrival = |id: &PlayerId| id.as_str()[1..].parse::<usize>().unwrap();
         let placed: BTreeSet<_> = self.links.values().map(|link| &link.player).collect();
-        for other in self.players.iter().filter(|other| !placed.contains(other)) {
+        let looks = |other: &PlayerId| {
+            self.lobby
+                .players
+                .get(other)
+                .is_some_and(|other| other.back.is_some())
+        };
+        let waits = |other: &&PlayerId| !placed.contains(other) && !looks(other);
+        for other in self.players.iter().filter(waits) {
             assert!(
-                arrival(other) >= arrival(&player),
+                back.is_some() || arrival(other) >= arrival(&player),
                 "{player} was placed before {other}"
             );
         }
@@ -169,6 +262,7 @@ impl World {
             link,
             Link {
                 player,
+                back,
                 address,
                 answered: false,
             },
@@ -178,7 +272,8 @@ impl World {
 
     fn drop_link(&mut self, link: LinkId) {
         if let Some(known) = self.links.remove(&link)
-            && self.granted.get(&known.address) == Some(&link)
+            && let Some(grant) = self.granted.get(&known.address)
+            && grant.link == Some(link)
         {
             self.granted.remove(&known.address);
         }
@@ -188,10 +283,17 @@ impl World {
         let players: Vec<_> = self.links.values().map(|link| link.player.clone()).collect();
         let unlike: BTreeSet<_> = players.iter().collect();
         assert_eq!(unlike.len(), players.len(), "a player has two streamers");
-        let addresses: BTreeSet<_> = self.links.values().map(|link| link.address).collect();
+        // One who comes back asks for a seat of its own, whoever else asks for one there.
+        let asks: Vec<_> = self
+            .links
+            .values()
+            .filter(|link| link.back.is_none())
+            .map(|link| link.address)
+            .collect();
+        let addresses: BTreeSet<_> = asks.iter().collect();
         assert_eq!(
             addresses.len(),
-            players.len(),
+            asks.len(),
             "a streamer was claimed twice at once"
         );
         assert!(
@@ -205,7 +307,9 @@ impl World {
 
     /// Left alone with streamers that work, the lobby wastes none: all play, or all streamers have a player.
     fn settle(&mut self) {
+        self.granted.retain(|_, grant| grant.link.is_some());
         for _ in 0..20 {
+            self.now += Duration::from_millis(200);
             (0..4).for_each(|n| self.speak(n));
             while self.links.values().any(|link| !link.answered) {
                 self.answer(0);
@@ -214,4 +318,8 @@ impl World {
         }
         assert_eq!(self.granted.len(), self.players.len().min(4));
     }
+}
+
+fn token(seat: &str) -> ReturnToken {
+    ReturnToken::new(seat, "secret").unwrap()
 }

@@ -3,12 +3,12 @@
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use penstock_core::ids::{PlayerId, StreamerId};
-use penstock_core::wire::link::{DisconnectPlayer, FromStreamer, RefusedReason};
-use penstock_core::wire::signalling::{IceCandidate, Notice, Offer, ToPlayer};
+use penstock_core::ids::PlayerId;
+use penstock_core::wire::link::{Claimed, DisconnectPlayer, Draining, FromStreamer, RefusedReason};
+use penstock_core::wire::signalling::{EndKind, IceCandidate, Notice, Offer, ToPlayer};
 use penstock_core::wire::status::StreamerStatus;
 
-use super::types::{Command, LinkId, Outcome, Place, Streamer, Want};
+use super::types::{Command, LinkId, Outcome, Place, Streamer};
 use super::{Lobby, REFUSED_PAUSE};
 
 impl Lobby {
@@ -27,47 +27,72 @@ impl Lobby {
             return;
         };
         match message {
-            FromStreamer::Claimed(claimed) => self.claimed(now, &id, claimed.streamer_id),
+            FromStreamer::Claimed(claimed) => self.claimed(now, &id, claimed),
             FromStreamer::Refused(refused) => self.refused(now, &id, refused.reason),
             FromStreamer::Offer(offer) => self.offer(&id, offer),
             FromStreamer::IceCandidate(candidate) => self.candidate(&id, candidate),
-            FromStreamer::DisconnectPlayer(end) => self.ended(&id, end),
+            FromStreamer::Draining(Draining { seconds_left }) => {
+                self.send(&id, ToPlayer::Matchmaker(Notice::Draining { seconds_left }));
+            }
+            FromStreamer::DisconnectPlayer(end) => self.ended(now, &id, end),
             FromStreamer::Pong(_) => {}
         }
     }
 
-    fn claimed(&mut self, now: Instant, id: &PlayerId, streamer: StreamerId) {
+    /// The streamer said yes. A page that goes on with its peer connection needs no list and no offer: it is where it
+    /// was before its socket broke.
+    fn claimed(&mut self, now: Instant, id: &PlayerId, claimed: Claimed) {
         let Some(player) = self.players.get_mut(id) else {
             return;
         };
         let Place::Claiming { link, address, .. } = player.place else {
             return;
         };
+        let resumed = claimed.resumed;
         player.place = Place::Matched {
             link,
             address,
-            streamer: streamer.clone(),
+            streamer: claimed.streamer_id.clone(),
             since: now,
-            subscribed: false,
-            offered: false,
+            subscribed: resumed,
+            offered: resumed,
         };
-        let session_id = match (&player.want, self.streamers.get(&address)) {
-            (Want::Watch(_), Some(known)) => known.status.session_id.clone(),
-            _ => None,
-        };
-        let session_id = session_id.unwrap_or_else(|| player.session.clone());
+        if resumed {
+            player.asked = true;
+            player.subscribed_to = Some(claimed.streamer_id.clone());
+        }
         let waited = now.saturating_duration_since(player.in_order_since);
-        self.queue.remove(&player.order);
+        let returned = player.back.take().is_some();
+        let queued = player.told.is_some() && !returned;
+        if self.queue.remove(&player.order).is_some() && queued {
+            self.turnover.placed(now);
+        }
         self.out.push(Command::Count(Outcome::Claimed(waited)));
-        let streamer_id = streamer;
         self.send(
             id,
             ToPlayer::Matchmaker(Notice::Matched {
-                streamer_id,
-                session_id,
+                streamer_id: claimed.streamer_id,
+                session_id: claimed.session_id,
+                return_token: claimed.return_token,
+                resumed,
+                shared: claimed.shared,
             }),
         );
-        self.send_list(id);
+        if !resumed {
+            self.configure(id, address);
+            self.send_list(id);
+        }
+    }
+
+    /// Gives a page credentials for this streamer, just before it hears of it: a page makes a new peer connection of
+    /// each `config`.
+    fn configure(&mut self, id: &PlayerId, address: SocketAddr) {
+        let known = self.streamers.get(&address);
+        let peers = known.map_or_else(Vec::new, |known| known.status.media_addresses.clone());
+        self.out.push(Command::Configure {
+            player: id.clone(),
+            peers,
+        });
     }
 
     fn refused(&mut self, now: Instant, id: &PlayerId, reason: RefusedReason) {
@@ -78,8 +103,18 @@ impl Lobby {
             return;
         };
         let viewer = player.watches().is_some();
+        let returns = player.back.is_some();
         self.out.push(Command::Count(Outcome::Refused));
         match reason {
+            RefusedReason::NoSuchSession if returns => self.too_late(now, id),
+            _ if returns => {
+                self.pause(now, address);
+                self.release(id);
+                self.requeue(now, id);
+            }
+            RefusedReason::Exclusive => {
+                self.fail_viewer(id, "This session is for its player alone.");
+            }
             RefusedReason::TooManyViewers => {
                 self.fail_viewer(
                     id,
@@ -96,6 +131,15 @@ impl Lobby {
                 self.requeue(now, id);
             }
         }
+    }
+
+    /// The seat is not kept any more: from now on the player waits as everyone.
+    fn too_late(&mut self, now: Instant, id: &PlayerId) {
+        self.release(id);
+        if let Some(player) = self.players.get_mut(id) {
+            player.back = None;
+        }
+        self.requeue(now, id);
     }
 
     /// Leaves a streamer alone for a while, or until it says something new of itself.
@@ -142,12 +186,19 @@ impl Lobby {
         }
     }
 
-    /// The streamer ends the player. The protocol closes the page with 1011.
-    fn ended(&mut self, id: &PlayerId, end: DisconnectPlayer) {
+    /// The streamer ends the player. The protocol closes the page with 1011, unless it is to go on elsewhere.
+    fn ended(&mut self, now: Instant, id: &PlayerId, end: DisconnectPlayer) {
         let reason = end
             .reason
             .unwrap_or_else(|| "The streamer ended the session.".to_owned());
+        let address = self.players.get(id).and_then(|player| player.place.link());
         self.release(id);
+        if end.kind == EndKind::Moves {
+            if let Some((_, address)) = address {
+                self.pause(now, address);
+            }
+            return self.moves(now, id, reason);
+        }
         if let Some(player) = self.players.get_mut(id) {
             player.place = Place::Idle;
             self.queue.remove(&player.order);
@@ -156,6 +207,7 @@ impl Lobby {
             id,
             ToPlayer::Matchmaker(Notice::Ended {
                 reason: reason.clone(),
+                kind: end.kind,
             }),
         );
         let close = Command::Close {
@@ -179,17 +231,21 @@ impl Lobby {
             return;
         };
         let was_matched = matches!(player.place, Place::Matched { .. });
-        if self.holders.get(&address) == Some(&id) {
-            self.holders.remove(&address);
-        }
+        self.let_go(&id, address);
         self.pause(now, address);
         if was_matched {
-            let reason = "The connection to the streamer was lost. Looking for another one.".to_owned();
-            self.send(&id, ToPlayer::Matchmaker(Notice::Ended { reason }));
-        } else {
-            self.out.push(Command::Count(Outcome::Failed));
+            let reason = "The connection to the streamer was lost.".to_owned();
+            return self.moves(now, &id, reason);
         }
+        self.out.push(Command::Count(Outcome::Failed));
         self.requeue(now, &id);
+    }
+
+    /// A player who loses its streamer goes to another one, before all who came after it.
+    fn moves(&mut self, now: Instant, id: &PlayerId, reason: String) {
+        let kind = EndKind::Moves;
+        self.send(id, ToPlayer::Matchmaker(Notice::Ended { reason, kind }));
+        self.requeue(now, id);
     }
 }
 

@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 
 use penstock_core::ids::{PlayerId, SessionId, StreamerId};
 use penstock_core::wire::link::{
-    Claimed, DisconnectPlayer, FromStreamer, Refused, RefusedReason, Role, ToStreamer,
+    Claimed, DisconnectPlayer, Draining, FromStreamer, Refused, RefusedReason, Role, ToStreamer,
 };
+use penstock_core::wire::returning::ReturnToken;
 use penstock_core::wire::signalling::{
-    Answer, CandidateInit, FromPlayer, IceCandidate, Notice, Offer, Subscribe, ToPlayer,
+    Answer, CandidateInit, EndKind, FromPlayer, IceCandidate, Notice, Offer, Subscribe, ToPlayer,
 };
 use penstock_core::wire::status::{StreamerState, StreamerStatus};
 
@@ -136,7 +137,7 @@ fn one_whose_streamer_dies_comes_first_and_is_told_the_new_name() {
     story.join("bob");
 
     let lost = story.handle(Input::LinkClosed { link });
-    assert_eq!(texts(&lost, "ann"), ["ended", "queued 1/2"]);
+    assert_eq!(texts(&lost, "ann"), ["moves", "queued 1/2"]);
     story.handle(Input::StreamerLost { address: address(1) });
     let next = story.streamer(2, StreamerState::Free);
     assert_eq!(claims(&next), ["ann"]);
@@ -227,6 +228,7 @@ fn a_player_whom_the_streamer_ends_is_told_why_and_closed() {
     let end = DisconnectPlayer {
         player_id: id("ann"),
         reason: Some("idle".into()),
+        kind: EndKind::Over,
     };
     let commands = story.hear(link, FromStreamer::DisconnectPlayer(end));
     assert_eq!(texts(&commands, "ann"), ["ended"]);
@@ -248,10 +250,156 @@ fn who_unsubscribes_frees_the_streamer_and_may_come_back() {
     let commands = story.says("ann", FromPlayer::Unsubscribe);
     assert!(commands.contains(&Command::HangUp { link }));
     assert_eq!(claims(&commands), ["bob"]);
+    assert_eq!(goodbyes(&commands), [true], "its seat is kept for nobody");
     assert_eq!(
         texts(&story.says("ann", FromPlayer::ListStreamers), "ann"),
         ["queued 2/2"]
     );
+}
+
+#[test]
+fn the_streamer_hears_how_its_player_has_gone() {
+    for (parting, said) in [
+        (Parting::ForGood, &[true][..]),
+        (Parting::Closed, &[false]),
+        (Parting::Lost, &[]),
+    ] {
+        let mut story = Story::new();
+        story.streamer(1, StreamerState::Free);
+        let link = dialled(&story.join("ann"));
+        story.claimed(link, "s1");
+        let commands = story.leave_by("ann", parting);
+        assert_eq!(goodbyes(&commands), said);
+        assert_eq!(commands.last(), Some(&Command::HangUp { link }), "{parting:?}");
+    }
+}
+
+#[test]
+fn who_comes_back_goes_to_its_seat_past_free_streamers_and_all_who_wait() {
+    let mut story = Story::new();
+    story.join("bob");
+    story.streamer_with_seat(2);
+    let commands = story.come_back("ann", false);
+    let Some(Command::Dial {
+        link,
+        address: to,
+        claim,
+    }) = commands.first()
+    else {
+        panic!("{commands:?}")
+    };
+    let back = claim.back.as_ref().expect("it says that it comes back");
+    assert_eq!((*to, &back.token, back.live), (address(2), &token(), false));
+    story.says("ann", FromPlayer::ListStreamers);
+    assert_eq!(texts(&story.claimed(*link, "s2"), "ann"), ["matched", "list s2"]);
+}
+
+#[test]
+fn a_page_that_only_lost_its_socket_gets_no_list_and_no_offer() {
+    let mut story = Story::new();
+    story.streamer_with_seat(1);
+    let link = dialled(&story.come_back("ann", true));
+    assert_eq!(texts(&story.claimed_as(link, "s1", true), "ann"), ["resumed"]);
+    assert!(told(&story.tick(9000)).is_empty());
+    assert_eq!(
+        told(&story.says("ann", candidate())).len(),
+        1,
+        "what it says is passed on"
+    );
+    // If its streamer dies now, the library must be told of the new one as ever.
+    story.handle(Input::LinkClosed { link });
+    let next = story.streamer(2, StreamerState::Free);
+    let matched = story.claimed(dialled(&next), "s2");
+    assert_eq!(texts(&matched, "ann"), ["matched", "changed to s2", "list s2"]);
+}
+
+#[test]
+fn who_comes_back_waits_a_moment_for_its_own_streamer_then_takes_any() {
+    let mut story = Story::new();
+    story.streamer(1, StreamerState::Free);
+    assert!(story.come_back("ann", false).is_empty(), "not the first free one");
+    assert!(claims(&story.tick(1999)).is_empty());
+    assert_eq!(claims(&story.tick(1)), ["ann"]);
+}
+
+#[test]
+fn who_comes_back_too_late_queues_as_everyone() {
+    let mut story = Story::new();
+    story.join("bob");
+    story.streamer_with_seat(1);
+    let link = dialled(&story.come_back("ann", true));
+    let refused = story.hear(
+        link,
+        FromStreamer::Refused(Refused {
+            reason: RefusedReason::NoSuchSession,
+        }),
+    );
+    assert_eq!(texts(&refused, "ann"), ["queued 2/2"]);
+    assert_eq!(claims(&story.streamer(2, StreamerState::Free)), ["bob"]);
+}
+
+#[test]
+fn a_player_of_a_streamer_that_ends_is_told_and_moves_before_all_who_wait() {
+    let mut story = Story::new();
+    story.streamer(1, StreamerState::Free);
+    let link = dialled(&story.join("ann"));
+    story.says("ann", FromPlayer::ListStreamers);
+    story.claimed(link, "s1");
+    story.says("ann", subscribe("s1"));
+    story.join("bob");
+    let draining = FromStreamer::Draining(Draining { seconds_left: 60 });
+    assert_eq!(texts(&story.hear(link, draining), "ann"), ["draining in 60 s"]);
+    let end = DisconnectPlayer {
+        player_id: id("ann"),
+        reason: Some("The streamer ends.".into()),
+        kind: EndKind::Moves,
+    };
+    let moved = story.hear(link, FromStreamer::DisconnectPlayer(end));
+    assert_eq!(texts(&moved, "ann"), ["moves", "queued 1/2"]);
+    assert!(!moved.iter().any(|c| matches!(c, Command::Close { .. })));
+    assert_eq!(claims(&story.streamer(2, StreamerState::Free)), ["ann"]);
+}
+
+#[test]
+fn a_streamer_for_several_is_filled_before_the_next_begins() {
+    let mut story = Story::new();
+    let several = |story: &mut Story, number: u16, players: u32| {
+        let mut status = status(number, StreamerState::Free, None);
+        (status.max_players, status.players) = (3, players);
+        story.handle(Input::Status {
+            address: address(number),
+            status,
+        })
+    };
+    several(&mut story, 1, 0);
+    several(&mut story, 2, 1);
+    let mut places = Vec::new();
+    for name in ["ann", "bob", "cat"] {
+        let commands = story.join(name);
+        places.extend(commands.iter().filter_map(|command| match command {
+            Command::Dial { address, .. } => Some(*address),
+            _ => None,
+        }));
+    }
+    // The second streamer has one player and one of ours asks for a place there, and both may be the same.
+    assert_eq!(places, [address(2), address(2), address(1)]);
+}
+
+#[test]
+fn the_expected_wait_follows_how_fast_places_became_free() {
+    let mut story = Story::new();
+    for name in ["a1", "a2", "a3", "a4", "a5"] {
+        story.join(name);
+    }
+    for number in 1..=3 {
+        story.tick(20_000);
+        let link = dialled(&story.streamer(number, StreamerState::Free));
+        story.claimed(link, "s");
+        story.streamer(number, StreamerState::Busy);
+    }
+    assert_eq!(texts(&story.tick(200), "a5"), ["queued 2/2, 50 s"]);
+    assert_eq!(texts(&story.leave("a4"), "a5"), Vec::<String>::new());
+    assert_eq!(texts(&story.tick(200), "a5"), ["queued 1/1, 30 s"]);
 }
 
 #[test]
@@ -302,6 +450,45 @@ fn viewers_never_hold_a_streamer() {
     );
 }
 
+#[test]
+fn who_asks_for_what_is_not_free_holds_up_nobody_who_asks_for_something_else() {
+    let mut story = Story::new();
+    let ask = |name: &str, application: &str| Input::Joined {
+        player: id(name),
+        session: SessionId::new(name).unwrap(),
+        want: Want::Play(Wish {
+            application: application.parse().ok(),
+            ..Wish::default()
+        }),
+        back: Return::Later,
+    };
+    story.handle(ask("ann", "go"));
+    story.handle(ask("bob", "chess"));
+    story.handle(ask("eve", ""));
+    let streams = |number, application: &str| {
+        let mut status = status(number, StreamerState::Free, None);
+        status.application = application.parse().ok();
+        Input::Status {
+            address: address(number),
+            status,
+        }
+    };
+    let dialled = |commands: Vec<Command>| {
+        let claims = commands.into_iter().filter_map(|command| match command {
+            Command::Dial { address, claim, .. } => Some((claim.player_id.to_string(), address.port())),
+            _ => None,
+        });
+        claims.collect::<Vec<_>>()
+    };
+    assert_eq!(dialled(story.handle(streams(1, "ludo"))), [("eve".to_owned(), 1)]);
+    assert_eq!(
+        dialled(story.handle(streams(2, "chess"))),
+        [("bob".to_owned(), 2)]
+    );
+    assert_eq!(dialled(story.handle(streams(3, ""))), []);
+    assert_eq!(dialled(story.handle(streams(4, "go"))), [("ann".to_owned(), 4)]);
+}
+
 struct Story {
     lobby: Lobby,
     now: Instant,
@@ -329,7 +516,8 @@ impl Story {
         self.handle(Input::Joined {
             player: id(name),
             session,
-            want: Want::Play,
+            want: Want::Play(Wish::default()),
+            back: Return::Later,
         })
     }
 
@@ -340,11 +528,39 @@ impl Story {
             player: id(name),
             session,
             want,
+            back: Return::Later,
         })
     }
 
     fn leave(&mut self, name: &str) -> Vec<Command> {
-        self.handle(Input::Left { player: id(name) })
+        self.leave_by(name, Parting::Closed)
+    }
+
+    fn leave_by(&mut self, name: &str, parting: Parting) -> Vec<Command> {
+        self.handle(Input::Left {
+            player: id(name),
+            parting,
+        })
+    }
+
+    fn come_back(&mut self, name: &str, live: bool) -> Vec<Command> {
+        let session = SessionId::new("unused").unwrap();
+        self.handle(Input::Joined {
+            player: id(name),
+            session,
+            want: Want::Play(Wish::default()),
+            back: Return::Now { token: token(), live },
+        })
+    }
+
+    /// A streamer that has the seat of [`token`].
+    fn streamer_with_seat(&mut self, number: u16) -> Vec<Command> {
+        let mut status = status(number, StreamerState::Busy, Some("show"));
+        status.seats = vec![token().seat().clone()];
+        self.handle(Input::Status {
+            address: address(number),
+            status,
+        })
     }
 
     fn says(&mut self, name: &str, message: FromPlayer) -> Vec<Command> {
@@ -359,8 +575,18 @@ impl Story {
     }
 
     fn claimed(&mut self, link: LinkId, name: &str) -> Vec<Command> {
-        let streamer_id = StreamerId::new(name).unwrap();
-        self.hear(link, FromStreamer::Claimed(Claimed { streamer_id }))
+        self.claimed_as(link, name, false)
+    }
+
+    fn claimed_as(&mut self, link: LinkId, name: &str, resumed: bool) -> Vec<Command> {
+        let claimed = Claimed {
+            streamer_id: StreamerId::new(name).unwrap(),
+            session_id: SessionId::new("show").unwrap(),
+            return_token: Some(token()),
+            resumed,
+            shared: false,
+        };
+        self.hear(link, FromStreamer::Claimed(claimed))
     }
 
     fn offers(&mut self, link: LinkId) -> Vec<Command> {
@@ -386,6 +612,10 @@ impl Story {
             status,
         })
     }
+}
+
+fn token() -> ReturnToken {
+    ReturnToken::new("seat", "secret").unwrap()
 }
 
 pub(super) fn id(name: &str) -> PlayerId {
@@ -462,6 +692,15 @@ fn told(commands: &[Command]) -> Vec<ToStreamer> {
     told.collect()
 }
 
+/// Whether each goodbye is for good.
+fn goodbyes(commands: &[Command]) -> Vec<bool> {
+    let said = told(commands).into_iter().filter_map(|message| match message {
+        ToStreamer::Goodbye(goodbye) => Some(goodbye.for_good),
+        _ => None,
+    });
+    said.collect()
+}
+
 /// What a player is sent, in a few words each.
 fn texts(commands: &[Command], name: &str) -> Vec<String> {
     let sent = commands.iter().filter_map(|command| match command {
@@ -473,8 +712,20 @@ fn texts(commands: &[Command], name: &str) -> Vec<String> {
 
 fn in_words(message: &ToPlayer) -> String {
     match message {
-        ToPlayer::Matchmaker(Notice::Queued { position, waiting }) => format!("queued {position}/{waiting}"),
+        ToPlayer::Matchmaker(Notice::Queued {
+            position,
+            waiting,
+            expected_wait_seconds,
+        }) => match expected_wait_seconds {
+            Some(expected) => format!("queued {position}/{waiting}, {expected} s"),
+            None => format!("queued {position}/{waiting}"),
+        },
+        ToPlayer::Matchmaker(Notice::Matched { resumed: true, .. }) => "resumed".into(),
         ToPlayer::Matchmaker(Notice::Matched { .. }) => "matched".into(),
+        ToPlayer::Matchmaker(Notice::Draining { seconds_left }) => format!("draining in {seconds_left} s"),
+        ToPlayer::Matchmaker(Notice::Ended {
+            kind: EndKind::Moves, ..
+        }) => "moves".into(),
         ToPlayer::Matchmaker(Notice::Ended { .. }) => "ended".into(),
         ToPlayer::StreamerList(list) => format!("list {}", list.ids[0]),
         ToPlayer::StreamerIdChanged(changed) => format!("changed to {}", changed.new_id),

@@ -1,13 +1,15 @@
 //! What goes into the lobby, what comes out of it, and what it remembers.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use penstock_core::ids::{PlayerId, SessionId, StreamerId};
-use penstock_core::wire::link::{Claim, FromStreamer, ToStreamer};
+use penstock_core::ids::{ApplicationName, PlayerId, SessionId, StreamerId};
+use penstock_core::units::StreamSize;
+use penstock_core::wire::link::{Back, Claim, FromStreamer, ToStreamer};
+use penstock_core::wire::returning::ReturnToken;
 use penstock_core::wire::signalling::{FromPlayer, ToPlayer};
 use penstock_core::wire::status::{StreamerState, StreamerStatus};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// One WebSocket of ours to a streamer. Never used twice, so that what an old link still says is told apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -16,10 +18,64 @@ pub struct LinkId(pub u64);
 /// What a page came for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Want {
-    /// To play: any streamer that is free.
-    Play,
+    /// To play: the first streamer that is free and fits.
+    Play(Wish),
     /// To watch the session of this name. Text, since it comes from a URL.
     Watch(String),
+}
+
+/// Whether a page knows how to come back to its session, and whether it does.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Return {
+    /// A stock page: its place is free once it leaves.
+    #[default]
+    Never,
+    /// It may come back later, with the token that it will be given.
+    Later,
+    /// It is back. `live`: it has its peer connection still, and only lost its signalling.
+    Now {
+        /// The right to its seat.
+        token: ReturnToken,
+        /// Whether its peer connection goes on.
+        live: bool,
+    },
+}
+
+/// How a page left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Parting {
+    /// It did what ends its session.
+    ForGood,
+    /// It closed its socket: its window is closed, or it is being loaded again.
+    Closed,
+    /// Its socket broke, or we end.
+    Lost,
+}
+
+/// What a player asks of a streamer. Where nothing is asked for, any will do.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Wish {
+    /// It streams this application.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub application: Option<ApplicationName>,
+    /// It encodes exactly this size and rate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stream: Option<StreamSize>,
+    /// It is this one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub streamer_id: Option<StreamerId>,
+}
+
+impl Wish {
+    /// Whether a streamer is what was asked for; whether it is free is another question.
+    pub fn fits(&self, status: &StreamerStatus) -> bool {
+        let application = self.application.as_ref();
+        let streamer = self.streamer_id.as_ref();
+        application.is_none_or(|wanted| status.application.as_ref() == Some(wanted))
+            && self.stream.is_none_or(|wanted| status.stream == wanted)
+            && streamer.is_none_or(|wanted| status.streamer_id == *wanted)
+    }
 }
 
 /// What happened.
@@ -33,6 +89,8 @@ pub enum Input {
         session: SessionId,
         /// What for.
         want: Want,
+        /// Whether it comes back.
+        back: Return,
     },
     /// A page sent a message.
     Said {
@@ -45,6 +103,8 @@ pub enum Input {
     Left {
         /// Whose.
         player: PlayerId,
+        /// How.
+        parting: Parting,
     },
     /// A streamer said how it stands.
     Status {
@@ -83,6 +143,13 @@ pub enum Command {
         player: PlayerId,
         /// What.
         message: ToPlayer,
+    },
+    /// Send a page its `config` anew, for the streamer that it is about to get.
+    Configure {
+        /// Whose.
+        player: PlayerId,
+        /// The streamer's media addresses, the only peers that its TURN credentials are good for.
+        peers: Vec<IpAddr>,
     },
     /// Close a page's socket.
     Close {
@@ -148,8 +215,10 @@ pub struct StreamerView {
     pub streamer_id: StreamerId,
     /// Whether it takes a player.
     pub state: StreamerState,
-    /// Players on it.
+    /// Players on it, those who are away too.
     pub players: u32,
+    /// How many of them are away, and may come back.
+    pub away: u32,
     /// Viewers on it.
     pub viewers: u32,
 }
@@ -164,19 +233,38 @@ pub(super) struct Player {
     pub(super) order: Order,
     pub(super) in_order_since: Instant,
     pub(super) place: Place,
-    /// The position and queue length that it was told last.
-    pub(super) told: Option<(u32, u32)>,
+    /// The position, the queue's length and the expected wait that it was told last.
+    pub(super) told: Option<(u32, u32, Option<u64>)>,
+    /// Whether it knows how to come back.
+    pub(super) may_return: bool,
+    /// The seat that it comes back to.
+    pub(super) back: Option<Returning>,
     /// Whether the page asked for a list on this socket.
     pub(super) asked: bool,
     /// The name of the streamer that the page subscribed to last.
     pub(super) subscribed_to: Option<StreamerId>,
 }
 
+/// A player on the way back to its seat.
+#[derive(Debug)]
+pub(super) struct Returning {
+    pub(super) back: Back,
+    /// Until when its streamer is looked for.
+    pub(super) until: Instant,
+}
+
 impl Player {
     pub(super) fn watches(&self) -> Option<&str> {
         match &self.want {
-            Want::Play => None,
+            Want::Play(_) => None,
             Want::Watch(session) => Some(session),
+        }
+    }
+
+    pub(super) fn accepts(&self, streamer: &StreamerStatus) -> bool {
+        match &self.want {
+            Want::Play(wish) => wish.fits(streamer),
+            Want::Watch(_) => false,
         }
     }
 }
@@ -205,6 +293,10 @@ pub(super) enum Place {
 impl Place {
     pub(super) fn is_waiting(&self) -> bool {
         matches!(self, Self::Waiting { .. })
+    }
+
+    pub(super) fn is_claiming(&self) -> bool {
+        matches!(self, Self::Claiming { .. })
     }
 
     pub(super) fn link(&self) -> Option<(LinkId, SocketAddr)> {

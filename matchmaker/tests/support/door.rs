@@ -5,10 +5,13 @@ use std::process::{ExitStatus, Output, Stdio};
 
 use axum::Router;
 use axum::routing::get;
+use fake_kube::FakeKube;
 use penstock_core::wire::agent::SliceStatus;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::io::{
+    AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader,
+};
 use tokio::net::{TcpStream, UnixListener};
 use tokio::process::{Child, Command};
 use tokio::sync::watch;
@@ -46,6 +49,50 @@ impl Matchmaker {
         door
     }
 
+    /// Under a path.
+    pub(crate) async fn start_at(prefix: &str, streamers: &[&StandIn], args: &[&str]) -> Self {
+        let files = tempfile::tempdir().unwrap();
+        let agent = Agent::serve(&files);
+        agent.list(streamers);
+        let door = Self::spawn(files, agent, args).await;
+        let known = async {
+            let path = format!("{prefix}/status");
+            while door.ask("GET", &path, &[], "").await.body.matches("free").count() < streamers.len() {
+                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            }
+        };
+        timeout(PATIENCE, known)
+            .await
+            .expect("the program should find its streamers");
+        door
+    }
+
+    /// With locks on its doors, so that its streamers are known by what its metrics say.
+    pub(crate) async fn start_guarded(streamers: &[&StandIn], args: &[String]) -> Self {
+        let files = tempfile::tempdir().unwrap();
+        let agent = Agent::serve(&files);
+        agent.list(streamers);
+        let args: Vec<_> = args.iter().map(String::as_str).collect();
+        let door = Self::spawn(files, agent, &args).await;
+        if args.contains(&"--tls-cert") {
+            tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+            return door;
+        }
+        let free = format!(
+            "penstock_matchmaker_streamers{{state=\"free\"}} {}",
+            streamers.len()
+        );
+        let known = async {
+            while !door.get("/metrics").await.1.contains(&free) {
+                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            }
+        };
+        timeout(PATIENCE, known)
+            .await
+            .expect("the program should find its streamers");
+        door
+    }
+
     /// With an agent's socket that nobody listens on.
     pub(crate) async fn start_alone() -> Self {
         let files = tempfile::tempdir().unwrap();
@@ -53,17 +100,35 @@ impl Matchmaker {
         Self::spawn(files, Agent { slices }, &[]).await
     }
 
+    /// With streamers in the pods of a cluster, and no agent.
+    pub(crate) async fn on_cluster(kube: &FakeKube, args: &[&str]) -> Self {
+        let files = tempfile::tempdir().unwrap();
+        kube.kubeconfig(
+            &files.path().join("kubeconfig"),
+            Some(("penstock", "penstock-matchmaker")),
+        )
+        .unwrap();
+        let args = [&["--pods", "--namespace", "penstock"], args].concat();
+        let slices = watch::Sender::new(Vec::new());
+        Self::spawn(files, Agent { slices }, &args).await
+    }
+
     async fn spawn(files: TempDir, agent: Agent, args: &[&str]) -> Self {
         let page = files.path().join("page");
         std::fs::create_dir_all(page.join("assets")).unwrap();
         std::fs::write(page.join("index.html"), "<p>the page</p>").unwrap();
         std::fs::write(page.join("assets/player.js"), "1").unwrap();
-        let mut child = program()
+        let mut command = program();
+        let kubeconfig = files.path().join("kubeconfig");
+        if kubeconfig.exists() {
+            command.env("KUBECONFIG", kubeconfig);
+        } else {
+            command.arg("--agent").arg(files.path().join("agent.sock"));
+        }
+        let mut child = command
             .args(["--listen", "127.0.0.1:0", "--log-format", "json"])
             .arg("--page")
             .arg(&page)
-            .arg("--agent")
-            .arg(files.path().join("agent.sock"))
             .args(args)
             .stderr(Stdio::piped())
             .spawn()
@@ -107,20 +172,36 @@ impl Matchmaker {
         (head.to_owned(), body.to_owned())
     }
 
+    /// Any request, with these headers; those that every one needs are added.
+    pub(crate) async fn ask(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Answer {
+        let stream = TcpStream::connect(self.address).await.unwrap();
+        ask_over(stream, method, path, headers, body).await
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    pub(crate) fn hang_up(&self) {
+        self.signal(rustix::process::Signal::HUP);
+    }
+
     pub(crate) async fn status(&self) -> Value {
         serde_json::from_str(&self.get("/status").await.1).unwrap()
     }
 
-    /// After the next tick, which shows the gauges.
     pub(crate) async fn metrics(&self) -> String {
-        tokio::time::sleep(std::time::Duration::from_millis(250)).await;
         self.get("/metrics").await.1
     }
 
     pub(crate) fn terminate(&self) {
+        self.signal(rustix::process::Signal::TERM);
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) {
         let pid = i32::try_from(self.child.id().unwrap()).unwrap();
         let pid = rustix::process::Pid::from_raw(pid).unwrap();
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
     }
 
     pub(crate) async fn ended(&mut self) -> ExitStatus {
@@ -129,6 +210,58 @@ impl Matchmaker {
             .expect("it should end")
             .unwrap()
     }
+}
+
+/// What was answered.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    head: String,
+    pub(crate) body: String,
+}
+
+impl Answer {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        let mut lines = self.head.lines().filter_map(|line| line.split_once(": "));
+        Some(lines.find(|(key, _)| key.eq_ignore_ascii_case(name))?.1)
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+}
+
+pub(crate) async fn ask_over(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &str,
+) -> Answer {
+    let mut request = format!(
+        "{method} {path} HTTP/1.1\r\nconnection: close\r\ncontent-length: {}\r\n",
+        body.len()
+    );
+    if !headers.iter().any(|(name, _)| *name == "host") {
+        request += "host: door\r\n";
+    }
+    for (name, value) in headers {
+        request += &format!("{name}: {value}\r\n");
+    }
+    request += &format!("\r\n{body}");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    timeout(PATIENCE, stream.read_to_end(&mut answer))
+        .await
+        .expect("no answer")
+        .unwrap();
+    let answer = String::from_utf8(answer).unwrap();
+    let (head, body) = answer
+        .split_once("\r\n\r\n")
+        .unwrap_or_else(|| panic!("{answer:?}"));
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    let (head, body) = (head.to_owned(), body.to_owned());
+    Answer { status, head, body }
 }
 
 impl Agent {

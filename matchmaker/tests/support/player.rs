@@ -6,7 +6,8 @@ use futures_util::{SinkExt as _, StreamExt as _};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
+use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 
 use super::PATIENCE;
@@ -21,6 +22,26 @@ impl Player {
         let (socket, _) = connect_async(format!("ws://{door}{path}")).await.unwrap();
         let notices = Vec::new();
         Self { socket, notices }
+    }
+
+    /// With headers, as those whom a proxy or a browser sends have them. The status where it is not let in.
+    pub(crate) async fn try_connect(
+        door: SocketAddr,
+        path: &str,
+        headers: &[(&'static str, &str)],
+    ) -> Result<Self, u16> {
+        let mut request = format!("ws://{door}{path}").into_client_request().unwrap();
+        for (name, value) in headers {
+            request.headers_mut().insert(*name, value.parse().unwrap());
+        }
+        match connect_async(request).await {
+            Ok((socket, _)) => Ok(Self {
+                socket,
+                notices: Vec::new(),
+            }),
+            Err(Error::Http(answer)) => Err(answer.status().as_u16()),
+            Err(error) => panic!("{error}"),
+        }
     }
 
     pub(crate) async fn say(&mut self, message: Value) {

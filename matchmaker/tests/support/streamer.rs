@@ -4,14 +4,15 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use axum::Router;
-use axum::extract::State;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{delete, get};
 use penstock_core::wire::status::StreamerStatus;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -31,6 +32,8 @@ struct Inner {
     heard: Arc<watch::Sender<Vec<Value>>>,
     refusal: Arc<Mutex<Option<String>>>,
     death: CancellationToken,
+    ended: Arc<Notify>,
+    refuses_to_end: Arc<Mutex<bool>>,
 }
 
 impl StandIn {
@@ -46,10 +49,13 @@ impl StandIn {
             heard: Arc::default(),
             refusal: Arc::default(),
             death: CancellationToken::new(),
+            ended: Arc::default(),
+            refuses_to_end: Arc::default(),
         };
         let app = Router::new()
             .route("/events", get(events))
             .route("/session", get(session))
+            .route("/session/{id}", delete(end))
             .with_state(inner.clone());
         let death = inner.death.clone();
         let server = tokio::spawn(async move {
@@ -76,6 +82,17 @@ impl StandIn {
             .expect("the streamer should have heard more")
             .unwrap()
             .clone()
+    }
+
+    /// From now on it streams this.
+    pub(crate) fn streams(&self, application: &str) {
+        self.inner
+            .set(|status| status["application"] = json!(application));
+    }
+
+    /// Says that it can't, whoever wants to end a session.
+    pub(crate) fn refuse_to_end(&self) {
+        *self.inner.refuses_to_end.lock().unwrap() = true;
     }
 
     pub(crate) fn refuse_next(&self, reason: &str) {
@@ -111,11 +128,29 @@ async fn events(State(inner): State<Inner>) -> Response {
 async fn session(State(inner): State<Inner>, upgrade: WebSocketUpgrade) -> Response {
     upgrade.on_upgrade(async move |mut socket| {
         let death = inner.death.clone();
+        let ended = inner.ended.clone();
         tokio::select! {
             () = serve(&inner, &mut socket) => {}
+            () = ended.notified() => {
+                let why = "an operator ended the session";
+                say(&mut socket, &json!({"type": "disconnectPlayer", "playerId": "p", "reason": why})).await;
+                inner.free();
+            }
             () = death.cancelled() => {}
         }
     })
+}
+
+async fn end(State(inner): State<Inner>, Path(id): Path<String>) -> StatusCode {
+    let session = inner.status.borrow().session_id.clone();
+    if session.is_none_or(|session| session.as_str() != id) {
+        return StatusCode::NOT_FOUND;
+    }
+    if *inner.refuses_to_end.lock().unwrap() {
+        return StatusCode::INTERNAL_SERVER_ERROR;
+    }
+    inner.ended.notify_waiters();
+    StatusCode::NO_CONTENT
 }
 
 async fn serve(inner: &Inner, socket: &mut WebSocket) {
@@ -129,7 +164,11 @@ async fn serve(inner: &Inner, socket: &mut WebSocket) {
         return;
     }
     let streamer_id = inner.status.borrow().streamer_id.clone();
-    say(socket, &json!({"type": "claimed", "streamerId": streamer_id})).await;
+    say(
+        socket,
+        &json!({"type": "claimed", "streamerId": streamer_id, "sessionId": claim["sessionId"]}),
+    )
+    .await;
     while let Some(message) = hear(inner, socket).await {
         if message["type"] == "playerConnected" {
             let player = &message["playerId"];
@@ -149,10 +188,7 @@ async fn serve(inner: &Inner, socket: &mut WebSocket) {
         }
     }
     if !viewer {
-        inner.set(|status| {
-            status["state"] = json!("free");
-            status.as_object_mut().unwrap().remove("sessionId");
-        });
+        inner.free();
     }
 }
 
@@ -171,9 +207,17 @@ impl Inner {
         }
         self.set(|status| {
             status["state"] = json!("busy");
+            status["players"] = json!(1);
             status["sessionId"] = claim["sessionId"].clone();
         });
         None
+    }
+
+    fn free(&self) {
+        self.set(|status| {
+            status["state"] = json!("free");
+            status.as_object_mut().unwrap().remove("sessionId");
+        });
     }
 
     fn set(&self, change: impl FnOnce(&mut Value)) {

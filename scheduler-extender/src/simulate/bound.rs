@@ -47,7 +47,8 @@ pub(crate) fn most_units(demands: &[Demand], supplies: &[Supply]) -> anyhow::Res
 }
 
 /// The most units where none of the demands is preferred: of each the same part is served. A scheduler that refuses
-/// nothing that fits can't choose whom to serve, as [`most_units`] may.
+/// nothing that fits can't choose whom to serve, as [`most_units`] may. It may come out a little above this all the same,
+/// since it is not all alike what happens not to fit.
 ///
 /// # Errors
 /// What the solver says.

@@ -345,7 +345,7 @@ mod tests {
         let user = User {
             name: "u".into(),
             who: "u".into(),
-            only_peer: None,
+            only_peers: None,
             expiry_unix: None,
             key,
         };

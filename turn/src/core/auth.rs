@@ -52,8 +52,8 @@ pub struct User {
     pub name: Arc<str>,
     /// What quotas count by: the name without expiry and peer.
     pub who: Arc<str>,
-    /// The only peer that may be reached, if the name says so.
-    pub only_peer: Option<IpAddr>,
+    /// The only peers that may be reached, if the name says so.
+    pub only_peers: Option<Arc<[IpAddr]>>,
     /// When the name's time is over.
     pub expiry_unix: Option<Duration>,
     /// Signs the answers.
@@ -142,7 +142,7 @@ impl Authenticator {
         Ok(User {
             name: name.into(),
             who: parsed.who.into(),
-            only_peer: parsed.peer,
+            only_peers: parsed.peers.map(Into::into),
             expiry_unix: Some(Duration::from_secs(parsed.expiry_unix_s)),
             key,
         })
@@ -177,7 +177,7 @@ fn fixed_user(name: &str, key: IntegrityKey) -> User {
     User {
         who: name.clone(),
         name,
-        only_peer: None,
+        only_peers: None,
         expiry_unix: None,
         key,
     }

@@ -253,9 +253,11 @@ impl<R: CryptoRng> Server<R> {
         if allocation.relays[Family::of(peer)].is_none() || mapped {
             return Err(Refusal::PeerAddressFamilyMismatch);
         }
+        let is_it = |only: &IpAddr| canonical(*only) == canonical(peer);
         if user
-            .only_peer
-            .is_some_and(|only| canonical(only) != canonical(peer))
+            .only_peers
+            .as_ref()
+            .is_some_and(|only| !only.iter().any(is_it))
         {
             return Err(Denied::OtherPeer.into());
         }

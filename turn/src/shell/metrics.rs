@@ -71,6 +71,18 @@ impl Meter {
         publish_change(&self.allocations, &mut self.published_allocations, allocations);
     }
 
+    /// Allocations alive, of all shards.
+    pub(super) fn allocations(&self) -> u64 {
+        u64::try_from(self.allocations.get()).unwrap_or(0)
+    }
+
+    /// Bytes of payload relayed both ways since the start, by all shards.
+    pub(super) fn relayed_bytes(&self) -> u64 {
+        let relayed = |(count, _): &&(Count, IntCounter)| matches!(count, Count::RelayedBytes(_));
+        let counters = self.counters.iter().filter(relayed);
+        counters.map(|(_, counter)| counter.get()).sum()
+    }
+
     /// Notes how long a round took.
     pub(super) fn took(&self, time: Duration) {
         self.handling.observe(time.as_secs_f64());
@@ -150,5 +162,6 @@ mod tests {
         );
         assert!(text.contains("penstock_turn_relayed_packets_total{direction=\"to_peer\"} 1\n"));
         assert!(text.contains("penstock_turn_allocations 1\n"));
+        assert_eq!((meter.allocations(), meter.relayed_bytes()), (1, 100));
     }
 }

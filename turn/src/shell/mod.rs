@@ -3,7 +3,7 @@
 //! ```text
 //!  main thread (tokio)                      shards: a thread for each core that this process may use
 //!  ├─ SIGTERM ──► Control::drain ─ eventfd ─► epoll ─► recvmmsg ─► Server ─► sendmmsg
-//!  └─ /metrics ◄── prometheus counters ◄───── after each wake-up
+//!  └─ /metrics, /status ◄── prometheus counters ◄ after each wake-up
 //! ```
 //!
 //! A shard owns all it touches per packet: its sockets, its server, its numbers. Each has listeners of its own at the
@@ -19,8 +19,8 @@ mod metrics;
 mod outbox;
 mod shard;
 pub mod sockets;
+mod status;
 mod streams;
-pub mod tls;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -45,6 +45,7 @@ use crate::options::Settings;
 use metrics::Meter;
 use shard::{Control, News, Shard, StreamSetup};
 use sockets::Listener;
+use status::{Listeners, Status};
 use streams::StreamListener;
 
 /// Why the server could not start, or ended before it was told to.
@@ -137,18 +138,12 @@ pub async fn run(settings: Settings, read_again: impl Fn() -> Result<Settings, S
         system("reading an address", metrics.local_addr())?,
     );
 
-    let ready = {
-        let controls = controls.clone();
-        Arc::new(move || {
-            if is_draining(&controls) {
-                Err("draining".to_owned())
-            } else {
-                Ok(())
-            }
-        })
-    };
+    let status = status_of(&settings, &shards[0], meter.clone());
+    let ready = ready(controls.clone());
     let serving = async {
-        let served = axum::serve(metrics, ops::router::<()>(registry, ready)).await;
+        let controls = controls.clone();
+        let status = status.clone().router(move || is_draining(&controls));
+        let served = axum::serve(metrics, ops::router::<()>(registry, ready).merge(status)).await;
         system("serving /metrics", served).and(Err(Error::Ended("the metrics endpoint")))
     };
     let drained = relay(shards, &controls)?;
@@ -179,7 +174,19 @@ pub async fn run(settings: Settings, read_again: impl Fn() -> Result<Settings, S
         failed = serving => failed,
         failed = draining => failed,
         failed = reloading => failed,
+        () = status.clone().measure() => Err(Error::Ended("the measure of what is relayed")),
     }
+}
+
+fn status_of(settings: &Settings, shard: &Shard, meter: Meter) -> Status {
+    let listeners = Listeners {
+        udp: shard.listen_addresses().collect(),
+        tcp: shard.stream_addresses(false).collect(),
+        tls: shard.stream_addresses(true).collect(),
+    };
+    let name = settings.tls_name.as_deref();
+    let urls = status::urls(&listeners, &settings.addresses, settings.relay_ips, name);
+    Status::new(urls, settings.limits.total, meter)
 }
 
 /// With what was left to the node: where clients come in, and what relays are bound to.
@@ -189,6 +196,13 @@ fn located(mut settings: Settings) -> Settings {
     }
     settings.relay_ips = addresses::relay_ips(settings.relay_ips, &settings.listen);
     settings
+}
+
+fn ready(controls: Arc<[Arc<Control>]>) -> ops::Ready {
+    Arc::new(move || match is_draining(&controls) {
+        true => Err("draining".to_owned()),
+        false => Ok(()),
+    })
 }
 
 fn is_draining(controls: &[Arc<Control>]) -> bool {

@@ -33,11 +33,12 @@ pub enum BadCertificate {
     },
 }
 
-/// Reads a certificate, with the chain to its authority behind it, and its key; both PEM.
+/// Reads a certificate, with the chain to its authority behind it, and its key; both PEM. Clients that name a protocol
+/// (RFC 7301) must name one of `protocols`.
 ///
 /// # Errors
 /// [`BadCertificate`] says which file is to blame.
-pub fn load(certificate: &Path, key: &Path) -> Result<Arc<ServerConfig>, BadCertificate> {
+pub fn load(certificate: &Path, key: &Path, protocols: &[&str]) -> Result<Arc<ServerConfig>, BadCertificate> {
     let file = |what, path: &Path, option| {
         let path = path.to_owned();
         move |source| BadCertificate::File {
@@ -69,8 +70,10 @@ pub fn load(certificate: &Path, key: &Path) -> Result<Arc<ServerConfig>, BadCert
         .with_no_client_auth()
         .with_single_cert(chain, key)
         .map_err(unusable)?;
-    // RFC 7443, section 3, for clients that ask by name; most don't.
-    config.alpn_protocols = vec![b"stun.turn".to_vec(), b"stun.nat-discovery".to_vec()];
+    config.alpn_protocols = protocols
+        .iter()
+        .map(|protocol| protocol.as_bytes().to_vec())
+        .collect();
     Ok(Arc::new(config))
 }
 
@@ -81,8 +84,8 @@ mod tests {
     #[test]
     fn a_certificate_with_its_key_is_taken() {
         let (folder, certificate, key) = files();
-        let config = load(&certificate, &key).unwrap();
-        assert!(config.alpn_protocols.contains(&b"stun.turn".to_vec()));
+        let config = load(&certificate, &key, &["http/1.1"]).unwrap();
+        assert!(config.alpn_protocols.contains(&b"http/1.1".to_vec()));
         drop(folder);
     }
 
@@ -98,7 +101,7 @@ mod tests {
             (&*certificate, &*certificate, "--tls-key"),
             (&*other, &*key, "belong together"),
         ] {
-            let error = load(certificate, key).unwrap_err().to_string();
+            let error = load(certificate, key, &[]).unwrap_err().to_string();
             assert!(error.contains(part), "{error}");
         }
     }

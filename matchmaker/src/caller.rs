@@ -1,0 +1,99 @@
+//! Whoever sent a request: found out before the request is looked at.
+
+use std::net::IpAddr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use axum::extract::{FromRequestParts, Query};
+use axum::http::request::Parts;
+use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::response::Response;
+use serde::Deserialize;
+
+use crate::auth::rights::{Action, Who, may};
+use crate::auth::{Cookie, Shown};
+use crate::client_address::{Peer, origin_is_allowed};
+use crate::problem::Refusal;
+use crate::web::Front;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Caller {
+    /// Who.
+    pub who: Who,
+    /// Where from, as far as proxies are trusted.
+    pub address: IpAddr,
+    /// What their browser should remember.
+    pub cookie: Option<Cookie>,
+    /// Whether the browser's connection is encrypted.
+    pub https: bool,
+    refusal: Refusal,
+}
+
+#[derive(Deserialize)]
+struct Joining {
+    join: Option<String>,
+}
+
+impl Caller {
+    /// Passes where they may do that.
+    ///
+    /// # Errors
+    /// 401 to whoever has not said who they are, 403 to others.
+    pub fn must(&self, action: Action) -> Result<(), Refusal> {
+        match (may(&self.who, action), &self.who) {
+            (true, _) => Ok(()),
+            (false, Who::Nobody) => Err(self.refusal.clone()),
+            (false, Who::Guest(_)) => Err(Refusal::forbidden("This link does not admit to that.")),
+            (false, Who::User(_)) => Err(Refusal::forbidden("This is for operators, and you are not one.")),
+        }
+    }
+
+    /// Has their browser remember what it should.
+    pub fn remember(&self, front: &Front, response: &mut Response) {
+        let Some(cookie) = &self.cookie else { return };
+        let text = cookie.header(&front.site.cookie_path(), self.https);
+        // It is made of characters that a header takes.
+        if let Ok(value) = HeaderValue::try_from(text) {
+            response.headers_mut().append(header::SET_COOKIE, value);
+        }
+    }
+}
+
+impl FromRequestParts<Front> for Caller {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, front: &Front) -> Result<Self, Refusal> {
+        let site = &front.site;
+        let Some(peer) = parts.extensions.get::<Peer>().copied() else {
+            let why = "the connection of a request is not known";
+            return Err(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, why));
+        };
+        let reads = matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS);
+        let upgrades = parts.headers.contains_key(header::UPGRADE);
+        if (!reads || upgrades) && !origin_is_allowed(&parts.headers, &site.allow_origin) {
+            let why = "Pages of this origin may not do this. The operator can allow it with --allow-origin.";
+            return Err(Refusal::forbidden(why));
+        }
+        let address = site.proxies.client(peer, &parts.headers);
+        let Query(Joining { join }) = Query::try_from_uri(&parts.uri)
+            .map_err(|error| Refusal::bad_request(format!("reading the URL's query: {error}")))?;
+        let shown = Shown {
+            join: join.as_deref(),
+            headers: &parts.headers,
+            address,
+        };
+        let identity = front.auth.identify(shown, now_unix()).await?;
+        Ok(Self {
+            who: identity.who,
+            address,
+            cookie: identity.cookie,
+            https: site.proxies.is_https(peer, &parts.headers),
+            refusal: front.auth.unauthorized("Sign in first, or open a join link."),
+        })
+    }
+}
+
+/// The time by the wall's clock, since 1970.
+pub fn now_unix() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
