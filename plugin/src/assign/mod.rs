@@ -45,7 +45,7 @@ use crate::pods::PodOnNode;
 pub(crate) use occupancy::{Occupancy, Slice};
 use pods::Pods;
 use turns::{Seen, Turn, Turns, UnderWay};
-use usage::Usage;
+use usage::{Taken, Usage};
 
 /// A GPU as it is offered.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -146,6 +146,8 @@ pub(crate) struct Assigner {
 struct Preferred {
     resource: Resource,
     ids: BTreeSet<DeviceId>,
+    /// Those of them that an init container of the pod has left.
+    handed_on: Vec<DeviceId>,
     turns: Turns,
 }
 
@@ -258,11 +260,13 @@ impl Assigner {
         must_include: &[DeviceId],
         size: usize,
     ) -> Outcome<Vec<DeviceId>> {
-        let call = Call {
+        let mut call = Call {
             resource,
             available,
             must_include,
             size,
+            there: BTreeMap::new(),
+            taken: BTreeMap::new(),
         };
         let turns = match self.turns(now, &call.seen(), |_, _| true) {
             Outcome::Done(turns) => turns,
@@ -270,13 +274,15 @@ impl Assigner {
             Outcome::List => return self.ask_for_list(),
             Outcome::Refuse(why) => return Outcome::Refuse(why),
         };
+        call.count();
+        call.taken = self.taken();
         let chosen = self.choose(now, &turns.of, &call);
         let is_good = chosen.as_ref().is_ok_and(|gpu| self.suits_likeliest(gpu, &turns.of, &call));
         // What the kubelet knows may show that the call is another's, or that there is room.
         if !is_good && self.may_be_wrong() {
             return self.ask_for_list();
         }
-        if !is_good && self.take_back(&call, &turns) {
+        if !is_good && must_include.is_empty() && self.take_back(resource, available, &turns) {
             return self.preferred(now, resource, available, must_include, size);
         }
         let gpu = match chosen {
@@ -292,15 +298,16 @@ impl Assigner {
         self.preferred = Some(Preferred {
             resource,
             ids: ids.iter().cloned().collect(),
+            handed_on: must_include.to_vec(),
             turns,
         });
         Outcome::Done(ids)
     }
 
     /// Takes back what pods had that have ended: the kubelet has it to give. Gives whether there was any.
-    fn take_back(&mut self, call: &Call<'_>, turns: &Turns) -> bool {
+    fn take_back(&mut self, resource: Resource, ids: &[DeviceId], turns: &Turns) -> bool {
         let whose: Vec<_> = turns.of.iter().filter_map(|turn| self.pods.get(&turn.pod)).collect();
-        self.usage.take_back(&self.pods, call.resource, call.available, &whose)
+        self.usage.take_back(&self.pods, resource, ids, &whose)
     }
 
     /// Takes note of devices that the kubelet gives out, and says to whom.
@@ -324,7 +331,11 @@ impl Assigner {
             preferred.resource == resource && preferred.ids.len() == ids.len() && ids.iter().all(|id| preferred.ids.contains(id))
         });
         let turns = match as_preferred {
-            Some(preferred) => preferred.turns,
+            Some(preferred) => {
+                let new: Vec<_> = ids.iter().filter(|id| !preferred.handed_on.contains(id)).cloned().collect();
+                self.take_back(resource, &new, &preferred.turns);
+                preferred.turns
+            }
             None => match self.turns(now, &seen, |assigner, turn| assigner.gpu_of(turn).is_none_or(|held| held == gpu)) {
                 Outcome::Done(turns) => turns,
                 Outcome::Wait(until) => return Outcome::Wait(until),
@@ -345,8 +356,6 @@ impl Assigner {
             return Outcome::Done(self.grant_stranger(now, gpu, &seen));
         }
         let grant = self.grant(&turns.of, gpu, &seen);
-        let whose: Vec<_> = turns.of.iter().filter_map(|turn| self.pods.get(&turn.pod)).collect();
-        self.usage.take_back(&self.pods, resource, ids, &whose);
         let finished = self.under_way.grant(now, &self.pods, turns, resource, ids);
         self.usage.give(now, finished);
         Outcome::Done(grant)
@@ -565,8 +574,9 @@ impl Assigner {
         let healthy = Resource::ALL
             .iter()
             .all(|r| r.of(wish.demand) == 0 || !gpu.unhealthy.contains_key(r));
-        let clients = wish.mps == 0 || self.mps_clients(gpu) + wish.mps <= gpu.mps_clients;
-        let free = self.free(gpu);
+        let taken = call.taken.get(&gpu.uuid).map_or(0, |taken| taken.mps_clients);
+        let clients = wish.mps == 0 || taken + wish.mps <= gpu.mps_clients;
+        let free = free(gpu, &call.taken);
         // Of the resource asked for the kubelet knows best.
         let room = Resource::ALL
             .iter()
@@ -579,7 +589,7 @@ impl Assigner {
 
     /// A GPU as packing sees it. Of the resource asked for the kubelet knows best what is free.
     fn candidate<'a>(&self, gpu: &'a GpuOffer, call: &Call<'_>) -> Candidate<'a> {
-        let known = self.free(gpu);
+        let known = free(gpu, &call.taken);
         let asked = call
             .resource
             .amount(u32::try_from(call.on(&gpu.uuid)).unwrap_or(u32::MAX));
@@ -593,18 +603,15 @@ impl Assigner {
         }
     }
 
-    fn mps_clients(&self, gpu: &GpuOffer) -> u32 {
+    /// What is taken of each GPU that anything is taken of.
+    fn taken(&self) -> BTreeMap<GpuUuid, Taken> {
         let open = self.under_way.as_held(&self.pods);
-        usage::mps_clients(&self.pods, &gpu.uuid, self.usage.counted(&self.pods).chain(&open))
+        usage::taken(&self.pods, self.usage.counted(&self.pods).chain(&open))
     }
 
+    #[cfg(test)]
     fn free(&self, gpu: &GpuOffer) -> Resources {
-        let open = self.under_way.as_held(&self.pods);
-        let taken = usage::taken(&self.pods, &gpu.uuid, self.usage.counted(&self.pods).chain(&open));
-        Resource::ALL.into_iter().fold(Resources::NONE, |free, resource| {
-            let left = resource.of(gpu.capacity).saturating_sub(resource.of(taken));
-            free.checked_add(resource.amount(left)).unwrap_or(free)
-        })
+        free(gpu, &self.taken())
     }
 
     /// Names each GPU, what is free there, and what to do.
@@ -618,7 +625,7 @@ impl Assigner {
         let wished = meant
             .and_then(|wish| wish.gpu)
             .map(|gpu| format!(" (it was meant for {gpu})"));
-        let gpus: Vec<_> = self.gpus.values().map(|gpu| self.state_of(gpu)).collect();
+        let gpus: Vec<_> = self.gpus.values().map(|gpu| state_of(gpu, &call.taken)).collect();
         let gpus = if gpus.is_empty() {
             "this node offers no GPU".to_owned()
         } else {
@@ -629,16 +636,6 @@ impl Assigner {
              the penstock scheduler place it: it counts by GPU, the default scheduler by node",
             wished.unwrap_or_default()
         )
-    }
-
-    fn state_of(&self, gpu: &GpuOffer) -> String {
-        let why: BTreeSet<_> = gpu.unhealthy.values().map(String::as_str).collect();
-        let unhealthy = if why.is_empty() {
-            String::new()
-        } else {
-            format!(" (not used: {})", why.into_iter().collect::<Vec<_>>().join(", "))
-        };
-        format!("{} has {} free{unhealthy}", gpu.uuid, self.free(gpu))
     }
 
     fn torn(&self, turns: &[Turn], gpu: &GpuUuid, resource: Resource) -> String {
@@ -701,6 +698,10 @@ struct Call<'a> {
     available: &'a [DeviceId],
     must_include: &'a [DeviceId],
     size: usize,
+    /// How many devices of each GPU the kubelet has for it.
+    there: BTreeMap<&'a GpuUuid, usize>,
+    /// What is taken of each GPU, by what is known here.
+    taken: BTreeMap<GpuUuid, Taken>,
 }
 
 impl<'a> Call<'a> {
@@ -712,16 +713,26 @@ impl<'a> Call<'a> {
         }
     }
 
+    fn count(&mut self) {
+        let handed_on = self.must_include.iter().filter(|id| !self.available.contains(id));
+        for id in self.available.iter().chain(handed_on) {
+            *self.there.entry(id.gpu()).or_default() += 1;
+        }
+    }
+
     /// How many devices of `gpu` the kubelet has for this call.
     fn on(&self, gpu: &GpuUuid) -> usize {
-        let all: BTreeSet<_> = self
-            .available
-            .iter()
-            .chain(self.must_include)
-            .filter(|id| id.gpu() == gpu)
-            .collect();
-        all.len()
+        self.there.get(gpu).copied().unwrap_or(0)
     }
+}
+
+/// What is free of a GPU.
+fn free(gpu: &GpuOffer, taken: &BTreeMap<GpuUuid, Taken>) -> Resources {
+    let taken = taken.get(&gpu.uuid).map_or(Resources::NONE, |taken| taken.amounts);
+    Resource::ALL.into_iter().fold(Resources::NONE, |free, resource| {
+        let left = resource.of(gpu.capacity).saturating_sub(resource.of(taken));
+        free.checked_add(resource.amount(left)).unwrap_or(free)
+    })
 }
 
 /// What must be included, then the lowest numbers.
@@ -735,6 +746,16 @@ fn pick(gpu: &GpuUuid, call: &Call<'_>) -> Vec<DeviceId> {
     let missing = call.size.saturating_sub(ids.len());
     ids.extend(rest.into_iter().take(missing).cloned());
     ids
+}
+
+fn state_of(gpu: &GpuOffer, taken: &BTreeMap<GpuUuid, Taken>) -> String {
+    let why: BTreeSet<_> = gpu.unhealthy.values().map(String::as_str).collect();
+    let unhealthy = if why.is_empty() {
+        String::new()
+    } else {
+        format!(" (not used: {})", why.into_iter().collect::<Vec<_>>().join(", "))
+    };
+    format!("{} has {} free{unhealthy}", gpu.uuid, free(gpu, taken))
 }
 
 fn scattered(resource: Resource, gpus: &[&GpuUuid]) -> String {

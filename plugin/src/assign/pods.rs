@@ -11,6 +11,8 @@ use crate::pods::PodOnNode;
 #[derive(Debug, Default)]
 pub(super) struct Pods {
     by_uid: BTreeMap<PodUid, (u64, PodOnNode)>,
+    /// By namespace, then name: the one of that name that came last.
+    by_name: BTreeMap<String, BTreeMap<String, PodUid>>,
     seen: u64,
     /// Those that were refused something, most likely; that they have failed for it is not known yet.
     refused: BTreeSet<PodUid>,
@@ -32,13 +34,20 @@ impl Pods {
     pub(super) fn apply(&mut self, pod: PodOnNode) {
         let order = self.by_uid.get(&pod.uid).map_or(self.seen, |(order, _)| *order);
         self.seen += 1;
+        let namespace = self.by_name.entry(pod.namespace.clone()).or_default();
+        namespace.insert(pod.name.clone(), pod.uid.clone());
         self.by_uid.insert(pod.uid.clone(), (order, pod));
     }
 
     pub(super) fn delete(&mut self, uid: &PodUid) -> Option<PodOnNode> {
         self.refused.remove(uid);
         self.complete.remove(uid);
-        self.by_uid.remove(uid).map(|(_, pod)| pod)
+        let (_, pod) = self.by_uid.remove(uid)?;
+        let namespace = self.by_name.get_mut(&pod.namespace);
+        if let Some(names) = namespace.filter(|names| names.get(&pod.name) == Some(uid)) {
+            names.remove(&pod.name);
+        }
+        Some(pod)
     }
 
     /// Expects no call for a pod any more that was shown to have all it asks for.
@@ -73,10 +82,7 @@ impl Pods {
     }
 
     pub(super) fn by_name(&self, namespace: &str, name: &str) -> Option<&PodOnNode> {
-        self.by_uid
-            .values()
-            .map(|(_, pod)| pod)
-            .find(|pod| pod.namespace == namespace && pod.name == name)
+        self.get(self.by_name.get(namespace)?.get(name)?)
     }
 
     /// The kubelet has begun anew: it comes to those that are there by the time when they were made.

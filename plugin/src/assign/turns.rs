@@ -237,7 +237,8 @@ impl UnderWay {
 
     /// The GPU that a turn's pod is on.
     pub(super) fn gpu_of(&self, turn: &Turn, pods: &Pods, usage: &Usage) -> Option<GpuUuid> {
-        let open = self.whose.contains(turn).then(|| self.given.first()).flatten();
+        let is_open = self.whose.iter().any(|open| open.pod == turn.pod);
+        let open = is_open.then(|| self.given.first()).flatten();
         let given = open.and_then(|(_, ids)| Some(ids.first()?.gpu().clone()));
         given.or_else(|| usage.gpu_of(pods.get(&turn.pod)?))
     }

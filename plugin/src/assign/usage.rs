@@ -99,6 +99,10 @@ impl Usage {
             self.over.insert(pod.uid.clone());
             self.forget_held(pod);
         }
+        let is_one = |stored: &&Stored| stored.resource == resource && ids.iter().any(|id| stored.ids.contains(id));
+        let unknown = |stored: &&Stored| pods.get(&stored.pod).is_none();
+        let stored = self.stored.iter().flatten().filter(is_one).filter(unknown);
+        self.gone.extend(stored.map(|stored| stored.pod.clone()));
         !over.is_empty()
     }
 
@@ -226,41 +230,64 @@ fn kind_of(pod: &PodOnNode, container: &str) -> Option<ContainerKind> {
         .map(|c| c.kind)
 }
 
-/// How much of each resource of `gpu` is taken by `held`. A pod that is known takes all that it asks for, even where
-/// its init containers' devices are not listed, or it is not through with its calls. A device that an init container
-/// handed on counts once.
-pub(super) fn taken<'a>(pods: &Pods, gpu: &GpuUuid, held: impl Iterator<Item = &'a Held>) -> Resources {
-    let mut by_pod: BTreeMap<(&str, &str), BTreeMap<Resource, BTreeSet<&DeviceId>>> = BTreeMap::new();
-    for held in held {
-        let mut ids = held.ids.iter().filter(|id| id.gpu() == gpu).peekable();
-        if ids.peek().is_some() {
-            let pod = by_pod.entry((&held.namespace, &held.pod)).or_default();
-            pod.entry(held.resource).or_default().extend(ids);
-        }
-    }
-    let amounts = by_pod.into_iter().flat_map(|((namespace, name), ids)| {
-        let demand = pods.by_name(namespace, name).map(|pod| pod.demand().resources);
-        Resource::ALL.map(|resource| {
-            let ids = ids.get(&resource).map_or(0, BTreeSet::len);
-            let asked = demand.map_or(0, |demand| resource.of(demand));
-            resource.amount(asked.max(u32::try_from(ids).unwrap_or(u32::MAX)))
-        })
-    });
-    amounts.fold(Resources::NONE, |sum, amount| {
-        sum.checked_add(amount).unwrap_or(sum)
-    })
+/// What is taken of a GPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Taken {
+    pub(super) amounts: Resources,
+    /// Containers that use MPS there: of a pod that is known, as many as it runs at once.
+    pub(super) mps_clients: u32,
 }
 
-/// Containers that use MPS on `gpu`: of a pod that is known, as many as it runs at once.
-pub(super) fn mps_clients<'a>(pods: &Pods, gpu: &GpuUuid, held: impl Iterator<Item = &'a Held>) -> u32 {
-    let mut by_pod: BTreeMap<(&str, &str), u32> = BTreeMap::new();
-    for held in held.filter(|held| held.ids.iter().any(|id| id.gpu() == gpu)) {
-        let uses_mps = u32::from(held.resource == Resource::Mps);
-        *by_pod.entry((&held.namespace, &held.pod)).or_default() += uses_mps;
-    }
-    let at_once = |((namespace, name), containers): ((&str, &str), u32)| {
-        pods.by_name(namespace, name)
-            .map_or(containers, |pod| pod.demand().mps_containers)
+impl Taken {
+    pub(super) const NOTHING: Self = Self {
+        amounts: Resources::NONE,
+        mps_clients: 0,
     };
-    by_pod.into_iter().map(at_once).sum()
+
+    fn and(self, other: Self) -> Self {
+        Self {
+            amounts: self.amounts.checked_add(other.amounts).unwrap_or(self.amounts),
+            mps_clients: self.mps_clients + other.mps_clients,
+        }
+    }
+}
+
+/// How much of each GPU is taken by `held`. A pod that is known takes all that it asks for, even where its init containers'
+/// devices are not listed, or it is not through with its calls. A device that an init container handed on counts once.
+pub(super) fn taken<'a>(pods: &Pods, held: impl Iterator<Item = &'a Held>) -> BTreeMap<GpuUuid, Taken> {
+    let mut by_pod: BTreeMap<(&GpuUuid, &str, &str), Vec<&Held>> = BTreeMap::new();
+    for held in held {
+        let gpus: BTreeSet<_> = held.ids.iter().map(DeviceId::gpu).collect();
+        for gpu in gpus {
+            by_pod.entry((gpu, &held.namespace, &held.pod)).or_default().push(held);
+        }
+    }
+    let mut taken = BTreeMap::new();
+    for ((gpu, namespace, name), held) in by_pod {
+        let of_pod = taken_by(pods.by_name(namespace, name), gpu, &held);
+        let of_gpu = taken.entry(gpu.clone()).or_insert(Taken::NOTHING);
+        *of_gpu = of_gpu.and(of_pod);
+    }
+    taken
+}
+
+fn taken_by(pod: Option<&PodOnNode>, gpu: &GpuUuid, held: &[&Held]) -> Taken {
+    let demand = pod.map(PodOnNode::demand);
+    let amount = |resource: Resource| {
+        let asked = demand.map_or(0, |demand| resource.of(demand.resources));
+        let of_it = held.iter().filter(|held| held.resource == resource);
+        let ids = of_it.flat_map(|held| &held.ids).filter(|id| id.gpu() == gpu);
+        let most = u32::try_from(ids.clone().count()).unwrap_or(u32::MAX);
+        // Telling which were handed on takes longer, and it is rarely needed.
+        let unlike = if most > asked { ids.collect::<BTreeSet<_>>().len() } else { 0 };
+        resource.amount(asked.max(u32::try_from(unlike).unwrap_or(u32::MAX)))
+    };
+    let with_mps = held.iter().filter(|held| held.resource == Resource::Mps).count();
+    Taken {
+        amounts: Resource::ALL
+            .map(amount)
+            .into_iter()
+            .fold(Resources::NONE, |sum, amount| sum.checked_add(amount).unwrap_or(sum)),
+        mps_clients: demand.map_or(u32::try_from(with_mps).unwrap_or(u32::MAX), |demand| demand.mps_containers),
+    }
 }
