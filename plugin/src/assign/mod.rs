@@ -146,8 +146,6 @@ pub(crate) struct Assigner {
 struct Preferred {
     resource: Resource,
     ids: BTreeSet<DeviceId>,
-    /// Those of them that an init container of the pod has left.
-    handed_on: Vec<DeviceId>,
     turns: Turns,
 }
 
@@ -225,8 +223,13 @@ impl Assigner {
     /// replaces what was guessed, but for what was given so lately that the list may be older.
     pub(crate) fn set_held(&mut self, now: Instant, listed: &[Held], stored: Option<&[Stored]>) {
         let certain = self.list == List::Asked;
-        self.usage
-            .replace(now, (listed, stored), certain, certain && self.restarted, &self.pods);
+        self.usage.replace(
+            now,
+            (listed, stored),
+            certain,
+            certain && self.restarted,
+            &self.pods,
+        );
         self.under_way.check(&self.pods, &self.usage, certain);
         for uid in turns::complete(&self.pods, &self.usage) {
             self.pods.complete(uid);
@@ -277,7 +280,9 @@ impl Assigner {
         call.count();
         call.taken = self.taken();
         let chosen = self.choose(now, &turns.of, &call);
-        let is_good = chosen.as_ref().is_ok_and(|gpu| self.suits_likeliest(gpu, &turns.of, &call));
+        let is_good = chosen
+            .as_ref()
+            .is_ok_and(|gpu| self.suits_likeliest(gpu, &turns.of, &call));
         // What the kubelet knows may show that the call is another's, or that there is room.
         if !is_good && self.may_be_wrong() {
             return self.ask_for_list();
@@ -298,7 +303,6 @@ impl Assigner {
         self.preferred = Some(Preferred {
             resource,
             ids: ids.iter().cloned().collect(),
-            handed_on: must_include.to_vec(),
             turns,
         });
         Outcome::Done(ids)
@@ -306,7 +310,11 @@ impl Assigner {
 
     /// Takes back what pods had that have ended: the kubelet has it to give. Gives whether there was any.
     fn take_back(&mut self, resource: Resource, ids: &[DeviceId], turns: &Turns) -> bool {
-        let whose: Vec<_> = turns.of.iter().filter_map(|turn| self.pods.get(&turn.pod)).collect();
+        let whose: Vec<_> = turns
+            .of
+            .iter()
+            .filter_map(|turn| self.pods.get(&turn.pod))
+            .collect();
         self.usage.take_back(&self.pods, resource, ids, &whose)
     }
 
@@ -328,28 +336,38 @@ impl Assigner {
             ids,
         };
         let as_preferred = self.preferred.take().filter(|preferred| {
-            preferred.resource == resource && preferred.ids.len() == ids.len() && ids.iter().all(|id| preferred.ids.contains(id))
+            preferred.resource == resource
+                && preferred.ids.len() == ids.len()
+                && ids.iter().all(|id| preferred.ids.contains(id))
         });
         let turns = match as_preferred {
-            Some(preferred) => {
-                let new: Vec<_> = ids.iter().filter(|id| !preferred.handed_on.contains(id)).cloned().collect();
-                self.take_back(resource, &new, &preferred.turns);
-                preferred.turns
-            }
-            None => match self.turns(now, &seen, |assigner, turn| assigner.gpu_of(turn).is_none_or(|held| held == gpu)) {
+            Some(preferred) => preferred.turns,
+            None => match self.turns(now, &seen, |assigner, turn| {
+                assigner.gpu_of(turn).is_none_or(|held| held == gpu)
+            }) {
                 Outcome::Done(turns) => turns,
                 Outcome::Wait(until) => return Outcome::Wait(until),
                 Outcome::List => return self.ask_for_list(),
                 Outcome::Refuse(why) => return Outcome::Refuse(why),
             },
         };
+        let hands_on = |turn: &Turn| {
+            self.pods
+                .get(&turn.pod)
+                .is_some_and(|pod| self.usage.holds_any(pod, ids))
+        };
+        if !turns.of.is_empty() && !turns.of.iter().any(hands_on) {
+            self.take_back(resource, ids, &turns);
+        }
         let on_gpu = |turn: &Turn| self.gpu_of(turn).is_none_or(|held| held == gpu);
         if !turns.of.is_empty() && !turns.of.iter().any(on_gpu) {
             let why = self.torn(&turns.of, &gpu, resource);
             return self.refuse(&turns, why);
         }
         let mut turns = turns;
-        turns.of.retain(|turn| self.gpu_of(turn).is_none_or(|held| held == gpu));
+        turns
+            .of
+            .retain(|turn| self.gpu_of(turn).is_none_or(|held| held == gpu));
         self.waiting = None;
         self.list = List::NotAsked;
         if turns.of.is_empty() {
@@ -362,7 +380,12 @@ impl Assigner {
     }
 
     /// Whose turn a call may be. None are found for the call of a pod that is not known, once it was waited for.
-    fn turns(&mut self, now: Instant, seen: &Seen<'_>, fits: impl Fn(&Self, &Turn) -> bool) -> Outcome<Turns> {
+    fn turns(
+        &mut self,
+        now: Instant,
+        seen: &Seen<'_>,
+        fits: impl Fn(&Self, &Turn) -> bool,
+    ) -> Outcome<Turns> {
         if (self.restarted || self.under_way.is_doubtful()) && self.list != List::Told {
             return Outcome::List;
         }
@@ -370,7 +393,8 @@ impl Assigner {
         loop {
             let turns = self.under_way.turns(now, &self.pods, &self.usage, seen);
             let fit = turns.of.is_empty() || turns.of.iter().any(|turn| fits(self, turn));
-            let unknown = self.watching && (turns.of.is_empty() || self.is_at_a_stranger()) || self.gpus.is_empty();
+            let unknown =
+                self.watching && (turns.of.is_empty() || self.is_at_a_stranger()) || self.gpus.is_empty();
             let sure = !unknown && fit && !turns.passes_over;
             if !sure && self.may_be_wrong() {
                 return Outcome::List;
@@ -391,7 +415,10 @@ impl Assigner {
     /// Whether the kubelet has shown that the last call was for a pod which is not known.
     fn is_at_a_stranger(&self) -> bool {
         let last = self.under_way.last();
-        last.is_some_and(|(resource, id)| self.usage.is_a_strangers(resource, std::slice::from_ref(id), &self.pods))
+        last.is_some_and(|(resource, id)| {
+            self.usage
+                .is_a_strangers(resource, std::slice::from_ref(id), &self.pods)
+        })
     }
 
     fn gpu_of(&self, turn: &Turn) -> Option<GpuUuid> {
@@ -559,12 +586,17 @@ impl Assigner {
             .values()
             .filter(|gpu| self.fits(gpu, wish, call))
             .collect();
-        let named = wish.gpu.as_ref().filter(|wished| fitting.iter().any(|gpu| gpu.uuid == **wished));
+        let named = wish
+            .gpu
+            .as_ref()
+            .filter(|wished| fitting.iter().any(|gpu| gpu.uuid == **wished));
         if let Some(named) = named {
             return Some(named.clone());
         }
         let for_all = |gpu: &&&GpuOffer| all.iter().all(|need| self.suits(&gpu.uuid, need, call));
-        let best = |fitting: &[&GpuOffer]| best_fit(wish.demand, fitting.iter().map(|gpu| self.candidate(gpu, call))).cloned();
+        let best = |fitting: &[&GpuOffer]| {
+            best_fit(wish.demand, fitting.iter().map(|gpu| self.candidate(gpu, call))).cloned()
+        };
         let some: Vec<_> = fitting.iter().filter(for_all).copied().collect();
         best(&some).or_else(|| best(&fitting))
     }
@@ -728,7 +760,9 @@ impl<'a> Call<'a> {
 
 /// What is free of a GPU.
 fn free(gpu: &GpuOffer, taken: &BTreeMap<GpuUuid, Taken>) -> Resources {
-    let taken = taken.get(&gpu.uuid).map_or(Resources::NONE, |taken| taken.amounts);
+    let taken = taken
+        .get(&gpu.uuid)
+        .map_or(Resources::NONE, |taken| taken.amounts);
     Resource::ALL.into_iter().fold(Resources::NONE, |free, resource| {
         let left = resource.of(gpu.capacity).saturating_sub(resource.of(taken));
         free.checked_add(resource.amount(left)).unwrap_or(free)

@@ -80,7 +80,11 @@ impl UnderWay {
         let expected = pods.expected();
         let turn = |pod: &&PodOnNode| self.turn_of(pod, usage, call);
         // What init containers have left is handed on within the pod.
-        if let Some(turn) = expected.iter().filter(|pod| usage.holds_any(pod, call.ids)).find_map(turn) {
+        if let Some(turn) = expected
+            .iter()
+            .filter(|pod| usage.holds_any(pod, call.ids))
+            .find_map(turn)
+        {
             let continues = self.whose.contains(&turn);
             return Turns {
                 of: vec![turn],
@@ -88,7 +92,11 @@ impl UnderWay {
                 passes_over: false,
             };
         }
-        let goes_on = |turn: &&Turn| expected.iter().any(|pod| pod.uid == turn.pod && self.turn_of(pod, usage, call).as_ref() == Some(*turn));
+        let goes_on = |turn: &&Turn| {
+            expected
+                .iter()
+                .any(|pod| pod.uid == turn.pod && self.turn_of(pod, usage, call).as_ref() == Some(*turn))
+        };
         let same: Vec<_> = self.whose.iter().filter(goes_on).cloned().collect();
         if !same.is_empty() {
             return Turns {
@@ -98,7 +106,8 @@ impl UnderWay {
             };
         }
         // A pod that was not known when the container was begun.
-        let is_over = self.given.is_empty() || self.whose.iter().all(|turn| self.is_full(turn, pods)) && !self.unshown;
+        let is_over =
+            self.given.is_empty() || self.whose.iter().all(|turn| self.is_full(turn, pods)) && !self.unshown;
         let is_new = self.given.iter().all(|(given, _)| *given != call.resource);
         let may_be = |pod: &&&PodOnNode| !is_over && is_new && self.may_be_open(pod, usage);
         let other: Vec<_> = expected.iter().filter(may_be).filter_map(turn).collect();
@@ -109,9 +118,18 @@ impl UnderWay {
                 passes_over: true,
             };
         }
-        let half_done = expected.iter().find(|pod| self.is_current(pod, usage)).filter(|pod| next_container(pod, |step| self.has(pod, usage, step)).is_some());
-        let patient = self.last.as_ref().is_none_or(|last| now.duration_since(last.at) < GIVEN_UP);
-        if patient && is_over && let Some(turn) = half_done.and_then(turn) {
+        let half_done = expected
+            .iter()
+            .find(|pod| self.is_current(pod, usage))
+            .filter(|pod| next_container(pod, |step| self.has(pod, usage, step)).is_some());
+        let patient = self
+            .last
+            .as_ref()
+            .is_none_or(|last| now.duration_since(last.at) < GIVEN_UP);
+        if patient
+            && is_over
+            && let Some(turn) = half_done.and_then(turn)
+        {
             return Turns {
                 of: vec![turn],
                 continues: false,
@@ -133,7 +151,14 @@ impl UnderWay {
     }
 
     /// Notes that a call was granted; gives what need not be kept open any more, by the likeliest reading.
-    pub(super) fn grant(&mut self, now: Instant, pods: &Pods, turns: Turns, resource: Resource, ids: &[DeviceId]) -> Vec<Held> {
+    pub(super) fn grant(
+        &mut self,
+        now: Instant,
+        pods: &Pods,
+        turns: Turns,
+        resource: Resource,
+        ids: &[DeviceId],
+    ) -> Vec<Held> {
         let closed = match turns.continues {
             true => Vec::new(),
             false => self.close(pods),
@@ -159,12 +184,21 @@ impl UnderWay {
     /// `certain` to have all that is finished, the rest was undone, or is an init container that is not finished.
     pub(super) fn check(&mut self, pods: &Pods, usage: &Usage, certain: bool) {
         self.doubtful &= !certain;
-        self.given.retain(|(resource, ids)| !usage.is_a_strangers(*resource, ids, pods));
+        self.given
+            .retain(|(resource, ids)| !usage.is_a_strangers(*resource, ids, pods));
         if self.given.is_empty() {
             return self.forget();
         }
         let is_shown = |(resource, ids): &(Resource, Vec<DeviceId>)| usage.shows(*resource, ids);
-        let goes_on = |turn: &Turn| is_init(pods, turn) && (!self.is_full(turn, pods) || !usage.has_init_containers());
+        let goes_on =
+            |turn: &Turn| is_init(pods, turn) && (!self.is_full(turn, pods) || !usage.has_init_containers());
+        let is_stored = |(resource, ids): &(Resource, Vec<DeviceId>)| {
+            self.whose
+                .iter()
+                .any(|turn| usage.has_stored(&turn.pod, *resource, ids))
+        };
+        // Of one that is stored and not listed the pod has ended.
+        let is_shown = |given: &(Resource, Vec<DeviceId>)| is_shown(given) || is_stored(given);
         if self.given.iter().all(is_shown) || certain && self.given.iter().any(is_shown) {
             self.forget();
         } else if certain {
@@ -267,7 +301,8 @@ impl UnderWay {
     fn is_full(&self, turn: &Turn, pods: &Pods) -> bool {
         let container = pods.get(&turn.pod).and_then(|pod| pod.containers.get(turn.at));
         container.is_none_or(|container| {
-            let missing = |r: &Resource| r.of(container.demand) > 0 && self.given.iter().all(|(given, _)| given != r);
+            let missing =
+                |r: &Resource| r.of(container.demand) > 0 && self.given.iter().all(|(given, _)| given != r);
             !Resource::ALL.iter().any(missing)
         })
     }
@@ -275,7 +310,10 @@ impl UnderWay {
     /// Whether a pod's container has a resource, should the open one be its.
     fn has(&self, pod: &PodOnNode, usage: &Usage, (at, resource): Step) -> bool {
         let open = || {
-            let turn = Turn { pod: pod.uid.clone(), at };
+            let turn = Turn {
+                pod: pod.uid.clone(),
+                at,
+            };
             self.whose.contains(&turn) && self.given.iter().any(|(given, _)| *given == resource)
         };
         usage.has(pod, &pod.containers[at].name, resource) || open()
@@ -286,7 +324,10 @@ impl UnderWay {
         let at = next_container(pod, |step| self.has(pod, usage, step))?;
         let asked = call.resource.of(pod.containers[at].demand);
         let fits = asked > 0 && asked == call.size && !self.has(pod, usage, (at, call.resource));
-        fits.then(|| Turn { pod: pod.uid.clone(), at })
+        fits.then(|| Turn {
+            pod: pod.uid.clone(),
+            at,
+        })
     }
 }
 
@@ -295,21 +336,35 @@ type Step = (usize, Resource);
 
 /// The container whose turn is next. Those before the latest that has something have had theirs.
 fn next_container(pod: &PodOnNode, has: impl Fn(Step) -> bool) -> Option<usize> {
-    let latest = steps_of(pod).filter(|step| has(*step)).map(|(at, _)| at).last().unwrap_or(0);
-    steps_of(pod).find(|step| step.0 >= latest && !has(*step)).map(|(at, _)| at)
+    let latest = steps_of(pod)
+        .filter(|step| has(*step))
+        .map(|(at, _)| at)
+        .last()
+        .unwrap_or(0);
+    steps_of(pod)
+        .find(|step| step.0 >= latest && !has(*step))
+        .map(|(at, _)| at)
 }
 
 /// Whether a pod has all it asks for.
 pub(super) fn is_complete(pod: &PodOnNode, usage: &Usage) -> bool {
-    next_container(pod, |(at, resource)| usage.has(pod, &pod.containers[at].name, resource)).is_none()
+    next_container(pod, |(at, resource)| {
+        usage.has(pod, &pod.containers[at].name, resource)
+    })
+    .is_none()
 }
 
 /// The pods that the kubelet has shown to have all they ask for.
 pub(super) fn complete(pods: &Pods, usage: &Usage) -> Vec<PodUid> {
-    let is_shown = |pod: &PodOnNode, (at, resource): Step| usage.shows_for(pod, &pod.containers[at].name, resource);
+    let is_shown =
+        |pod: &PodOnNode, (at, resource): Step| usage.shows_for(pod, &pod.containers[at].name, resource);
     let is_complete = |pod: &&&PodOnNode| next_container(pod, |step| is_shown(pod, step)).is_none();
     let expected = pods.expected();
-    expected.iter().filter(is_complete).map(|pod| pod.uid.clone()).collect()
+    expected
+        .iter()
+        .filter(is_complete)
+        .map(|pod| pod.uid.clone())
+        .collect()
 }
 
 /// All steps of a pod.
@@ -339,10 +394,11 @@ fn first_of_each_kind(pods: Vec<&PodOnNode>) -> Vec<&PodOnNode> {
         };
         a.gpu == b.gpu && demands(a) == demands(b)
     };
-    pods.into_iter().fold(Vec::new(), |mut kinds: Vec<&PodOnNode>, pod| {
-        if !kinds.iter().any(|kind| alike(kind, pod)) {
-            kinds.push(pod);
-        }
-        kinds
-    })
+    pods.into_iter()
+        .fold(Vec::new(), |mut kinds: Vec<&PodOnNode>, pod| {
+            if !kinds.iter().any(|kind| alike(kind, pod)) {
+                kinds.push(pod);
+            }
+            kinds
+        })
 }

@@ -50,7 +50,11 @@ impl Usage {
         self.listed = listed.to_vec();
         self.stored = stored.map(<[Stored]>::to_vec);
         self.begun_anew = restarted;
-        let stored_pods: BTreeSet<_> = stored.unwrap_or_default().iter().map(|stored| &stored.pod).collect();
+        let stored_pods: BTreeSet<_> = stored
+            .unwrap_or_default()
+            .iter()
+            .map(|stored| &stored.pod)
+            .collect();
         self.gone.retain(|uid| stored_pods.contains(uid));
         self.resolve(pods);
         let mut fresh = std::mem::take(&mut self.fresh);
@@ -66,14 +70,21 @@ impl Usage {
     pub(super) fn resolve(&mut self, pods: &Pods) {
         let stored = self.stored.as_deref().unwrap_or_default();
         let counts = stored.iter().filter_map(|stored| {
-            let pod = pods.get(&stored.pod).filter(|pod| !pods.has_ended(pod) && !self.over.contains(&pod.uid))?;
+            let pod = pods
+                .get(&stored.pod)
+                .filter(|pod| !pods.has_ended(pod) && !self.over.contains(&pod.uid))?;
             let is_listed = self.listed.iter().any(|held| pod.is(&held.namespace, &held.pod));
             // The kubelet strikes out what has ended only when it writes for another pod. A pod that it has stored more of
             // than init containers, and does not list, has ended.
             let runs = is_listed || self.begun_anew || !stored_for_long(pod, self.of_pod(&pod.uid));
             let held = stored.of(pod);
-            let again = |other: &&Held| (&other.container, other.resource) == (&held.container, held.resource);
-            let is_new = !self.listed.iter().filter(|held| pod.is(&held.namespace, &held.pod)).any(|other| again(&other));
+            let again =
+                |other: &&Held| (&other.container, other.resource) == (&held.container, held.resource);
+            let is_new = !self
+                .listed
+                .iter()
+                .filter(|held| pod.is(&held.namespace, &held.pod))
+                .any(|other| again(&other));
             (runs && is_new).then_some(held)
         });
         self.resolved = counts.collect();
@@ -91,15 +102,29 @@ impl Usage {
 
     /// The kubelet has devices to give that it had shown others than `whose` to have: those have ended. Gives whether there
     /// are such.
-    pub(super) fn take_back(&mut self, pods: &Pods, resource: Resource, ids: &[DeviceId], whose: &[&PodOnNode]) -> bool {
+    pub(super) fn take_back(
+        &mut self,
+        pods: &Pods,
+        resource: Resource,
+        ids: &[DeviceId],
+        whose: &[&PodOnNode],
+    ) -> bool {
         let is_one = |held: &&Held| held.resource == resource && ids.iter().any(|id| held.ids.contains(id));
-        let over: Vec<_> = self.shown().filter(is_one).filter_map(|held| pods.by_name(&held.namespace, &held.pod)).collect();
-        let over: Vec<_> = over.into_iter().filter(|pod| !whose.iter().any(|other| other.uid == pod.uid)).collect();
+        let over: Vec<_> = self
+            .shown()
+            .filter(is_one)
+            .filter_map(|held| pods.by_name(&held.namespace, &held.pod))
+            .collect();
+        let over: Vec<_> = over
+            .into_iter()
+            .filter(|pod| !whose.iter().any(|other| other.uid == pod.uid))
+            .collect();
         for pod in &over {
             self.over.insert(pod.uid.clone());
             self.forget_held(pod);
         }
-        let is_one = |stored: &&Stored| stored.resource == resource && ids.iter().any(|id| stored.ids.contains(id));
+        let is_one =
+            |stored: &&Stored| stored.resource == resource && ids.iter().any(|id| stored.ids.contains(id));
         let unknown = |stored: &&Stored| pods.get(&stored.pod).is_none();
         let stored = self.stored.iter().flatten().filter(is_one).filter(unknown);
         self.gone.extend(stored.map(|stored| stored.pod.clone()));
@@ -150,16 +175,22 @@ impl Usage {
                 .any(|stored| stored.container == container && stored.resource == resource)
     }
 
+    /// Whether the checkpoint has these devices as a pod's, even if that may have ended since.
+    pub(super) fn has_stored(&self, pod: &PodUid, resource: Resource, ids: &[DeviceId]) -> bool {
+        self.of_pod(pod)
+            .any(|stored| stored.resource == resource && ids.iter().all(|id| stored.ids.contains(id)))
+    }
+
     /// Whether the kubelet has shown that a pod which is not known was given these devices.
     pub(super) fn is_a_strangers(&self, resource: Resource, ids: &[DeviceId], pods: &Pods) -> bool {
         let all = |held: &[DeviceId]| ids.iter().all(|id| held.contains(id));
         let is_unknown = |uid: &PodUid| pods.get(uid).is_none() && !self.gone.contains(uid);
-        let listed = self
-            .listed
-            .iter()
-            .any(|held| held.resource == resource && all(&held.ids) && pods.by_name(&held.namespace, &held.pod).is_none());
+        let listed = self.listed.iter().any(|held| {
+            held.resource == resource && all(&held.ids) && pods.by_name(&held.namespace, &held.pod).is_none()
+        });
         let mut stored = self.stored.iter().flatten();
-        listed || stored.any(|stored| stored.resource == resource && all(&stored.ids) && is_unknown(&stored.pod))
+        listed
+            || stored.any(|stored| stored.resource == resource && all(&stored.ids) && is_unknown(&stored.pod))
     }
 
     /// Whether a pod holds any of `ids`.
@@ -196,7 +227,10 @@ impl Usage {
     }
 
     fn of_pod<'a>(&'a self, uid: &'a PodUid) -> impl Iterator<Item = &'a Stored> {
-        self.stored.iter().flatten().filter(move |stored| stored.pod == *uid)
+        self.stored
+            .iter()
+            .flatten()
+            .filter(move |stored| stored.pod == *uid)
     }
 }
 
@@ -259,7 +293,10 @@ pub(super) fn taken<'a>(pods: &Pods, held: impl Iterator<Item = &'a Held>) -> BT
     for held in held {
         let gpus: BTreeSet<_> = held.ids.iter().map(DeviceId::gpu).collect();
         for gpu in gpus {
-            by_pod.entry((gpu, &held.namespace, &held.pod)).or_default().push(held);
+            by_pod
+                .entry((gpu, &held.namespace, &held.pod))
+                .or_default()
+                .push(held);
         }
     }
     let mut taken = BTreeMap::new();
@@ -279,7 +316,11 @@ fn taken_by(pod: Option<&PodOnNode>, gpu: &GpuUuid, held: &[&Held]) -> Taken {
         let ids = of_it.flat_map(|held| &held.ids).filter(|id| id.gpu() == gpu);
         let most = u32::try_from(ids.clone().count()).unwrap_or(u32::MAX);
         // Telling which were handed on takes longer, and it is rarely needed.
-        let unlike = if most > asked { ids.collect::<BTreeSet<_>>().len() } else { 0 };
+        let unlike = if most > asked {
+            ids.collect::<BTreeSet<_>>().len()
+        } else {
+            0
+        };
         resource.amount(asked.max(u32::try_from(unlike).unwrap_or(u32::MAX)))
     };
     let with_mps = held.iter().filter(|held| held.resource == Resource::Mps).count();
@@ -287,7 +328,11 @@ fn taken_by(pod: Option<&PodOnNode>, gpu: &GpuUuid, held: &[&Held]) -> Taken {
         amounts: Resource::ALL
             .map(amount)
             .into_iter()
-            .fold(Resources::NONE, |sum, amount| sum.checked_add(amount).unwrap_or(sum)),
-        mps_clients: demand.map_or(u32::try_from(with_mps).unwrap_or(u32::MAX), |demand| demand.mps_containers),
+            .fold(Resources::NONE, |sum, amount| {
+                sum.checked_add(amount).unwrap_or(sum)
+            }),
+        mps_clients: demand.map_or(u32::try_from(with_mps).unwrap_or(u32::MAX), |demand| {
+            demand.mps_containers
+        }),
     }
 }

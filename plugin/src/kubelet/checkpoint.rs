@@ -94,9 +94,18 @@ mod tests {
         let [stored] = &stored[..] else {
             panic!("{stored:?}")
         };
-        assert_eq!((stored.pod.as_str(), stored.container.as_str()), ("u-1", "shaders"));
+        assert_eq!(
+            (stored.pod.as_str(), stored.container.as_str()),
+            ("u-1", "shaders")
+        );
         let ids: Vec<_> = stored.ids.iter().map(ToString::to_string).collect();
-        assert_eq!((stored.resource, ids), (Resource::Nvenc, vec!["GPU-a::0".to_owned(), "GPU-a::7".to_owned()]));
+        assert_eq!(
+            (stored.resource, ids),
+            (
+                Resource::Nvenc,
+                vec!["GPU-a::0".to_owned(), "GPU-a::7".to_owned()]
+            )
+        );
     }
 
     #[test]

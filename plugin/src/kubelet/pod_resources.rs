@@ -16,11 +16,11 @@ use penstock_core::ids::GpuUuid;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::checkpoint;
 use super::proto::pod_resources::pod_resources_lister_client::PodResourcesListerClient;
 use super::proto::pod_resources::{
     ContainerResources, DynamicResource, ListPodResourcesRequest, ListPodResourcesResponse,
 };
-use super::checkpoint;
 use super::socket;
 use crate::assign::{Held, Stored};
 
@@ -173,7 +173,9 @@ impl Looker {
             Err(error) => {
                 if !std::mem::replace(said, true) {
                     let path = self.checkpoint.display();
-                    tracing::debug!("reading the kubelet's checkpoint {path}: {error}. Until it can be read, what init containers hold is not known after a restart");
+                    tracing::debug!(
+                        "reading the kubelet's checkpoint {path}: {error}. Until it can be read, what init containers hold is not known after a restart"
+                    );
                 }
                 None
             }

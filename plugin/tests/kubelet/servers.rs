@@ -102,7 +102,12 @@ impl Shared {
     /// Stores what all containers hold, those of init containers too. The checksum is over Go's own print of it; nobody
     /// but the kubelet can tell whether it is right.
     pub(super) fn write_checkpoint(&self) {
-        let held = { self.books() }.pods().values().flatten().cloned().collect::<Vec<_>>();
+        let held = { self.books() }
+            .pods()
+            .values()
+            .flatten()
+            .cloned()
+            .collect::<Vec<_>>();
         let entry = |held: &Holding| {
             json!({
                 "PodUID": held.pod_uid, "ContainerName": held.container, "ResourceName": held.resource,

@@ -38,7 +38,8 @@ impl Kubelet {
     /// Knows what is in the checkpoint, of `pods`: all that it will ever hear of.
     pub(super) fn restart(&mut self, pods: &[PodOnNode]) {
         self.given = self.checkpoint.clone();
-        self.given.retain(|(name, _), _| pods.iter().any(|pod| pod.name == *name));
+        self.given
+            .retain(|(name, _), _| pods.iter().any(|pod| pod.name == *name));
     }
 
     pub(super) fn write_checkpoint(&mut self) {

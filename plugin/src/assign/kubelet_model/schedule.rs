@@ -107,14 +107,14 @@ fn batch() -> impl Strategy<Value = Batch> {
     ];
     let pods = (vec(containers(), 1..4), by).prop_map(|(pods, by)| pods.into_iter().zip(by).collect());
     let meanwhile = prop_oneof![2 => Just(Vec::new()), 1 => vec((0..12usize, disturbance()), 1..4)];
-    (pods, any::<bool>(), any::<bool>(), meanwhile).prop_map(|(pods, in_order, late, meanwhile): (Vec<(Vec<Ask>, By)>, _, _, _)| {
-        Batch {
+    (pods, any::<bool>(), any::<bool>(), meanwhile).prop_map(
+        |(pods, in_order, late, meanwhile): (Vec<(Vec<Ask>, By)>, _, _, _)| Batch {
             in_order: in_order || pods.iter().any(|(_, by)| *by != By::Penstock),
             pods,
             late,
             meanwhile,
-        }
-    })
+        },
+    )
 }
 
 fn any_by() -> impl Strategy<Value = By> {
