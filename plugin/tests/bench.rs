@@ -162,7 +162,7 @@ impl Node {
             let [nvenc, mps, vram] = SIZES[number % SIZES.len()];
             let name = format!("pod-{number}");
             let container = |name: &str, limits| json!({ "name": name, "image": "game", "resources": { "limits": limits } });
-            kube.create(json!({
+            let made = kube.create(json!({
                 "apiVersion": "v1", "kind": "Pod",
                 "metadata": {
                     "name": name, "namespace": "games",
@@ -178,7 +178,9 @@ impl Node {
             }));
             // A real kubelet's first call was seen 11 ms after the binding.
             tokio::time::sleep(Duration::from_millis(11)).await;
+            let uid = made["metadata"]["uid"].as_str().unwrap();
             let pod = PodSpec::new(&format!("games/{name}"))
+                .uid(uid)
                 .container("streamer", &[(NVENC, nvenc)])
                 .container("game", &[(MPS, mps), (VRAM, vram)]);
             self.kubelet.admit(&pod).await.unwrap();

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use penstock_core::ids::{GpuUuid, PodUid};
 use penstock_core::packing::Resources;
 
-use super::usage::{mps_clients, taken};
+use super::usage::{Taken, taken};
 use super::{Assigner, GpuOffer, Held};
 
 /// The GPUs of this node, and who has what of them.
@@ -44,7 +44,7 @@ impl Assigner {
     }
 
     fn slices(&self) -> Vec<Slice> {
-        let open = self.tracker.as_held(&self.pods);
+        let open = self.under_way.as_held(&self.pods);
         let mut by_pod: BTreeMap<(&str, &str), Vec<&Held>> = BTreeMap::new();
         for held in self.usage.counted(&self.pods).chain(&open) {
             by_pod.entry((&held.namespace, &held.pod)).or_default().push(held);
@@ -57,21 +57,15 @@ impl Assigner {
 
     /// One slice; of pods that another version of this program has let be split, several.
     fn slices_of(&self, namespace: &str, pod: &str, held: &[&Held]) -> Vec<Slice> {
-        let mut gpus: Vec<_> = held
-            .iter()
-            .flat_map(|held| &held.ids)
-            .map(|id| id.gpu())
-            .collect();
-        gpus.sort_unstable();
-        gpus.dedup();
-        let slice = |gpu: &GpuUuid| Slice {
+        let slice = |(gpu, taken): (GpuUuid, Taken)| Slice {
             namespace: namespace.to_owned(),
             pod: pod.to_owned(),
             uid: self.pods.by_name(namespace, pod).map(|pod| pod.uid.clone()),
-            gpu: gpu.clone(),
-            amounts: taken(&self.pods, gpu, held.iter().copied()),
-            mps_clients: mps_clients(&self.pods, gpu, held.iter().copied()),
+            gpu,
+            amounts: taken.amounts,
+            mps_clients: taken.mps_clients,
         };
-        gpus.into_iter().map(slice).collect()
+        let taken = taken(&self.pods, held.iter().copied());
+        taken.into_iter().map(slice).collect()
     }
 }

@@ -3,9 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use penstock_core::ids::PodUid;
-use penstock_core::pod_demand::ContainerKind;
 
-use super::Held;
 use crate::pods::PodOnNode;
 
 /// The pods of this node, in the order in which they were first seen: about the order of their binding, which is the
@@ -13,11 +11,13 @@ use crate::pods::PodOnNode;
 #[derive(Debug, Default)]
 pub(super) struct Pods {
     by_uid: BTreeMap<PodUid, (u64, PodOnNode)>,
+    /// By namespace, then name: the one of that name that came last.
+    by_name: BTreeMap<String, BTreeMap<String, PodUid>>,
     seen: u64,
-    /// Those that have all they ask for.
-    complete: BTreeSet<PodUid>,
     /// Those that were refused something, most likely; that they have failed for it is not known yet.
     refused: BTreeSet<PodUid>,
+    /// Those that the kubelet has shown to have all they ask for: it asks nothing more for them, whatever becomes of them.
+    complete: BTreeSet<PodUid>,
 }
 
 impl Pods {
@@ -34,22 +34,23 @@ impl Pods {
     pub(super) fn apply(&mut self, pod: PodOnNode) {
         let order = self.by_uid.get(&pod.uid).map_or(self.seen, |(order, _)| *order);
         self.seen += 1;
-        if pod.terminal {
-            self.ended(&pod.uid);
-        }
+        let namespace = self.by_name.entry(pod.namespace.clone()).or_default();
+        namespace.insert(pod.name.clone(), pod.uid.clone());
         self.by_uid.insert(pod.uid.clone(), (order, pod));
     }
 
     pub(super) fn delete(&mut self, uid: &PodUid) -> Option<PodOnNode> {
-        if self.by_uid.get(uid).is_some_and(|(_, pod)| !pod.terminal) {
-            self.ended(uid);
-        }
         self.refused.remove(uid);
         self.complete.remove(uid);
-        self.by_uid.remove(uid).map(|(_, pod)| pod)
+        let (_, pod) = self.by_uid.remove(uid)?;
+        let namespace = self.by_name.get_mut(&pod.namespace);
+        if let Some(names) = namespace.filter(|names| names.get(&pod.name) == Some(uid)) {
+            names.remove(&pod.name);
+        }
+        Some(pod)
     }
 
-    /// Expects no call for a pod any more that has all it asks for.
+    /// Expects no call for a pod any more that was shown to have all it asks for.
     pub(super) fn complete(&mut self, uid: PodUid) {
         self.complete.insert(uid);
     }
@@ -60,21 +61,15 @@ impl Pods {
     }
 
     /// Expects calls for all pods again, since there is one that fits no other; gives whether that changes anything.
-    pub(super) fn expect_anything(&mut self) -> bool {
-        let refused = !std::mem::take(&mut self.refused).is_empty();
-        !std::mem::take(&mut self.complete).is_empty() || refused
+    pub(super) fn forget_refused(&mut self) -> bool {
+        !std::mem::take(&mut self.refused).is_empty()
     }
 
-    /// A pod has ended. If it never had all it asked for, then it is the one that was refused something.
-    fn ended(&mut self, uid: &PodUid) {
-        if !self.refused.remove(uid) && !self.complete.contains(uid) {
+    /// A pod has ended that never had all it asked for: then it is the one that was refused something.
+    pub(super) fn ended_early(&mut self, uid: &PodUid) {
+        if !self.refused.remove(uid) {
             self.refused.clear();
         }
-    }
-
-    /// Whether a pod has all it asks for.
-    pub(super) fn is_complete(&self, pod: &PodOnNode) -> bool {
-        self.complete.contains(&pod.uid)
     }
 
     /// Whether a pod has ended, as far as can be told: what it held is free again.
@@ -82,36 +77,30 @@ impl Pods {
         pod.terminal || self.refused.contains(&pod.uid)
     }
 
-    /// Whether no call is expected for a pod.
-    pub(super) fn is_over(&self, pod: &PodOnNode) -> bool {
-        self.has_ended(pod) || self.complete.contains(&pod.uid)
-    }
-
     pub(super) fn get(&self, uid: &PodUid) -> Option<&PodOnNode> {
         self.by_uid.get(uid).map(|(_, pod)| pod)
     }
 
     pub(super) fn by_name(&self, namespace: &str, name: &str) -> Option<&PodOnNode> {
-        self.by_uid
-            .values()
-            .map(|(_, pod)| pod)
-            .find(|pod| pod.namespace == namespace && pod.name == name)
+        self.get(self.by_name.get(namespace)?.get(name)?)
     }
 
-    /// Whether an init container that ends was given this. podresources lists sidecars and app containers only.
-    pub(super) fn is_init(&self, held: &Held) -> bool {
-        let pod = self.by_name(&held.namespace, &held.pod);
-        let mut containers = pod.into_iter().flat_map(|pod| &pod.containers);
-        containers.any(|c| c.name == held.container && c.kind == ContainerKind::Init)
+    /// The kubelet has begun anew: it comes to those that are there by the time when they were made.
+    pub(super) fn order_by_creation(&mut self) {
+        let mut made: Vec<_> = self.by_uid.values_mut().collect();
+        made.sort_by(|(_, a), (_, b)| (a.created, &a.uid).cmp(&(b.created, &b.uid)));
+        for (place, (order, _)) in (0_u64..).zip(made) {
+            *order = place;
+        }
     }
 
-    /// Those that the kubelet may yet admit, first seen first. It goes on with one that was told to end meanwhile, and
+    /// Those that the kubelet may yet ask for, first come first. It goes on with one that was told to end meanwhile, and
     /// may even begin it.
-    pub(super) fn alive(&self) -> Vec<&PodOnNode> {
+    pub(super) fn expected(&self) -> Vec<&PodOnNode> {
         let mut pods: Vec<_> = self
             .by_uid
             .values()
-            .filter(|(_, pod)| !self.is_over(pod))
+            .filter(|(_, pod)| !self.has_ended(pod) && !self.complete.contains(&pod.uid))
             .collect();
         pods.sort_by_key(|(order, _)| *order);
         pods.into_iter().map(|(_, pod)| pod).collect()

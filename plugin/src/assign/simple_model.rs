@@ -115,7 +115,7 @@ impl Kubelet {
     ) -> Result<T, String> {
         let mut outcome = ask(assigner);
         if matches!(outcome, Outcome::List) {
-            assigner.set_held(now, &self.podresources());
+            assigner.set_held(now, &self.podresources(), None);
             outcome = ask(assigner);
         }
         match outcome {
@@ -261,9 +261,9 @@ proptest! {
                     assigner = Assigner::default();
                     assigner.set_gpus(gpus.clone());
                     assigner.set_pods(alive.clone());
-                    assigner.set_held(now, &kubelet.podresources());
+                    assigner.set_held(now, &kubelet.podresources(), None);
                 }
-                Step::List => assigner.set_held(now, &kubelet.podresources()),
+                Step::List => assigner.set_held(now, &kubelet.podresources(), None),
             }
         }
     }

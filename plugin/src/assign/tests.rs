@@ -102,7 +102,7 @@ fn a_call_for_a_pod_that_is_not_known_yet_waits_for_it() {
         Outcome::List,
         "it may be one that earlier calls were taken to be for"
     );
-    node.assigner.set_held(now, &[]);
+    node.assigner.set_held(now, &[], None);
     let wait = node.assigner.preferred(now, Resource::Nvenc, &available, &[], 3);
     assert_eq!(wait, Outcome::Wait(now + WAIT_FOR_POD));
     node.pod(pod("late", &[(3, 0, 0)]));
@@ -186,18 +186,83 @@ fn what_podresources_shows_replaces_what_was_guessed() {
     let mut node = Node::with_gpus(1, full());
     node.pod(pod("a", &[(3, 0, 0)]));
     node.ask(Resource::Nvenc, 3).unwrap();
-    node.assigner.set_held(node.now, &[]);
+    node.assigner.set_held(node.now, &[], None);
     assert_eq!(
         node.assigner.occupancy().slices.len(),
         1,
         "the list may be older than the grant"
     );
-    node.assigner.set_held(node.now + Duration::from_secs(6), &[]);
+    node.assigner
+        .set_held(node.now + Duration::from_secs(6), &[], None);
     assert_eq!(
         node.assigner.occupancy().slices.len(),
         0,
         "the kubelet gave it back"
     );
+}
+
+#[test]
+fn what_init_containers_hold_is_known_from_the_checkpoint() {
+    let mut node = Node::with_gpus(2, full());
+    let mut two = pod("two", &[(7, 0, 0), (9, 10, 0)]);
+    two.containers[0].kind = ContainerKind::Init;
+    two.gpu = Some(gpu(1));
+    node.pod(two);
+    let first = node.ask(Resource::Nvenc, 7).unwrap();
+    // The plugin is killed, and begins anew; podresources shows no init container. The annotation is of no help, since
+    // the kubelet asks for what is not the pod's first any more.
+    let mut anew = Assigner::watching();
+    anew.set_gpus(node.gpus.clone());
+    std::mem::swap(&mut node.assigner, &mut anew);
+    let mut two = pod("two", &[(7, 0, 0), (9, 10, 0)]);
+    two.containers[0].kind = ContainerKind::Init;
+    node.pod(two.clone());
+    let stored = [Stored {
+        pod: two.uid,
+        container: "c0".to_owned(),
+        resource: Resource::Nvenc,
+        ids: (0..7).map(|n| DeviceId::new(first.clone(), n)).collect(),
+    }];
+    node.assigner.set_held(node.now, &[], Some(&stored));
+    assert_eq!(node.ask(Resource::Mps, 10), Ok(first));
+}
+
+#[test]
+fn what_the_kubelet_has_to_give_again_is_not_counted_any_more() {
+    let mut node = Node::with_gpus(1, full());
+    node.pod(pod("big", &[(124, 0, 64)]));
+    node.ask(Resource::Nvenc, 124).unwrap();
+    node.ask(Resource::Vram, 64).unwrap();
+    let held = |resource: Resource| Held {
+        namespace: "games".to_owned(),
+        pod: "big".to_owned(),
+        container: "c0".to_owned(),
+        resource,
+        ids: (0..resource.of(full())).map(|n| DeviceId::new(gpu(0), n)).collect(),
+    };
+    node.assigner
+        .set_held(node.now, &[held(Resource::Nvenc), held(Resource::Vram)], None);
+    // It has ended; the API server has not told yet, and podresources was not asked since.
+    node.taken.clear();
+    node.pod(pod("next", &[(124, 0, 64)]));
+    assert_eq!(node.ask(Resource::Nvenc, 124), Ok(gpu(0)));
+    assert_eq!(node.ask(Resource::Vram, 64), Ok(gpu(0)));
+}
+
+#[test]
+fn a_refusal_waits_for_news_of_pods_that_have_ended() {
+    let mut node = Node::with_gpus(1, full());
+    node.pod(pod("big", &[(124, 10, 0)]));
+    node.ask(Resource::Nvenc, 124).unwrap();
+    node.ask(Resource::Mps, 10).unwrap();
+    node.pod(pod("next", &[(13, 20, 0)]));
+    node.taken.retain(|(resource, _)| *resource == Resource::Nvenc);
+    let available = node.available(Resource::Mps);
+    node.assigner.unlisted();
+    let mut ask = |node: &mut Node| node.assigner.preferred(node.now, Resource::Mps, &available, &[], 20);
+    assert!(matches!(ask(&mut node), Outcome::Wait(_)));
+    node.assigner.delete_pod(&PodUid::new("uid-big").unwrap());
+    assert!(matches!(ask(&mut node), Outcome::Done(ids) if ids.len() == 20));
 }
 
 /// A node whose kubelet takes what is preferred.
@@ -261,13 +326,17 @@ impl Node {
         let available = self.available(resource);
         // Here podresources never answers.
         self.assigner.unlisted();
-        let ids = match self
-            .assigner
-            .preferred(self.now, resource, &available, &[], size as usize)
-        {
-            Outcome::Done(ids) => ids,
-            Outcome::Wait(_) | Outcome::List => panic!("all is known here"),
-            Outcome::Refuse(why) => return Err(why),
+        let ids = loop {
+            match self
+                .assigner
+                .preferred(self.now, resource, &available, &[], size as usize)
+            {
+                Outcome::Done(ids) => break ids,
+                // Before it refuses it waits for news of pods that have ended.
+                Outcome::Wait(until) => self.now = until,
+                Outcome::List => panic!("all is known here"),
+                Outcome::Refuse(why) => return Err(why),
+            }
         };
         assert_eq!(ids.len(), size as usize);
         self.taken.extend(ids.iter().map(|id| (resource, id.clone())));

@@ -1,75 +1,157 @@
-//! Who holds what: as podresources says, and what was given since.
+//! Who holds what: as the kubelet says, and what was given since.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use penstock_core::device::{DeviceId, Resource};
-use penstock_core::ids::GpuUuid;
+use penstock_core::ids::{GpuUuid, PodUid};
 use penstock_core::packing::Resources;
+use penstock_core::pod_demand::ContainerKind;
 
-use super::Held;
 use super::pods::Pods;
+use super::{Held, Stored};
 use crate::pods::PodOnNode;
 
 /// What is held on this node.
 #[derive(Debug, Default)]
 pub(super) struct Usage {
-    /// As podresources says.
+    /// As podresources says: all but what init containers have.
     listed: Vec<Held>,
+    /// As the kubelet's checkpoint says, where it can be read: all that it gave to containers that are finished with.
+    stored: Option<Vec<Stored>>,
+    /// What of `stored` counts besides `listed`, by the pods that are known.
+    resolved: Vec<Held>,
+    /// Whether the kubelet has begun anew: then it lists a pod only once it has come to it.
+    begun_anew: bool,
     /// Given since, and when.
     fresh: Vec<(Instant, Held)>,
-    /// Whether a list that is certain to have it does not show what was given since.
-    undone: bool,
+    /// Pods that have ended, since the kubelet gives to others what it had shown them to have. It may go on showing that,
+    /// and the API server tell of it later.
+    over: BTreeSet<PodUid>,
+    /// Pods that are gone and still stored: not to be taken for new ones.
+    gone: BTreeSet<PodUid>,
 }
 
-/// A list of podresources may be this much older than it looks; what was given within it stays counted.
+/// A list may be this much older than it looks; what was given within it stays counted.
 const LIST_LAG: Duration = Duration::from_secs(5);
 
 impl Usage {
-    /// Takes a new list. What it shows, or is old enough to show, is no longer counted as given since; but the list has
-    /// no init containers. A list that is `certain` to have all the rest may be believed, should that be in the way.
-    pub(super) fn replace(&mut self, now: Instant, held: &[Held], certain: bool, pods: &Pods) {
-        let shown: BTreeSet<_> = held
+    /// Takes a new list. What it shows, or is old enough to show, is no longer counted as given since. One that is
+    /// `certain` has all that was given to containers that are finished with; but without a checkpoint none of what init
+    /// containers have.
+    pub(super) fn replace(
+        &mut self,
+        now: Instant,
+        (listed, stored): (&[Held], Option<&[Stored]>),
+        certain: bool,
+        restarted: bool,
+        pods: &Pods,
+    ) {
+        self.listed = listed.to_vec();
+        self.stored = stored.map(<[Stored]>::to_vec);
+        self.begun_anew = restarted;
+        let stored_pods: BTreeSet<_> = stored
+            .unwrap_or_default()
             .iter()
-            .flat_map(|held| held.ids.iter().map(|id| (held.resource, id)))
+            .map(|stored| &stored.pod)
             .collect();
-        let on_list: BTreeSet<_> = held.iter().map(|held| (&*held.namespace, &*held.pod)).collect();
-        self.fresh.retain(|(given, held)| {
-            let seen = held.ids.iter().all(|id| shown.contains(&(held.resource, id)));
-            let pod = pods.by_name(&held.namespace, &held.pod);
-            let complete = pod.is_some_and(|pod| pods.is_complete(pod));
-            let ended = certain && complete && !on_list.contains(&(&*held.namespace, &*held.pod));
-            (pods.is_init(held) && !ended) || (!seen && now.duration_since(*given) < LIST_LAG)
+        self.gone.retain(|uid| stored_pods.contains(uid));
+        self.resolve(pods);
+        let mut fresh = std::mem::take(&mut self.fresh);
+        fresh.retain(|(given, held)| {
+            let out_of_sight = stored.is_none() && is_init(pods, held);
+            !self.shows(held.resource, &held.ids)
+                && (out_of_sight || !certain && now.duration_since(*given) < LIST_LAG)
         });
-        self.listed = held.to_vec();
-        self.undone = certain && self.fresh.iter().any(|(_, held)| !pods.is_init(held));
+        self.fresh = fresh;
     }
 
-    /// Forgets what podresources is certain not to show; gives whether there was any.
-    pub(super) fn forget_undone(&mut self, pods: &Pods) -> bool {
-        let undone = std::mem::take(&mut self.undone);
-        if undone {
-            self.fresh.retain(|(_, held)| pods.is_init(held));
-        }
-        undone
+    /// Finds out again what of the checkpoint counts: pods have changed.
+    pub(super) fn resolve(&mut self, pods: &Pods) {
+        let stored = self.stored.as_deref().unwrap_or_default();
+        let counts = stored.iter().filter_map(|stored| {
+            let pod = pods
+                .get(&stored.pod)
+                .filter(|pod| !pods.has_ended(pod) && !self.over.contains(&pod.uid))?;
+            let is_listed = self.listed.iter().any(|held| pod.is(&held.namespace, &held.pod));
+            // The kubelet strikes out what has ended only when it writes for another pod. A pod that it has stored more of
+            // than init containers, and does not list, has ended.
+            let runs = is_listed || self.begun_anew || !stored_for_long(pod, self.of_pod(&pod.uid));
+            let held = stored.of(pod);
+            let again =
+                |other: &&Held| (&other.container, other.resource) == (&held.container, held.resource);
+            let is_new = !self
+                .listed
+                .iter()
+                .filter(|held| pod.is(&held.namespace, &held.pod))
+                .any(|other| again(&other));
+            (runs && is_new).then_some(held)
+        });
+        self.resolved = counts.collect();
+    }
+
+    /// Whether the last list has what init containers were given.
+    pub(super) fn has_init_containers(&self) -> bool {
+        self.stored.is_some()
     }
 
     /// Counts what was given to pods that are known now.
     pub(super) fn give(&mut self, now: Instant, held: Vec<Held>) {
-        self.undone = false;
         self.fresh.extend(held.into_iter().map(|held| (now, held)));
+    }
+
+    /// The kubelet has devices to give that it had shown others than `whose` to have: those have ended. Gives whether there
+    /// are such.
+    pub(super) fn take_back(
+        &mut self,
+        pods: &Pods,
+        resource: Resource,
+        ids: &[DeviceId],
+        whose: &[&PodOnNode],
+    ) -> bool {
+        let is_one = |held: &&Held| held.resource == resource && ids.iter().any(|id| held.ids.contains(id));
+        let over: Vec<_> = self
+            .shown()
+            .filter(is_one)
+            .filter_map(|held| pods.by_name(&held.namespace, &held.pod))
+            .collect();
+        let over: Vec<_> = over
+            .into_iter()
+            .filter(|pod| !whose.iter().any(|other| other.uid == pod.uid))
+            .collect();
+        for pod in &over {
+            self.over.insert(pod.uid.clone());
+            self.forget_held(pod);
+        }
+        let is_one =
+            |stored: &&Stored| stored.resource == resource && ids.iter().any(|id| stored.ids.contains(id));
+        let unknown = |stored: &&Stored| pods.get(&stored.pod).is_none();
+        let stored = self.stored.iter().flatten().filter(is_one).filter(unknown);
+        self.gone.extend(stored.map(|stored| stored.pod.clone()));
+        !over.is_empty()
     }
 
     /// Forgets a pod that is gone: another of its name begins with nothing.
     pub(super) fn forget(&mut self, pod: &PodOnNode) {
-        let another = |held: &Held| held.namespace != pod.namespace || held.pod != pod.name;
+        self.over.remove(&pod.uid);
+        self.gone.insert(pod.uid.clone());
+        self.forget_held(pod);
+    }
+
+    fn forget_held(&mut self, pod: &PodOnNode) {
+        let another = |held: &Held| !pod.is(&held.namespace, &held.pod);
         self.listed.retain(another);
         self.fresh.retain(|(_, held)| another(held));
+        self.resolved.retain(another);
     }
 
     /// All that is held.
-    pub(super) fn held(&self) -> impl Iterator<Item = &Held> {
-        self.listed.iter().chain(self.fresh.iter().map(|(_, held)| held))
+    fn held(&self) -> impl Iterator<Item = &Held> {
+        self.shown().chain(self.fresh.iter().map(|(_, held)| held))
+    }
+
+    fn shown(&self) -> impl Iterator<Item = &Held> {
+        self.listed.iter().chain(&self.resolved)
     }
 
     /// Whether a container was given a resource.
@@ -78,20 +160,49 @@ impl Usage {
             .any(|held| held.container == container && held.resource == resource)
     }
 
-    /// Whether podresources has shown that a container holds a resource.
-    pub(super) fn shows(&self, pod: &PodOnNode, container: &str, resource: Resource) -> bool {
-        self.listed.iter().any(|held| {
-            held.namespace == pod.namespace
-                && held.pod == pod.name
-                && held.container == container
-                && held.resource == resource
-        })
+    /// Whether the kubelet has shown that one container holds these devices.
+    pub(super) fn shows(&self, resource: Resource, ids: &[DeviceId]) -> bool {
+        self.shown()
+            .any(|held| held.resource == resource && ids.iter().all(|id| held.ids.contains(id)))
+    }
+
+    /// Whether the kubelet has shown that a container was given a resource, even if it may have ended since.
+    pub(super) fn shows_for(&self, pod: &PodOnNode, container: &str, resource: Resource) -> bool {
+        let mut listed = self.shown().filter(|held| pod.is(&held.namespace, &held.pod));
+        listed.any(|held| held.container == container && held.resource == resource)
+            || self
+                .of_pod(&pod.uid)
+                .any(|stored| stored.container == container && stored.resource == resource)
+    }
+
+    /// Whether the checkpoint has these devices as a pod's, even if that may have ended since.
+    pub(super) fn has_stored(&self, pod: &PodUid, resource: Resource, ids: &[DeviceId]) -> bool {
+        self.of_pod(pod)
+            .any(|stored| stored.resource == resource && ids.iter().all(|id| stored.ids.contains(id)))
+    }
+
+    /// Whether the kubelet has shown that a pod which is not known was given these devices.
+    pub(super) fn is_a_strangers(&self, resource: Resource, ids: &[DeviceId], pods: &Pods) -> bool {
+        let all = |held: &[DeviceId]| ids.iter().all(|id| held.contains(id));
+        let is_unknown = |uid: &PodUid| pods.get(uid).is_none() && !self.gone.contains(uid);
+        let listed = self.listed.iter().any(|held| {
+            held.resource == resource && all(&held.ids) && pods.by_name(&held.namespace, &held.pod).is_none()
+        });
+        let mut stored = self.stored.iter().flatten();
+        listed
+            || stored.any(|stored| stored.resource == resource && all(&stored.ids) && is_unknown(&stored.pod))
     }
 
     /// Whether a pod holds any of `ids`.
     pub(super) fn holds_any(&self, pod: &PodOnNode, ids: &[DeviceId]) -> bool {
         self.of(pod)
             .any(|held| held.ids.iter().any(|id| ids.contains(id)))
+    }
+
+    /// Whether a pod holds a device of a resource.
+    pub(super) fn holds(&self, pod: &PodOnNode, resource: Resource, id: &DeviceId) -> bool {
+        self.of(pod)
+            .any(|held| held.resource == resource && held.ids.contains(id))
     }
 
     /// The GPU that a pod is on.
@@ -112,46 +223,116 @@ impl Usage {
     }
 
     fn of<'a>(&'a self, pod: &'a PodOnNode) -> impl Iterator<Item = &'a Held> {
-        self.held()
-            .filter(|held| held.namespace == pod.namespace && held.pod == pod.name)
+        self.held().filter(|held| pod.is(&held.namespace, &held.pod))
+    }
+
+    fn of_pod<'a>(&'a self, uid: &'a PodUid) -> impl Iterator<Item = &'a Stored> {
+        self.stored
+            .iter()
+            .flatten()
+            .filter(move |stored| stored.pod == *uid)
     }
 }
 
-/// How much of each resource of `gpu` is taken by `held`. A pod that is known takes all that it asks for, even where
-/// its init containers' devices are not listed, or it is not through with its calls. A device that an init container
-/// handed on counts once.
-pub(super) fn taken<'a>(pods: &Pods, gpu: &GpuUuid, held: impl Iterator<Item = &'a Held>) -> Resources {
-    let mut by_pod: BTreeMap<(&str, &str), BTreeMap<Resource, BTreeSet<&DeviceId>>> = BTreeMap::new();
-    for held in held {
-        let mut ids = held.ids.iter().filter(|id| id.gpu() == gpu).peekable();
-        if ids.peek().is_some() {
-            let pod = by_pod.entry((&held.namespace, &held.pod)).or_default();
-            pod.entry(held.resource).or_default().extend(ids);
+impl Stored {
+    fn of(&self, pod: &PodOnNode) -> Held {
+        Held {
+            namespace: pod.namespace.clone(),
+            pod: pod.name.clone(),
+            container: self.container.clone(),
+            resource: self.resource,
+            ids: self.ids.clone(),
         }
     }
-    let amounts = by_pod.into_iter().flat_map(|((namespace, name), ids)| {
-        let demand = pods.by_name(namespace, name).map(|pod| pod.demand().resources);
-        Resource::ALL.map(|resource| {
-            let ids = ids.get(&resource).map_or(0, BTreeSet::len);
-            let asked = demand.map_or(0, |demand| resource.of(demand));
-            resource.amount(asked.max(u32::try_from(ids).unwrap_or(u32::MAX)))
-        })
-    });
-    amounts.fold(Resources::NONE, |sum, amount| {
-        sum.checked_add(amount).unwrap_or(sum)
-    })
 }
 
-/// Containers that use MPS on `gpu`: of a pod that is known, as many as it runs at once.
-pub(super) fn mps_clients<'a>(pods: &Pods, gpu: &GpuUuid, held: impl Iterator<Item = &'a Held>) -> u32 {
-    let mut by_pod: BTreeMap<(&str, &str), u32> = BTreeMap::new();
-    for held in held.filter(|held| held.ids.iter().any(|id| id.gpu() == gpu)) {
-        let uses_mps = u32::from(held.resource == Resource::Mps);
-        *by_pod.entry((&held.namespace, &held.pod)).or_default() += uses_mps;
-    }
-    let at_once = |((namespace, name), containers): ((&str, &str), u32)| {
-        pods.by_name(namespace, name)
-            .map_or(containers, |pod| pod.demand().mps_containers)
+/// Whether more than a pod's init containers is among what is stored for it.
+fn stored_for_long<'a>(pod: &PodOnNode, mut stored: impl Iterator<Item = &'a Stored>) -> bool {
+    stored.any(|stored| kind_of(pod, &stored.container) != Some(ContainerKind::Init))
+}
+
+/// Whether an init container that ends was given this.
+fn is_init(pods: &Pods, held: &Held) -> bool {
+    let pod = pods.by_name(&held.namespace, &held.pod);
+    pod.and_then(|pod| kind_of(pod, &held.container)) == Some(ContainerKind::Init)
+}
+
+fn kind_of(pod: &PodOnNode, container: &str) -> Option<ContainerKind> {
+    pod.containers
+        .iter()
+        .find(|c| c.name == container)
+        .map(|c| c.kind)
+}
+
+/// What is taken of a GPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Taken {
+    pub(super) amounts: Resources,
+    /// Containers that use MPS there: of a pod that is known, as many as it runs at once.
+    pub(super) mps_clients: u32,
+}
+
+impl Taken {
+    pub(super) const NOTHING: Self = Self {
+        amounts: Resources::NONE,
+        mps_clients: 0,
     };
-    by_pod.into_iter().map(at_once).sum()
+
+    fn and(self, other: Self) -> Self {
+        Self {
+            amounts: self.amounts.checked_add(other.amounts).unwrap_or(self.amounts),
+            mps_clients: self.mps_clients + other.mps_clients,
+        }
+    }
+}
+
+/// How much of each GPU is taken by `held`. A pod that is known takes all that it asks for, even where its init containers'
+/// devices are not listed, or it is not through with its calls. A device that an init container handed on counts once.
+pub(super) fn taken<'a>(pods: &Pods, held: impl Iterator<Item = &'a Held>) -> BTreeMap<GpuUuid, Taken> {
+    let mut by_pod: BTreeMap<(&GpuUuid, &str, &str), Vec<&Held>> = BTreeMap::new();
+    for held in held {
+        let gpus: BTreeSet<_> = held.ids.iter().map(DeviceId::gpu).collect();
+        for gpu in gpus {
+            by_pod
+                .entry((gpu, &held.namespace, &held.pod))
+                .or_default()
+                .push(held);
+        }
+    }
+    let mut taken = BTreeMap::new();
+    for ((gpu, namespace, name), held) in by_pod {
+        let of_pod = taken_by(pods.by_name(namespace, name), gpu, &held);
+        let of_gpu = taken.entry(gpu.clone()).or_insert(Taken::NOTHING);
+        *of_gpu = of_gpu.and(of_pod);
+    }
+    taken
+}
+
+fn taken_by(pod: Option<&PodOnNode>, gpu: &GpuUuid, held: &[&Held]) -> Taken {
+    let demand = pod.map(PodOnNode::demand);
+    let amount = |resource: Resource| {
+        let asked = demand.map_or(0, |demand| resource.of(demand.resources));
+        let of_it = held.iter().filter(|held| held.resource == resource);
+        let ids = of_it.flat_map(|held| &held.ids).filter(|id| id.gpu() == gpu);
+        let most = u32::try_from(ids.clone().count()).unwrap_or(u32::MAX);
+        // Telling which were handed on takes longer, and it is rarely needed.
+        let unlike = if most > asked {
+            ids.collect::<BTreeSet<_>>().len()
+        } else {
+            0
+        };
+        resource.amount(asked.max(u32::try_from(unlike).unwrap_or(u32::MAX)))
+    };
+    let with_mps = held.iter().filter(|held| held.resource == Resource::Mps).count();
+    Taken {
+        amounts: Resource::ALL
+            .map(amount)
+            .into_iter()
+            .fold(Resources::NONE, |sum, amount| {
+                sum.checked_add(amount).unwrap_or(sum)
+            }),
+        mps_clients: demand.map_or(u32::try_from(with_mps).unwrap_or(u32::MAX), |demand| {
+            demand.mps_containers
+        }),
+    }
 }

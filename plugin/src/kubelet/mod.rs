@@ -12,6 +12,7 @@
 //!                              report    who holds what and uses what ──► metrics, GpuNode, Events
 //! ```
 
+mod checkpoint;
 mod container_answer;
 mod devices;
 mod known;
@@ -351,6 +352,7 @@ impl Plugin {
             owner: Owner::new(inputs, outputs, looks.clone()),
             looker: Looker {
                 socket: kubelet_dir.join("pod-resources/kubelet.sock"),
+                checkpoint: kubelet_dir.join("device-plugins").join(checkpoint::FILE),
                 looks,
                 registered: seen_registered.clone(),
                 holdings,

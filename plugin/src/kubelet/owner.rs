@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::container_answer::ContainerAnswer;
 use super::devices::Lists;
 use super::metrics::{self, Metrics};
-use super::pod_resources::{Looks, PodDevices, foreign_gpus, held};
+use super::pod_resources::{Holdings, Looks, PodDevices, foreign_gpus, held};
 use crate::assign::{Assigner, GpuOffer, Grant, Occupancy, Outcome};
 use crate::pods::PodEvent;
 
@@ -65,7 +65,7 @@ pub(super) struct Inputs {
     /// The GPUs of this node; none before they are known.
     pub(super) gpus: watch::Receiver<Option<Vec<GpuOffer>>>,
     /// What the kubelet says that containers hold; sent again even if it is the same.
-    pub(super) holdings: watch::Receiver<Arc<Vec<PodDevices>>>,
+    pub(super) holdings: watch::Receiver<Arc<Holdings>>,
     /// Whether the kubelet knows us: it does anew after a restart.
     pub(super) registered: watch::Receiver<bool>,
 }
@@ -213,10 +213,12 @@ impl Owner {
     }
 
     fn held_changed(&mut self) {
-        let held = held(&self.inputs.holdings.borrow_and_update());
+        let holdings = Arc::clone(&self.inputs.holdings.borrow_and_update());
         self.asked_kubelet = false;
         self.held_known = true;
-        self.assigner.set_held(Instant::now(), &held);
+        let listed = held(&holdings.listed);
+        self.assigner
+            .set_held(Instant::now(), &listed, holdings.stored.as_deref());
         // What other plugins hold may have changed too.
         self.gpus_changed();
     }
@@ -229,7 +231,7 @@ impl Owner {
 
     fn gpus_changed(&mut self) {
         let mut gpus = self.inputs.gpus.borrow_and_update().clone().unwrap_or_default();
-        mark_foreign(&mut gpus, &self.inputs.holdings.borrow());
+        mark_foreign(&mut gpus, &self.inputs.holdings.borrow().listed);
         self.outputs.lists.publish(&gpus);
         self.assigner.set_gpus(gpus);
         self.ask_all_again();

@@ -1,8 +1,8 @@
-//! What containers hold, as the kubelet's podresources interface tells it: the only place where it names the pod.
+//! What containers hold, as the kubelet tells it: by its podresources interface, and in its checkpoint.
 //!
 //! ```text
-//!   at start, every 10 s, and shortly after an allocation ──► List ──► [PodDevices] ─┬─► held: what is ours
-//!                                                                                    └─► foreign_gpus
+//!   at start, every 10 s, and shortly after an allocation ──► List, checkpoint ──► Holdings ─┬─► held: what is ours
+//!                                                                                            └─► foreign_gpus
 //! ```
 
 use std::collections::BTreeMap;
@@ -16,12 +16,13 @@ use penstock_core::ids::GpuUuid;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::checkpoint;
 use super::proto::pod_resources::pod_resources_lister_client::PodResourcesListerClient;
 use super::proto::pod_resources::{
     ContainerResources, DynamicResource, ListPodResourcesRequest, ListPodResourcesResponse,
 };
 use super::socket;
-use crate::assign::Held;
+use crate::assign::{Held, Stored};
 
 /// The devices of one resource, whoever offers it, that one container holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +37,15 @@ pub(crate) struct PodDevices {
     pub(crate) resource: String,
     /// The devices by the names that their plugin gave them; of a DRA claim, the names of its CDI devices.
     pub(crate) ids: Vec<String>,
+}
+
+/// All that the kubelet says of what containers hold.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Holdings {
+    /// What podresources lists, of all plugins.
+    pub(crate) listed: Vec<PodDevices>,
+    /// What the checkpoint has of ours, where it can be read.
+    pub(crate) stored: Option<Vec<Stored>>,
 }
 
 /// What is held of our resources. A device ID that is none of ours is left out.
@@ -103,12 +113,14 @@ pub(super) struct Looks {
 pub(super) struct Looker {
     /// The kubelet's podresources socket.
     pub(super) socket: PathBuf,
+    /// The kubelet's checkpoint.
+    pub(super) checkpoint: PathBuf,
     /// When a look is asked for.
     pub(super) looks: Looks,
     /// Whether the kubelet knows us: when it begins to, a look is due.
     pub(super) registered: watch::Receiver<bool>,
     /// Where the answers go: every one, changed or not, since that it was said just now matters too.
-    pub(super) holdings: watch::Sender<Arc<Vec<PodDevices>>>,
+    pub(super) holdings: watch::Sender<Arc<Holdings>>,
 }
 
 impl Looker {
@@ -118,9 +130,15 @@ impl Looker {
     }
 
     async fn look_for_ever(mut self) {
-        let mut said = false;
+        let (mut said, mut said_of_checkpoint) = (false, false);
         loop {
-            let looked = self.look().await;
+            let looked = match self.look().await {
+                Ok(listed) => {
+                    let stored = self.stored(&mut said_of_checkpoint);
+                    Ok(Holdings { listed, stored })
+                }
+                Err(error) => Err(error),
+            };
             self.tell(looked, &mut said);
             tokio::select! {
                 () = tokio::time::sleep(LOOK_EVERY) => {}
@@ -147,8 +165,25 @@ impl Looker {
         Ok(flatten(answer.into_inner()))
     }
 
+    /// What is in the checkpoint: a file of some hundred KiB at most, of the page cache. Says once that it can't be read.
+    fn stored(&self, said: &mut bool) -> Option<Vec<Stored>> {
+        match checkpoint::read(&self.checkpoint) {
+            Ok(stored) => Some(stored),
+            // A kubelet that has given nothing to anybody yet has written none.
+            Err(error) => {
+                if !std::mem::replace(said, true) {
+                    let path = self.checkpoint.display();
+                    tracing::debug!(
+                        "reading the kubelet's checkpoint {path}: {error}. Until it can be read, what init containers hold is not known after a restart"
+                    );
+                }
+                None
+            }
+        }
+    }
+
     /// Says once what is wrong, and once that it is over. Where there is no kubelet at all, others say so.
-    fn tell(&self, looked: anyhow::Result<Vec<PodDevices>>, said: &mut bool) {
+    fn tell(&self, looked: anyhow::Result<Holdings>, said: &mut bool) {
         match looked {
             Ok(holdings) => {
                 self.holdings.send_replace(Arc::new(holdings));

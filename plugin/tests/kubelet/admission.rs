@@ -17,6 +17,7 @@ use super::device_plugin::{
 #[derive(Debug, Clone)]
 pub(crate) struct PodSpec {
     name: String,
+    uid: String,
     containers: Vec<Container>,
 }
 
@@ -50,7 +51,17 @@ impl PodSpec {
         assert!(name.contains('/'), "{name} has no namespace");
         Self {
             name: name.to_owned(),
+            uid: name.replace('/', "-"),
             containers: Vec::new(),
+        }
+    }
+
+    /// With this UID, rather than one made of its name.
+    #[allow(dead_code, reason = "for tests with an API server")]
+    pub(crate) fn uid(self, uid: &str) -> Self {
+        Self {
+            uid: uid.to_owned(),
+            ..self
         }
     }
 
@@ -119,7 +130,7 @@ impl Shared {
                 let allocated = outcome.map_err(|why| self.fail(pod, &why))?;
                 let ids = allocated.ids.iter().map(String::as_str);
                 self.books().hand_out(
-                    &pod.name,
+                    (&pod.name, &pod.uid),
                     (&container.name, container.kind == Kind::Init),
                     &resource,
                     ids,
@@ -127,6 +138,7 @@ impl Shared {
                 hand_on(&mut reusable, container.kind, &allocated);
                 given.push(allocated);
             }
+            self.write_checkpoint();
         }
         Ok(given)
     }

@@ -54,6 +54,7 @@ struct Plugin {
 
 #[derive(Debug, Clone)]
 pub(super) struct Holding {
+    pub(super) pod_uid: String,
     pub(super) container: String,
     pub(super) resource: String,
     pub(super) ids: Vec<String>,
@@ -147,7 +148,7 @@ impl Books {
 
     pub(super) fn hand_out<'a>(
         &mut self,
-        pod: &str,
+        (pod, uid): (&str, &str),
         (container, init): (&str, bool),
         resource: &str,
         ids: impl IntoIterator<Item = &'a str>,
@@ -156,6 +157,7 @@ impl Books {
         self.faults.extend(self.given_twice(pod, resource, &ids));
         let holdings = self.pods.entry(pod.to_owned()).or_default();
         holdings.push(Holding {
+            pod_uid: uid.to_owned(),
             container: container.to_owned(),
             resource: resource.to_owned(),
             ids,

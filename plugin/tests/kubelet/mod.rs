@@ -90,7 +90,10 @@ impl Kubelet {
     /// Starts it: every socket in the plugin directory is deleted, no plugin is known, and what pods hold is.
     pub(crate) fn begin(&self) {
         for entry in std::fs::read_dir(self.shared.plugin_dir()).unwrap() {
-            std::fs::remove_file(entry.unwrap().path()).unwrap();
+            let path = entry.unwrap().path();
+            if !path.ends_with(servers::CHECKPOINT) {
+                std::fs::remove_file(path).unwrap();
+            }
         }
         self.shared.books().begin();
         *self.servers.lock().unwrap() = Some(Servers::start(&self.shared));
@@ -131,7 +134,7 @@ impl Kubelet {
     pub(crate) fn handed_out_by_another(&self, pod: &str, resource: &str, ids: &[&str]) {
         self.shared
             .books()
-            .hand_out(pod, ("app", false), resource, ids.iter().copied());
+            .hand_out((pod, pod), ("app", false), resource, ids.iter().copied());
     }
 
     /// How many healthy devices of `resource` there are.

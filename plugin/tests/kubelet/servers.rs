@@ -4,12 +4,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use futures_util::stream;
+use serde_json::json;
 use tokio::net::UnixListener;
 use tokio::task::JoinSet;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status};
 
 use super::Shared;
+use super::books::Holding;
 use super::device_plugin::registration_server::{Registration, RegistrationServer};
 use super::device_plugin::{Empty, RegisterRequest};
 use super::pod_resources::pod_resources_lister_server::{PodResourcesLister, PodResourcesListerServer};
@@ -51,6 +53,9 @@ impl Servers {
         });
     }
 }
+
+/// What the kubelet stores of devices, among the plugins' sockets.
+pub(super) const CHECKPOINT: &str = "kubelet_internal_checkpoint";
 
 struct Facade(Arc<Shared>);
 
@@ -94,6 +99,29 @@ impl PodResourcesLister for Facade {
 }
 
 impl Shared {
+    /// Stores what all containers hold, those of init containers too. The checksum is over Go's own print of it; nobody
+    /// but the kubelet can tell whether it is right.
+    pub(super) fn write_checkpoint(&self) {
+        let held = { self.books() }
+            .pods()
+            .values()
+            .flatten()
+            .cloned()
+            .collect::<Vec<_>>();
+        let entry = |held: &Holding| {
+            json!({
+                "PodUID": held.pod_uid, "ContainerName": held.container, "ResourceName": held.resource,
+                "DeviceIDs": { "-1": held.ids }, "AllocResp": "CgA=",
+            })
+        };
+        let entries: Vec<_> = held.iter().map(entry).collect();
+        let file = json!({ "Data": { "PodDeviceEntries": entries, "RegisteredDevices": {} }, "Checksum": 1 });
+        let path = self.plugin_dir().join(CHECKPOINT);
+        let fresh = path.with_extension("new");
+        std::fs::write(&fresh, file.to_string()).unwrap();
+        std::fs::rename(fresh, path).unwrap();
+    }
+
     /// Each device ID is an entry of its own. Init containers that end are left out.
     fn pod_resources(&self) -> Vec<PodResources> {
         let books = self.books();

@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use penstock_core::device::{DeviceId, Resource};
-use penstock_core::ids::GpuUuid;
+use penstock_core::ids::{GpuUuid, PodUid};
 use penstock_core::packing::Resources;
 use penstock_core::pod_demand::{ContainerKind, PodDemand};
 
-use super::super::{GpuOffer, Held};
+use super::super::{GpuOffer, Held, Stored};
 use super::dice::Dice;
 use crate::pods::{ContainerAsk, PodOnNode};
 
@@ -35,8 +35,11 @@ impl Kubelet {
         }
     }
 
-    pub(super) fn restart(&mut self) {
+    /// Knows what is in the checkpoint, of `pods`: all that it will ever hear of.
+    pub(super) fn restart(&mut self, pods: &[PodOnNode]) {
         self.given = self.checkpoint.clone();
+        self.given
+            .retain(|(name, _), _| pods.iter().any(|pod| pod.name == *name));
     }
 
     pub(super) fn write_checkpoint(&mut self) {
@@ -64,14 +67,15 @@ impl Kubelet {
     }
 
     pub(super) fn remove(&mut self, pod: &str) {
+        // The checkpoint is written only for the next pod that asks for something.
         self.given.retain(|(name, _), _| name != pod);
-        self.checkpoint.retain(|(name, _), _| name != pod);
     }
 
-    /// Whether the last container of a pod that was given something is one that podresources does not have.
+    /// Whether an init container was given something, and not all: neither podresources nor the checkpoint has it.
     pub(super) fn is_out_of_sight(&self, pod: &str) -> bool {
-        let last = self.given.keys().rfind(|(name, _)| name == pod);
-        last.is_some_and(|last| self.init.contains(last))
+        let of_pod = self.given.iter().filter(|((name, _), _)| name == pod);
+        let mut unwritten = of_pod.filter(|(key, by)| self.checkpoint.get(key) != Some(by));
+        unwritten.any(|(key, _)| self.init.contains(key))
     }
 
     pub(super) fn gpus_of(&self, pod: &str) -> BTreeSet<GpuUuid> {
@@ -102,6 +106,20 @@ impl Kubelet {
             .flatten()
             .cloned()
             .collect()
+    }
+
+    /// What the checkpoint has; pods that have ended too, as long as no other was given something.
+    pub(super) fn stored(&self) -> Vec<Stored> {
+        let mut list = Vec::new();
+        for ((pod, container), by) in &self.checkpoint {
+            list.extend(by.iter().map(|(resource, ids)| Stored {
+                pod: PodUid::new(pod.replace("pod", "uid")).unwrap(),
+                container: container.clone(),
+                resource: *resource,
+                ids: ids.clone(),
+            }));
+        }
+        list
     }
 
     pub(super) fn podresources(&self) -> Vec<Held> {

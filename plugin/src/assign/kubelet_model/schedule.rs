@@ -107,15 +107,14 @@ fn batch() -> impl Strategy<Value = Batch> {
     ];
     let pods = (vec(containers(), 1..4), by).prop_map(|(pods, by)| pods.into_iter().zip(by).collect());
     let meanwhile = prop_oneof![2 => Just(Vec::new()), 1 => vec((0..12usize, disturbance()), 1..4)];
-    (pods, any::<bool>(), meanwhile).prop_map(|(pods, in_order, meanwhile): (Vec<(Vec<Ask>, By)>, _, _)| {
-        Batch {
+    (pods, any::<bool>(), any::<bool>(), meanwhile).prop_map(
+        |(pods, in_order, late, meanwhile): (Vec<(Vec<Ask>, By)>, _, _, _)| Batch {
             in_order: in_order || pods.iter().any(|(_, by)| *by != By::Penstock),
             pods,
-            // Still to be had: pods that the plugin hears of after the kubelet's first call for them.
-            late: false,
+            late,
             meanwhile,
-        }
-    })
+        },
+    )
 }
 
 fn any_by() -> impl Strategy<Value = By> {
@@ -133,11 +132,6 @@ fn containers() -> impl Strategy<Value = Vec<Ask>> {
     ];
     vec((kind, 0..3u32, 0..3u32, 0..2u32), 1..4).prop_map(|mut asks| {
         asks.sort_by_key(|(kind, ..)| *kind == ContainerKind::App);
-        // Whether an init container has had its turn podresources tells by later ones alone.
-        let last = asks.iter().rfind(|(_, n, m, v)| n + m + v > 0);
-        if last.is_none_or(|(kind, ..)| *kind == ContainerKind::Init) {
-            asks.push((ContainerKind::App, 1, 0, 0));
-        }
         asks
     })
 }
