@@ -230,7 +230,7 @@ impl Assigner {
             certain && self.restarted,
             &self.pods,
         );
-        self.under_way.check(&self.pods, &self.usage, certain);
+        self.under_way.check(&self.pods, &self.usage, now, certain);
         for uid in turns::complete(&self.pods, &self.usage) {
             self.pods.complete(uid);
         }

@@ -238,7 +238,9 @@ fn what_the_kubelet_has_to_give_again_is_not_counted_any_more() {
         pod: "big".to_owned(),
         container: "c0".to_owned(),
         resource,
-        ids: (0..resource.of(full())).map(|n| DeviceId::new(gpu(0), n)).collect(),
+        ids: (0..resource.of(full()))
+            .map(|n| DeviceId::new(gpu(0), n))
+            .collect(),
     };
     node.assigner
         .set_held(node.now, &[held(Resource::Nvenc), held(Resource::Vram)], None);
@@ -259,7 +261,10 @@ fn a_refusal_waits_for_news_of_pods_that_have_ended() {
     node.taken.retain(|(resource, _)| *resource == Resource::Nvenc);
     let available = node.available(Resource::Mps);
     node.assigner.unlisted();
-    let mut ask = |node: &mut Node| node.assigner.preferred(node.now, Resource::Mps, &available, &[], 20);
+    let ask = |node: &mut Node| {
+        node.assigner
+            .preferred(node.now, Resource::Mps, &available, &[], 20)
+    };
     assert!(matches!(ask(&mut node), Outcome::Wait(_)));
     node.assigner.delete_pod(&PodUid::new("uid-big").unwrap());
     assert!(matches!(ask(&mut node), Outcome::Done(ids) if ids.len() == 20));

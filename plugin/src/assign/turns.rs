@@ -18,7 +18,7 @@ use penstock_core::pod_demand::ContainerKind;
 
 use super::Held;
 use super::pods::Pods;
-use super::usage::Usage;
+use super::usage::{LIST_LAG, Usage};
 use crate::pods::PodOnNode;
 
 /// A call as it is seen.
@@ -182,7 +182,7 @@ impl UnderWay {
 
     /// Takes note of what the kubelet says that it knows. What it shows is not open any more. Where the list is
     /// `certain` to have all that is finished, the rest was undone, or is an init container that is not finished.
-    pub(super) fn check(&mut self, pods: &Pods, usage: &Usage, certain: bool) {
+    pub(super) fn check(&mut self, pods: &Pods, usage: &Usage, now: Instant, certain: bool) {
         self.doubtful &= !certain;
         self.given
             .retain(|(resource, ids)| !usage.is_a_strangers(*resource, ids, pods));
@@ -203,9 +203,16 @@ impl UnderWay {
             self.forget();
         } else if certain {
             let whose: Vec<_> = self.whose.iter().filter(|turn| goes_on(turn)).cloned().collect();
-            // It may be a pod's that is not known yet.
+            // It may be a pod's that is not known yet. Without a checkpoint nothing follows of it for an init container.
+            self.unshown = whose.is_empty() || usage.has_init_containers();
             self.whose = whose;
-            self.unshown = true;
+        } else if self
+            .last
+            .as_ref()
+            .is_some_and(|last| now.duration_since(last.at) >= LIST_LAG)
+            && !self.whose.iter().any(goes_on)
+        {
+            self.forget();
         }
     }
 

@@ -33,7 +33,7 @@ pub(super) struct Usage {
 }
 
 /// A list may be this much older than it looks; what was given within it stays counted.
-const LIST_LAG: Duration = Duration::from_secs(5);
+pub(super) const LIST_LAG: Duration = Duration::from_secs(5);
 
 impl Usage {
     /// Takes a new list. What it shows, or is old enough to show, is no longer counted as given since. One that is

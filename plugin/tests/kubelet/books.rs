@@ -84,13 +84,19 @@ impl Books {
         self.events.push(Happened { at, event });
     }
 
-    /// Knows a plugin from now on. An earlier one of that resource is forgotten, but its stream goes on.
+    /// Knows a plugin from now on, unless the kubelet that it asked has ended. An earlier one of that resource is forgotten,
+    /// but its stream goes on.
     pub(super) fn register(
         &mut self,
+        life: u64,
         resource: &str,
         client: DevicePluginClient<Channel>,
         watching: AbortHandle,
-    ) {
+    ) -> bool {
+        if life != self.life {
+            watching.abort();
+            return false;
+        }
         self.note(Event::Registered(resource.to_owned()));
         if self.plugins.contains_key(resource) {
             self.faults.push(format!(
@@ -99,6 +105,7 @@ impl Books {
         }
         self.plugins
             .insert(resource.to_owned(), Plugin { client, watching });
+        true
     }
 
     pub(super) fn listed(&mut self, life: u64, resource: &str, devices: Vec<Device>) {

@@ -29,8 +29,10 @@ impl Shared {
         let resource = request.resource_name;
         let watching = tokio::spawn(Arc::clone(self).watch(life, resource.clone(), client.clone()));
         let watching = watching.abort_handle();
-        self.books().register(&resource, client, watching);
-        Ok(())
+        match self.books().register(life, &resource, client, watching) {
+            true => Ok(()),
+            false => Err(Status::unavailable("the kubelet has ended meanwhile")),
+        }
     }
 
     async fn watch(self: Arc<Self>, life: u64, resource: String, mut client: DevicePluginClient<Channel>) {
