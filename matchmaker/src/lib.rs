@@ -93,14 +93,8 @@ pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
     let (events, desk) = Desk::new(metrics.clone(), ice.clone());
     let mut cluster = JoinSet::new();
     let places = Places::new(args.agent().is_some(), args.cluster.pods.is_some());
-    let pods = pods_of(
-        &args.cluster,
-        &ice,
-        &places,
-        (&mut cluster, &mut followers),
-        &stop,
-    )
-    .await?;
+    let parts = (&mut cluster, &mut followers);
+    let pods = pods_of(&args.cluster, &ice, &places, parts, &stop).await?;
     let overviews = overviews(&args, &places, &ice, &events, &stop);
     followers.spawn(overviews.clone().run());
     let by_hand = args.streamer.clone();
@@ -147,13 +141,15 @@ pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
         },
         () = &mut desk => {}
     }
-    if tokio::time::timeout(LAST_WRITES, cluster.join_all())
-        .await
-        .is_err()
-    {
+    last_writes(cluster).await;
+    Ok(())
+}
+
+async fn last_writes(cluster: JoinSet<()>) {
+    let written = tokio::time::timeout(LAST_WRITES, cluster.join_all()).await;
+    if written.is_err() {
         tracing::warn!("the API server is too slow for a goodbye");
     }
-    Ok(())
 }
 
 fn overviews(

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use penstock_tests::browser::Browser;
+use penstock_tests::browser::{Browser, Page};
 use penstock_tests::eventually;
 use penstock_tests::programs::{Program, free_tcp, ready};
 use penstock_tests::stage::{Stage, TEST_SOURCE, plays, status};
@@ -68,14 +68,7 @@ async fn a_password_or_a_link_lets_a_browser_in_and_an_operator_ends_its_session
         .await?;
     let free = async || Ok((status(streamer).await?.players == 0).then_some(()));
     eventually("the end of the session", Duration::from_secs(10), free).await?;
-    // It stays so until she wants it otherwise.
-    tokio::time::sleep(Duration::from_secs(3)).await;
-    let says = "document.getElementById('overlay').innerText.replaceAll('\\n', ' ').trim()";
-    let said = ann.eval(says).await?.as_str().unwrap_or_default().to_owned();
-    let words: Vec<_> = said.split_whitespace().collect();
-    let expected = "The stream has ended An operator ended the session. Connect now";
-    assert_eq!(words.join(" "), expected);
-    assert_eq!(ann.eval("penstock.state").await?, "ended");
+    stays_ended(&mut ann).await?;
     ann.eval("document.getElementById('again').click()").await?;
     plays(&mut ann).await?;
     ann.eval("document.getElementById('leave').click()").await?;
@@ -92,4 +85,15 @@ async fn a_password_or_a_link_lets_a_browser_in_and_an_operator_ends_its_session
     let mut other = Browser::start().await?;
     let mut guest = other.open(made["joinUrl"].as_str().unwrap_or_default()).await?;
     plays(&mut guest).await
+}
+
+/// It stays so until the player wants it otherwise.
+async fn stays_ended(page: &mut Page) -> anyhow::Result<()> {
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(page.eval("penstock.state").await?, "ended");
+    let said = page.eval("document.getElementById('overlay').innerText").await?;
+    let words: Vec<_> = said.as_str().unwrap_or_default().split_whitespace().collect();
+    let expected = "The stream has ended An operator ended the session. Connect now";
+    assert_eq!(words.join(" "), expected);
+    Ok(())
 }

@@ -67,31 +67,7 @@ async fn who_comes_and_goes_is_seen_within_two_seconds() -> anyhow::Result<()> {
 
 #[tokio::test]
 async fn nodes_gpus_and_slices_are_drawn_and_fit_a_phone() -> anyhow::Result<()> {
-    let kube = cluster();
-    for (pod, state, players, viewers) in [
-        ("chess-7d9f-a", "busy", 1, 2),
-        ("chess-7d9f-b", "busy", 1, 0),
-        ("chess-7d9f-c", "free", 0, 0),
-        ("chess-7d9f-d", "starting", 0, 0),
-        ("go-5c4b-e", "draining", 1, 0),
-        ("go-5c4b-f", "free", 1, 1),
-        ("lost-on-its-way", "free", 0, 0),
-    ] {
-        run_pod(&kube, pod, streamer(pod, state, players, viewers).await?);
-    }
-    gpu_node(
-        &kube,
-        "gpu-pool-t4-1",
-        &[t4("GPU-t4", &[("chess-7d9f-a", 7), ("chess-7d9f-d", 7)])],
-    );
-    let first = l4(
-        "GPU-l4-0",
-        40,
-        &[("chess-7d9f-b", 13), ("chess-7d9f-c", 13), ("go-5c4b-e", 7)],
-    );
-    let second = l4("GPU-l4-1", 0, &[("go-5c4b-f", 13), ("someone-else", 10)]);
-    gpu_node(&kube, "gpu-pool-l4-1", &[first, second]);
-
+    let kube = busy_cluster().await?;
     let (web, files) = (free_tcp()?, tempfile::tempdir()?);
     let config = files.path().join("kubeconfig");
     kube.kubeconfig(&config, Some(("penstock", "penstock-matchmaker")))?;
@@ -112,66 +88,9 @@ async fn nodes_gpus_and_slices_are_drawn_and_fit_a_phone() -> anyhow::Result<()>
     ready(&format!("http://{web}/readyz")).await?;
     let mut browser = Browser::start().await?;
     let mut overview = open(&mut browser, &format!("http://{web}/overview")).await?;
-    for (state, count) in [
-        ("playing", 3),
-        ("free", 1),
-        ("starting", 1),
-        ("draining", 1),
-        ("reserved", 1),
-    ] {
-        overview.until(&bar(state, count), PATIENCE).await?;
-    }
-    let cards = "[...document.querySelectorAll('.node h2')].map(title => title.textContent).join()";
-    assert_eq!(
-        overview.eval(cards).await?,
-        "gpu-pool-l4-1,gpu-pool-t4-1,GPU not known"
-    );
-    for words in [
-        "NVIDIA L4",
-        "Tesla T4",
-        "33 of 50 units reserved",
-        "Measured encoder load 40 to 49 %",
-        "lost-on-its-way",
-        "nvenc: XID 47",
-    ] {
-        says(&mut overview, words).await?;
-    }
-    // A slice is as wide as its share of the GPU, and the line as long as the load.
-    let shares = "[...document.querySelectorAll('.gpu')].map(gpu => [...gpu.querySelectorAll('.slice, .load .from')]\
-                  .map(part => part.style.width).join(' ')).join()";
-    assert_eq!(
-        overview.eval(shares).await?,
-        "26% 26% 14% 40%,26% 20% 0%,28% 28% "
-    );
-    overview.keep_picture("overview-cluster").await?;
-
-    // A slice can be looked at without a mouse's tip, and by those who see nothing.
-    let told = "document.querySelector('.gpu .bar').getAttribute('aria-label')";
-    assert_eq!(
-        overview.eval(told).await?,
-        "33 of 50 units reserved · 1 playing, 1 free, 1 draining"
-    );
-    overview
-        .eval("document.querySelector('.slice[data-key=\"chess-7d9f-b\"]').click()")
-        .await?;
-    says(
-        &mut overview,
-        "chess · 1280×720, 30 fps · 1 player · 13 encoder units · 26 % of the SMs · 5632 MiB",
-    )
-    .await?;
-
-    for (width, height) in [(360, 740), (320, 568)] {
-        overview.resize(width, height).await?;
-        let scrolls = "document.documentElement.scrollWidth > innerWidth || innerWidth > screen.width";
-        assert_eq!(overview.eval(scrolls).await?, false, "at {width} pixels");
-        overview.keep_picture(&format!("overview-phone-{width}")).await?;
-    }
-    let dark = json!({ "features": [{ "name": "prefers-color-scheme", "value": "dark" }] });
-    overview.call("Emulation.setEmulatedMedia", dark).await?;
-    overview.keep_picture("overview-phone-dark").await?;
-    overview.resize(1280, 720).await?;
-    overview.keep_picture("overview-cluster-dark").await?;
-
+    is_drawn(&mut overview).await?;
+    says_more(&mut overview).await?;
+    fits(&mut overview).await?;
     // What was opened stays open while the picture changes.
     kube.edit("gpunodes", None, "gpu-pool-l4-1", |node| {
         node["spec"]["gpus"][0]["measured"]["encoderLoadPercent"] = json!(90);
@@ -222,6 +141,101 @@ async fn only_an_operator_sees_it() -> anyhow::Result<()> {
     let _door = self::door(web, &users, "ann")?;
     overview.until(&link("denied"), PATIENCE).await?;
     says(&mut overview, "You may not see this (any more)").await
+}
+
+/// Two nodes with three GPUs, and streamers in all states.
+async fn busy_cluster() -> anyhow::Result<FakeKube> {
+    let kube = cluster();
+    for (pod, state, players, viewers) in [
+        ("chess-7d9f-a", "busy", 1, 2),
+        ("chess-7d9f-b", "busy", 1, 0),
+        ("chess-7d9f-c", "free", 0, 0),
+        ("chess-7d9f-d", "starting", 0, 0),
+        ("go-5c4b-e", "draining", 1, 0),
+        ("go-5c4b-f", "free", 1, 1),
+        ("lost-on-its-way", "free", 0, 0),
+    ] {
+        run_pod(&kube, pod, streamer(pod, state, players, viewers).await?);
+    }
+    gpu_node(
+        &kube,
+        "gpu-pool-t4-1",
+        &[t4("GPU-t4", &[("chess-7d9f-a", 7), ("chess-7d9f-d", 7)])],
+    );
+    let first = l4(
+        "GPU-l4-0",
+        40,
+        &[("chess-7d9f-b", 13), ("chess-7d9f-c", 13), ("go-5c4b-e", 7)],
+    );
+    let second = l4("GPU-l4-1", 0, &[("go-5c4b-f", 13), ("someone-else", 10)]);
+    gpu_node(&kube, "gpu-pool-l4-1", &[first, second]);
+    Ok(kube)
+}
+
+async fn is_drawn(overview: &mut Page) -> anyhow::Result<()> {
+    for (state, count) in [
+        ("playing", 3),
+        ("free", 1),
+        ("starting", 1),
+        ("draining", 1),
+        ("reserved", 1),
+    ] {
+        overview.until(&bar(state, count), PATIENCE).await?;
+    }
+    let cards = "[...document.querySelectorAll('.node h2')].map(title => title.textContent).join()";
+    assert_eq!(
+        overview.eval(cards).await?,
+        "gpu-pool-l4-1,gpu-pool-t4-1,GPU not known"
+    );
+    for words in [
+        "NVIDIA L4",
+        "Tesla T4",
+        "33 of 50 units reserved",
+        "Measured encoder load 40 to 49 %",
+        "lost-on-its-way",
+        "nvenc: XID 47",
+    ] {
+        says(overview, words).await?;
+    }
+    // A slice is as wide as its share of the GPU, and the line as long as the load.
+    let shares = "[...document.querySelectorAll('.gpu')].map(gpu => [...gpu.querySelectorAll('.slice, .load .from')]\
+                  .map(part => part.style.width).join(' ')).join()";
+    assert_eq!(
+        overview.eval(shares).await?,
+        "26% 26% 14% 40%,26% 20% 0%,28% 28% "
+    );
+    overview.keep_picture("overview-cluster").await
+}
+
+async fn says_more(overview: &mut Page) -> anyhow::Result<()> {
+    // A slice can be looked at without a mouse's tip, and by those who see nothing.
+    let told = "document.querySelector('.gpu .bar').getAttribute('aria-label')";
+    assert_eq!(
+        overview.eval(told).await?,
+        "33 of 50 units reserved · 1 playing, 1 free, 1 draining"
+    );
+    overview
+        .eval("document.querySelector('.slice[data-key=\"chess-7d9f-b\"]').click()")
+        .await?;
+    says(
+        overview,
+        "chess · 1280×720, 30 fps · 1 player · 13 encoder units · 26 % of the SMs · 5632 MiB",
+    )
+    .await
+}
+
+async fn fits(overview: &mut Page) -> anyhow::Result<()> {
+    for (width, height) in [(360, 740), (320, 568)] {
+        overview.resize(width, height).await?;
+        let scrolls = "document.documentElement.scrollWidth > innerWidth || innerWidth > screen.width";
+        assert_eq!(overview.eval(scrolls).await?, false, "at {width} pixels");
+        overview.keep_picture(&format!("overview-phone-{width}")).await?;
+    }
+    let dark = json!({ "features": [{ "name": "prefers-color-scheme", "value": "dark" }] });
+    overview.call("Emulation.setEmulatedMedia", dark).await?;
+    overview.keep_picture("overview-phone-dark").await?;
+    overview.resize(1280, 720).await?;
+    overview.keep_picture("overview-cluster-dark").await
 }
 
 /// With the page's own policy in force.
