@@ -219,9 +219,8 @@ async fn a_cluster_is_told_who_holds_what_and_an_annotated_gpu_is_used() {
             }],
         },
     }));
-    let uid = made["metadata"]["uid"].as_str().unwrap();
     let pod = PodSpec::new("games/quake")
-        .uid(uid)
+        .uid(made["metadata"]["uid"].as_str().unwrap())
         .container("app", &[(NVENC, 13), (VRAM, 8)]);
     for given in node.kubelet.admit(&pod).await.unwrap() {
         assert_eq!(given.response.envs["PENSTOCK_GPU"], "GPU-b");

@@ -30,8 +30,6 @@ mod dice;
 #[cfg(test)]
 mod kubelet_model;
 #[cfg(test)]
-mod simple_model;
-#[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
