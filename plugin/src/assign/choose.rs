@@ -3,12 +3,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use penstock_core::device::{DeviceId, Resource};
+use penstock_core::device::Resource;
 use penstock_core::ids::GpuUuid;
 use penstock_core::packing::{Candidate, Resources, best_fit};
 
-use super::GpuOffer;
 use super::usage::Taken;
+use super::{Devices, GpuOffer};
 use crate::pods::PodOnNode;
 
 /// A call for a preference.
@@ -16,9 +16,9 @@ use crate::pods::PodOnNode;
 pub(super) struct Call<'a> {
     pub(super) resource: Resource,
     /// What the kubelet has for it, `must_include` among that.
-    pub(super) available: &'a [DeviceId],
+    pub(super) available: &'a Devices,
     /// What the container gets in any case: an init container has left it.
-    pub(super) must_include: &'a [DeviceId],
+    pub(super) must_include: &'a Devices,
     pub(super) size: usize,
 }
 
@@ -71,8 +71,6 @@ impl Wish {
 #[derive(Debug)]
 pub(super) struct Choosing<'a> {
     call: Call<'a>,
-    /// How many devices of each GPU the kubelet has for it.
-    there: BTreeMap<&'a GpuUuid, usize>,
     gpus: &'a BTreeMap<GpuUuid, GpuOffer>,
     /// What is taken of each GPU, by what is known here.
     taken: BTreeMap<GpuUuid, Taken>,
@@ -85,16 +83,7 @@ impl<'a> Choosing<'a> {
         gpus: &'a BTreeMap<GpuUuid, GpuOffer>,
         taken: BTreeMap<GpuUuid, Taken>,
     ) -> Self {
-        let mut there: BTreeMap<_, usize> = BTreeMap::new();
-        for id in call.available {
-            *there.entry(id.gpu()).or_default() += 1;
-        }
-        Self {
-            call,
-            there,
-            gpus,
-            taken,
-        }
+        Self { call, gpus, taken }
     }
 
     /// The GPU for those who `need` one, likeliest first: one that suits them all, else one for the likeliest.
@@ -127,17 +116,14 @@ impl<'a> Choosing<'a> {
     }
 
     /// The devices of `gpu` for the call: what must be included, then the lowest numbers.
-    pub(super) fn pick(&self, gpu: &GpuUuid) -> Vec<DeviceId> {
-        let mut ids: Vec<_> = self.call.must_include.to_vec();
-        let rest: BTreeSet<_> = self
-            .call
-            .available
-            .iter()
-            .filter(|id| id.gpu() == gpu && !ids.contains(id))
-            .collect();
-        let missing = self.call.size.saturating_sub(ids.len());
-        ids.extend(rest.into_iter().take(missing).cloned());
-        ids
+    pub(super) fn pick(&self, gpu: &GpuUuid) -> Devices {
+        let Call {
+            available,
+            must_include,
+            size,
+            ..
+        } = self.call;
+        Devices::fill_up(must_include, gpu, available, size)
     }
 
     /// Why `pod` gets nothing: names each GPU, what is free there, and what to do.
@@ -220,7 +206,7 @@ impl<'a> Choosing<'a> {
 
     /// How many devices of `gpu` the kubelet has for this call.
     fn there(&self, gpu: &GpuUuid) -> usize {
-        self.there.get(gpu).copied().unwrap_or(0)
+        self.call.available.on(gpu)
     }
 
     fn state_of(&self, gpu: &GpuOffer) -> String {

@@ -21,6 +21,7 @@
 //! rather than nowhere.
 
 mod choose;
+mod devices;
 mod occupancy;
 mod pods;
 mod turns;
@@ -36,12 +37,13 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use penstock_core::device::{DeviceId, Resource};
+use penstock_core::device::Resource;
 use penstock_core::ids::{GpuUuid, PodUid};
 use penstock_core::packing::Resources;
 
 use crate::pods::PodOnNode;
 use choose::{Call, Choosing, Need, Wish};
+pub(crate) use devices::Devices;
 pub(crate) use occupancy::{Occupancy, Slice};
 use pods::Pods;
 use turns::{Seen, Turn, Turns, UnderWay};
@@ -72,7 +74,7 @@ pub(crate) struct Held {
     /// Of which resource.
     pub(crate) resource: Resource,
     /// The devices.
-    pub(crate) ids: Vec<DeviceId>,
+    pub(crate) ids: Devices,
 }
 
 /// What a container was given, as the kubelet's checkpoint says.
@@ -85,7 +87,7 @@ pub(crate) struct Stored {
     /// Of which resource.
     pub(crate) resource: Resource,
     /// The devices.
-    pub(crate) ids: Vec<DeviceId>,
+    pub(crate) ids: Devices,
 }
 
 /// What becomes of a call.
@@ -145,7 +147,7 @@ pub(crate) struct Assigner {
 #[derive(Debug)]
 struct Preferred {
     resource: Resource,
-    ids: BTreeSet<DeviceId>,
+    ids: Devices,
     turns: Turns,
 }
 
@@ -259,10 +261,10 @@ impl Assigner {
         &mut self,
         now: Instant,
         resource: Resource,
-        available: &[DeviceId],
-        must_include: &[DeviceId],
+        available: &Devices,
+        must_include: &Devices,
         size: usize,
-    ) -> Outcome<Vec<DeviceId>> {
+    ) -> Outcome<Devices> {
         let call = Call {
             resource,
             available,
@@ -291,10 +293,10 @@ impl Assigner {
         }
     }
 
-    fn prefer(&mut self, resource: Resource, ids: Vec<DeviceId>, turns: Turns) -> Outcome<Vec<DeviceId>> {
+    fn prefer(&mut self, resource: Resource, ids: Devices, turns: Turns) -> Outcome<Devices> {
         self.preferred = Some(Preferred {
             resource,
-            ids: ids.iter().cloned().collect(),
+            ids: ids.clone(),
             turns,
         });
         Outcome::Done(ids)
@@ -312,7 +314,7 @@ impl Assigner {
     }
 
     /// Takes back what pods had that have ended: the kubelet has it to give. Gives whether there was any.
-    fn take_back(&mut self, resource: Resource, ids: &[DeviceId], turns: &Turns) -> bool {
+    fn take_back(&mut self, resource: Resource, ids: &Devices, turns: &Turns) -> bool {
         let whose: Vec<_> = turns
             .of
             .iter()
@@ -322,9 +324,8 @@ impl Assigner {
     }
 
     /// Takes note of devices that the kubelet gives out, and says to whom.
-    pub(crate) fn allocate(&mut self, now: Instant, resource: Resource, ids: &[DeviceId]) -> Outcome<Grant> {
-        let gpus: BTreeSet<_> = ids.iter().map(DeviceId::gpu).collect();
-        let gpu = match gpus.into_iter().collect::<Vec<_>>().as_slice() {
+    pub(crate) fn allocate(&mut self, now: Instant, resource: Resource, ids: &Devices) -> Outcome<Grant> {
+        let gpu = match ids.gpus().collect::<Vec<_>>().as_slice() {
             [gpu] => (*gpu).clone(),
             several => return Outcome::Refuse(scattered(resource, several)),
         };
@@ -338,11 +339,10 @@ impl Assigner {
             size: u32::try_from(ids.len()).unwrap_or(u32::MAX),
             ids,
         };
-        let as_preferred = self.preferred.take().filter(|preferred| {
-            preferred.resource == resource
-                && preferred.ids.len() == ids.len()
-                && ids.iter().all(|id| preferred.ids.contains(id))
-        });
+        let as_preferred = self
+            .preferred
+            .take()
+            .filter(|preferred| preferred.resource == resource && preferred.ids == *ids);
         let turns = match as_preferred {
             Some(preferred) => preferred.turns,
             None => match self.turns(now, &seen, |assigner, turn| {
@@ -419,8 +419,8 @@ impl Assigner {
     fn is_at_a_stranger(&self) -> bool {
         let last = self.under_way.last();
         last.is_some_and(|(resource, id)| {
-            self.usage
-                .is_a_strangers(resource, std::slice::from_ref(id), &self.pods)
+            let id = Devices::from_iter([id.clone()]);
+            self.usage.is_a_strangers(resource, &id, &self.pods)
         })
     }
 
@@ -480,7 +480,7 @@ impl Assigner {
             pod: String::new(),
             container: String::new(),
             resource: seen.resource,
-            ids: seen.ids.to_vec(),
+            ids: seen.ids.clone(),
         };
         self.usage.give(now, vec![held]);
         Grant {
@@ -524,8 +524,8 @@ impl Assigner {
             [] => self.stranger_of(now).and_then(|gpu| choosing.on(gpu)),
             _ => None,
         };
-        let gpu = match call.must_include.first() {
-            Some(handed_on) => choosing.on(handed_on.gpu()),
+        let gpu = match call.must_include.gpus().next() {
+            Some(gpu) => choosing.on(gpu),
             None => followed.or_else(|| choosing.choose(&needs)),
         };
         let likeliest = needs.first();
@@ -595,7 +595,7 @@ impl Assigner {
 /// What a call should be given.
 struct Chosen {
     /// The devices; none where there is no GPU for it.
-    ids: Option<Vec<DeviceId>>,
+    ids: Option<Devices>,
     /// Whether they suit the pod that the call is most likely for.
     is_good: bool,
 }

@@ -98,7 +98,7 @@ mod tests {
             (stored.pod.as_str(), stored.container.as_str()),
             ("u-1", "shaders")
         );
-        let ids: Vec<_> = stored.ids.iter().map(ToString::to_string).collect();
+        let ids: Vec<_> = stored.ids.iter().map(|id| id.to_string()).collect();
         assert_eq!(
             (stored.resource, ids),
             (
