@@ -68,24 +68,24 @@ impl Usage {
 
     /// Finds out again what of the checkpoint counts: pods have changed.
     pub(super) fn resolve(&mut self, pods: &Pods) {
+        let mut listed: BTreeMap<_, Vec<&Held>> = BTreeMap::new();
+        for held in &self.listed {
+            let pod = (held.namespace.as_str(), held.pod.as_str());
+            listed.entry(pod).or_default().push(held);
+        }
         let stored = self.stored.as_deref().unwrap_or_default();
         let counts = stored.iter().filter_map(|stored| {
             let pod = pods
                 .get(&stored.pod)
                 .filter(|pod| !pods.has_ended(pod) && !self.over.contains(&pod.uid))?;
-            let is_listed = self.listed.iter().any(|held| pod.is(&held.namespace, &held.pod));
+            let listed = listed.get(&(pod.namespace.as_str(), pod.name.as_str()));
             // The kubelet strikes out what has ended only when it writes for another pod. A pod that it has stored more of
             // than init containers, and does not list, has ended.
-            let runs = is_listed || self.begun_anew || !stored_for_long(pod, self.of_pod(&pod.uid));
-            let held = stored.of(pod);
+            let runs = listed.is_some() || self.begun_anew || !stored_for_long(pod, self.of_pod(&pod.uid));
             let again =
-                |other: &&Held| (&other.container, other.resource) == (&held.container, held.resource);
-            let is_new = !self
-                .listed
-                .iter()
-                .filter(|held| pod.is(&held.namespace, &held.pod))
-                .any(|other| again(&other));
-            (runs && is_new).then_some(held)
+                |held: &&Held| (&held.container, held.resource) == (&stored.container, stored.resource);
+            let is_new = !listed.into_iter().flatten().copied().any(|held| again(&held));
+            (runs && is_new).then(|| stored.of(pod))
         });
         self.resolved = counts.collect();
     }

@@ -193,6 +193,8 @@ impl Looker {
             .list(ListPodResourcesRequest {})
             .await
             .with_context(doing)?;
+        // Calls of the kubelet may have come meanwhile.
+        tokio::task::yield_now().await;
         Ok(read(&answer.into_inner()))
     }
 
