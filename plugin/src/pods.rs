@@ -8,11 +8,12 @@
 //! A pod is turned into plain data by [`read`], which does no I/O. The agent's account needs the verbs `list` and
 //! `watch` on `pods`.
 
+mod object;
+
 use std::collections::BTreeSet;
 use std::pin::pin;
 
 use futures_util::StreamExt as _;
-use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, watcher};
 use kube::{Api, Client};
@@ -24,6 +25,7 @@ use penstock_core::quantity::whole_number;
 use penstock_core::units::{EncoderUnits, SmPercent, VramBlocks};
 use tokio::sync::mpsc;
 
+use object::{Container, Pod, ResourceRequirements};
 use penstock_shell::api_errors;
 
 /// A pod of this node that asks for our resources.
@@ -270,7 +272,7 @@ impl Reader<'_> {
             return Vec::new();
         };
         let init = spec.init_containers.iter().flatten().map(|c| (init_kind(c), c));
-        let apps = spec.containers.iter().map(|c| (ContainerKind::App, c));
+        let apps = spec.containers.iter().flatten().map(|c| (ContainerKind::App, c));
         init.chain(apps)
             .map(|(kind, container)| ContainerAsk {
                 name: container.name.clone(),

@@ -12,7 +12,7 @@
 //!                              report    who holds what and uses what ──► metrics, GpuNode, Events
 //! ```
 
-mod checkpoint;
+pub(crate) mod checkpoint;
 mod container_answer;
 mod devices;
 mod known;
