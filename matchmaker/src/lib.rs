@@ -23,6 +23,7 @@ pub mod cluster;
 pub mod cost;
 pub mod desk;
 pub mod discovery;
+mod duration;
 pub mod events;
 pub mod ice;
 pub mod join;

@@ -19,6 +19,7 @@ use kube::api::{Patch, PatchParams};
 use penstock_core::deletion_cost::{Costs, Counts, Outcome, Write};
 use penstock_core::ids::PodUid;
 use penstock_core::names::PORT_SIGNALLING;
+use penstock_shell::api_errors;
 use serde_json::json;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -28,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 use crate::cluster::{Cluster, ClusterArgs};
 use crate::discovery::STREAMER_PORT;
 use crate::lease::{ENDS_WITHIN, Holder};
-use crate::pods::{LabelledPod, Seen, why};
+use crate::pods::{LabelledPod, Seen};
 
 /// What the task hears.
 #[derive(Debug)]
@@ -232,24 +233,14 @@ async fn patch(api: Api<Pod>, name: String, write: Write) -> (PodUid, Outcome) {
     // The UID keeps it off another pod of the same name.
     let body = json!({ "metadata": { "uid": write.pod, "annotations": write.annotations } });
     let (how, patch) = (PatchParams::default(), Patch::Merge(&body));
-    let outcome = match timeout(ENDS_WITHIN, api.patch_metadata(&name, &how, &patch)).await {
-        Ok(Ok(_)) => Outcome::Written,
-        Ok(Err(kube::Error::Api(status))) if status.code == 404 => Outcome::Gone,
-        Ok(Err(error)) => {
-            tracing::warn!(
-                "writing on the pod {name} what it costs to delete it: {}; it is tried again",
-                why(&error)
-            );
-            Outcome::Failed
-        }
-        Err(_) => {
-            tracing::warn!(
-                "writing on the pod {name} what it costs to delete it: no answer in time; it is tried again"
-            );
-            Outcome::Failed
-        }
+    let why = match timeout(ENDS_WITHIN, api.patch_metadata(&name, &how, &patch)).await {
+        Ok(Ok(_)) => return (write.pod, Outcome::Written),
+        Ok(Err(kube::Error::Api(status))) if status.code == 404 => return (write.pod, Outcome::Gone),
+        Ok(Err(error)) => api_errors::of(&error),
+        Err(_) => api_errors::no_answer(ENDS_WITHIN),
     };
-    (write.pod, outcome)
+    tracing::warn!("writing on the pod {name} what it costs to delete it: {why}; it is tried again");
+    (write.pod, Outcome::Failed)
 }
 
 /// How many things heard may wait.
