@@ -17,7 +17,9 @@ use kube::runtime::watcher;
 use kube::{Api, Client};
 use penstock_core::deletion_cost::Annotations;
 use penstock_core::ids::PodUid;
-use penstock_core::names::{ANNOTATION_DELETION_COST, ANNOTATION_SAFE_TO_EVICT, ANNOTATION_SET};
+use penstock_core::names::{
+    ANNOTATION_DELETION_COST, ANNOTATION_SAFE_TO_EVICT, ANNOTATION_SET, PORT_SIGNALLING,
+};
 use penstock_shell::watches::{self, Change, Resume, Words};
 use tokio::sync::mpsc;
 
@@ -44,7 +46,15 @@ impl LabelledPod {
         let port = self.ports.get(port).copied().unwrap_or(default);
         self.ip.map(|ip| SocketAddr::new(ip, port))
     }
+
+    /// Where its streamer listens.
+    pub fn streamer(&self) -> Option<SocketAddr> {
+        self.address(PORT_SIGNALLING, STREAMER_PORT)
+    }
 }
+
+/// The port of a streamer's pod that names none.
+pub const STREAMER_PORT: u16 = 9000;
 
 /// A change among the pods.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -159,16 +169,16 @@ mod tests {
     #[test]
     fn a_pod_is_where_its_named_port_is() {
         let running = pod(json!({ "phase": "Running", "podIP": "10.0.0.9" }));
-        assert_eq!(running.address("signalling", 9000), "10.0.0.9:7000".parse().ok());
-        assert_eq!(running.address("metrics", 9000), "10.0.0.9:9000".parse().ok());
+        assert_eq!(running.streamer(), "10.0.0.9:7000".parse().ok());
+        assert_eq!(running.address("metrics", 9641), "10.0.0.9:9641".parse().ok());
         assert!(!running.ending);
     }
 
     #[test]
     fn a_pod_that_has_no_address_or_has_ended_is_nowhere() {
-        assert_eq!(pod(json!({ "phase": "Pending" })).address("signalling", 1), None);
+        assert_eq!(pod(json!({ "phase": "Pending" })).streamer(), None);
         let failed = pod(json!({ "phase": "Failed", "podIP": "10.0.0.9" }));
-        assert_eq!(failed.address("signalling", 1), None);
+        assert_eq!(failed.streamer(), None);
         assert!(failed.ending);
     }
 }

@@ -18,7 +18,6 @@ use kube::Api;
 use kube::api::{Patch, PatchParams};
 use penstock_core::deletion_cost::{Costs, Counts, Outcome, Write};
 use penstock_core::ids::PodUid;
-use penstock_core::names::PORT_SIGNALLING;
 use penstock_shell::api_errors;
 use serde_json::json;
 use tokio::sync::{mpsc, watch};
@@ -27,7 +26,6 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::{Cluster, ClusterArgs};
-use crate::discovery::STREAMER_PORT;
 use crate::lease::{ENDS_WITHIN, Holder};
 use crate::pods::{LabelledPod, Seen};
 
@@ -191,7 +189,7 @@ impl Writer {
     fn changed(&mut self, pod: LabelledPod) {
         let now = Instant::now().into_std();
         self.forget_address(&pod.uid);
-        let address = pod.address(PORT_SIGNALLING, STREAMER_PORT);
+        let address = pod.streamer();
         if pod.ending {
             self.costs.leave(now, &pod.uid, false);
         } else {
@@ -217,10 +215,7 @@ impl Writer {
     }
 
     fn forget_address(&mut self, uid: &PodUid) {
-        let address = self
-            .pods
-            .get(uid)
-            .and_then(|pod| pod.address(PORT_SIGNALLING, STREAMER_PORT));
+        let address = self.pods.get(uid).and_then(LabelledPod::streamer);
         if let Some(address) = address
             && self.addresses.get(&address) == Some(uid)
         {
