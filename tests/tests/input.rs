@@ -1,27 +1,8 @@
 //! Keys and mouse of a real browser arrive in an X client.
 
-use std::path::Path;
-use std::time::Duration;
-
 use penstock_tests::browser::{Browser, Page};
-use penstock_tests::eventually;
-use penstock_tests::listener::{Heard, Listener};
-use penstock_tests::stage::{Stage, plays};
-
-/// An application that says which display it is on, then does nothing.
-async fn x11_stage(folder: &Path, more: &[&str]) -> anyhow::Result<(Stage, Listener)> {
-    let says = folder.join("display");
-    let app = format!("printf %s \"$DISPLAY\" > {}; exec sleep 1000", says.display());
-    let args = ["--source", "x11", "--app", &app, "--media-ip", "127.0.0.1"];
-    let stage = Stage::start(1, &[&args, more].concat()).await?;
-    let display = eventually("the application's display", Duration::from_secs(10), async || {
-        Ok(std::fs::read_to_string(&says)
-            .ok()
-            .filter(|display| !display.is_empty()))
-    })
-    .await?;
-    Ok((stage, Listener::open(&display)?))
-}
+use penstock_tests::listener::Heard;
+use penstock_tests::stage::{plays, x11_stage};
 
 #[tokio::test]
 async fn text_typed_in_the_browser_arrives() -> anyhow::Result<()> {
