@@ -19,11 +19,14 @@ pub mod args;
 pub mod auth;
 pub mod caller;
 pub mod client_address;
+pub mod clock;
 pub mod cluster;
 pub mod cost;
 pub mod desk;
 pub mod discovery;
+mod duration;
 pub mod events;
+pub mod front;
 pub mod ice;
 pub mod join;
 pub mod lease;
@@ -62,12 +65,12 @@ use crate::cluster::ClusterArgs;
 use crate::desk::Desk;
 use crate::discovery::{Discovery, Pods};
 use crate::events::Event;
+use crate::front::Front;
 use crate::ice::Ice;
 use crate::metrics::Metrics;
 use crate::overview::places::Places;
 use crate::overview::{Overviews, gpu_nodes};
 use crate::serve::Door;
-use crate::web::Front;
 
 /// Serves until `stop` is cancelled.
 ///
@@ -107,6 +110,7 @@ pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
         tls,
         gate: Gate::new(args.site.per_address()),
         proxies: site.proxies.clone(),
+        metrics: metrics.clone(),
     };
     let front = Front {
         events,

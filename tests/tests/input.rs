@@ -1,32 +1,13 @@
 //! Keys and mouse of a real browser arrive in an X client.
 
-use std::path::Path;
-use std::time::Duration;
-
 use penstock_tests::browser::{Browser, Page};
-use penstock_tests::eventually;
-use penstock_tests::listener::{Heard, Listener};
-use penstock_tests::stage::{Stage, plays};
-
-/// An application that says which display it is on, then does nothing.
-async fn x11_stage(folder: &Path) -> anyhow::Result<(Stage, Listener)> {
-    let says = folder.join("display");
-    let app = format!("printf %s \"$DISPLAY\" > {}; exec sleep 1000", says.display());
-    let args = ["--source", "x11", "--app", &app, "--media-ip", "127.0.0.1"];
-    let stage = Stage::start(1, &args).await?;
-    let display = eventually("the application's display", Duration::from_secs(10), async || {
-        Ok(std::fs::read_to_string(&says)
-            .ok()
-            .filter(|display| !display.is_empty()))
-    })
-    .await?;
-    Ok((stage, Listener::open(&display)?))
-}
+use penstock_tests::listener::Heard;
+use penstock_tests::stage::{plays, x11_stage};
 
 #[tokio::test]
 async fn text_typed_in_the_browser_arrives() -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
-    let (stage, listener) = x11_stage(folder.path()).await?;
+    let (stage, listener) = x11_stage(folder.path(), &[]).await?;
     let mut browser = Browser::start().await?;
     let mut page = browser.open(&stage.page("")).await?;
     plays(&mut page).await?;
@@ -54,7 +35,7 @@ async fn text_typed_in_the_browser_arrives() -> anyhow::Result<()> {
 #[tokio::test]
 async fn a_click_arrives_within_a_pixel_at_corners_and_centre() -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
-    let (stage, listener) = x11_stage(folder.path()).await?;
+    let (stage, listener) = x11_stage(folder.path(), &[]).await?;
     let mut browser = Browser::start().await?;
     let mut page = browser.open(&stage.page("")).await?;
     plays(&mut page).await?;
@@ -73,6 +54,32 @@ async fn a_click_arrives_within_a_pixel_at_corners_and_centre() -> anyhow::Resul
         );
         assert!(matches!(listener.next()?, Heard::Release(1, ..)));
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn of_two_players_who_leaves_lets_go_of_its_own_buttons() -> anyhow::Result<()> {
+    let folder = tempfile::tempdir()?;
+    let (stage, listener) = x11_stage(folder.path(), &["--max-players", "2"]).await?;
+    let mut browser = Browser::start().await?;
+    let mut ann = browser.open(&stage.page("")).await?;
+    plays(&mut ann).await?;
+    let mut bob = browser.open(&stage.page("")).await?;
+    plays(&mut bob).await?;
+    listener.forget();
+    // X has the left button on 1 and the right one on 3.
+    for (page, button, number) in [(&mut ann, "left", 1), (&mut bob, "right", 3)] {
+        page.mouse("mouseMoved", 640.0, 360.0, "none").await?;
+        page.mouse("mousePressed", 640.0, 360.0, button).await?;
+        assert!(matches!(listener.next()?, Heard::Press(pressed, ..) if pressed == number));
+    }
+    ann.eval("document.getElementById('leave').click()").await?;
+    assert!(matches!(listener.next()?, Heard::Release(1, ..)));
+    bob.mouse("mouseReleased", 640.0, 360.0, "right").await?;
+    assert!(
+        matches!(listener.next()?, Heard::Release(3, ..)),
+        "Bob held it until now"
+    );
     Ok(())
 }
 
