@@ -6,6 +6,7 @@
 //!  ops        router(registry, …)    /metrics, /healthz, /readyz
 //!  events     sse(watch)             a value as server-sent events, now and on every change
 //!  children   Child, Reaper          processes that never outlive us
+//!  open_files raise_limit()          as many as the system allows
 //!  api_errors of(error)              what Kubernetes' API server has against it (feature `kube`)
 //!  tls        load(cert, key)        the certificate that clients see
 //! ```
@@ -15,6 +16,7 @@ pub mod api_errors;
 pub mod children;
 pub mod events;
 pub mod logging;
+pub mod open_files;
 pub mod ops;
 pub mod shutdown;
 pub mod tls;
