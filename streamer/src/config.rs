@@ -392,7 +392,10 @@ mod tests {
 
     #[test]
     fn a_display_is_written_with_a_colon() {
-        assert_eq!(":7".parse().map(|display: DisplayNumber| display.to_string()), Ok(":7".to_owned()));
+        assert_eq!(
+            ":7".parse().map(|display: DisplayNumber| display.to_string()),
+            Ok(":7".to_owned())
+        );
         for bad in ["7", ":", ":7.0", "host:7", ":-1", ":70000"] {
             assert!(bad.parse::<DisplayNumber>().is_err(), "{bad}");
         }

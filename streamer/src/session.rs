@@ -137,7 +137,9 @@ impl Session {
             return None;
         }
         self.bids_until = Some(now + BID_WINDOW);
-        let over = self.seats.end_all(EndKind::Stopped, "An operator ended the session.");
+        let over = self
+            .seats
+            .end_all(EndKind::Stopped, "An operator ended the session.");
         Some(over)
     }
 

@@ -89,9 +89,17 @@ async fn click(page: &mut Page, x: i16, y: i16) -> anyhow::Result<()> {
 /// An application in another container of the pod, which knows the display's number and nothing else. The container of
 /// the streamer may be killed at any time, and its files outlive it.
 #[tokio::test]
-async fn an_application_of_its_own_container_gets_the_input_and_finds_the_display_again() -> anyhow::Result<()> {
+async fn an_application_of_its_own_container_gets_the_input_and_finds_the_display_again() -> anyhow::Result<()>
+{
     let display = format!(":{}", 1000 + std::process::id() % 10_000);
-    let args = ["--source", "x11", "--serve-display", &display, "--media-ip", "127.0.0.1"];
+    let args = [
+        "--source",
+        "x11",
+        "--serve-display",
+        &display,
+        "--media-ip",
+        "127.0.0.1",
+    ];
     let stage = Stage::start(1, &args).await?;
     let listener = Listener::open(&display)?;
     let mut browser = Browser::start().await?;
@@ -105,10 +113,18 @@ async fn an_application_of_its_own_container_gets_the_input_and_finds_the_displa
     kill_process(Pid::from_raw(streamer as i32).context("a pid")?, Signal::KILL)?;
     let socket = format!("/tmp/.X11-unix/X{}", &display[1..]);
     assert!(Path::new(&socket).exists(), "it had no time to tidy up");
-    let again = eventually("the display is there again", Duration::from_secs(30), async || {
-        let other = stage.slices().await?.first().is_some_and(|slice| slice.pid != Some(streamer));
-        Ok(other.then(|| Listener::open(&display).ok()).flatten())
-    })
+    let again = eventually(
+        "the display is there again",
+        Duration::from_secs(30),
+        async || {
+            let other = stage
+                .slices()
+                .await?
+                .first()
+                .is_some_and(|slice| slice.pid != Some(streamer));
+            Ok(other.then(|| Listener::open(&display).ok()).flatten())
+        },
+    )
     .await?;
     plays(&mut page).await?;
     again.forget();

@@ -40,7 +40,11 @@ async fn a_streamer_on_a_taken_port_says_so() -> anyhow::Result<()> {
 /// A container may begin with a limit that a few hundred players reach.
 #[tokio::test]
 async fn programs_that_have_many_connections_open_as_many_files_as_they_may() -> anyhow::Result<()> {
-    let (web, relay, metrics) = (free_tcp()?.to_string(), free_udp()?.to_string(), free_tcp()?.to_string());
+    let (web, relay, metrics) = (
+        free_tcp()?.to_string(),
+        free_udp()?.to_string(),
+        free_tcp()?.to_string(),
+    );
     let streamer = free_tcp()?.to_string();
     let folder = tempfile::tempdir()?;
     std::fs::write(folder.path().join("index.html"), "")?;
@@ -49,15 +53,24 @@ async fn programs_that_have_many_connections_open_as_many_files_as_they_may() ->
     let turn = ["--listen", &relay, "--metrics-listen", &metrics, "--user", "a:b"];
     for (name, args) in [("penstock-matchmaker", &matchmaker[..]), ("penstock-turn", &turn)] {
         let mut command = tokio::process::Command::new("sh");
-        command.args(["-c", "ulimit -Sn 256; exec \"$0\" \"$@\""]).arg(binary(name)?).args(args);
+        command
+            .args(["-c", "ulimit -Sn 256; exec \"$0\" \"$@\""])
+            .arg(binary(name)?)
+            .args(args);
         let program = Program::run(name, command)?;
         let limits = format!("/proc/{}/limits", program.child.id().unwrap_or_default());
-        eventually(&format!("{name} raises its limit"), Duration::from_secs(10), async || {
-            let limits = std::fs::read_to_string(&limits)?;
-            let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
-            let words: Vec<_> = line.unwrap_or_default().split_whitespace().collect();
-            Ok((words.len() == 3 && words[0] == words[1] && words[0] != "256").then_some(()))
-        })
+        eventually(
+            &format!("{name} raises its limit"),
+            Duration::from_secs(10),
+            async || {
+                let limits = std::fs::read_to_string(&limits)?;
+                let line = limits
+                    .lines()
+                    .find_map(|line| line.strip_prefix("Max open files"));
+                let words: Vec<_> = line.unwrap_or_default().split_whitespace().collect();
+                Ok((words.len() == 3 && words[0] == words[1] && words[0] != "256").then_some(()))
+            },
+        )
         .await?;
     }
     Ok(())

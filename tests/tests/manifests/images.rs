@@ -21,7 +21,10 @@ fn every_image_that_the_manifests_name_has_a_recipe() -> anyhow::Result<()> {
                 root().join(format!("images/{name}/Containerfile")).is_file(),
                 "{name}"
             );
-            assert!(built.iter().any(|built| built == name), "scripts/images does not build {name}");
+            assert!(
+                built.iter().any(|built| built == name),
+                "scripts/images does not build {name}"
+            );
         }
     }
     Ok(())
@@ -38,7 +41,10 @@ fn images_are_built_after_those_that_they_are_made_from() -> anyhow::Result<()> 
         for from in words_after(&recipe, "FROM").filter_map(|from| from.strip_prefix("penstock-")) {
             let (from, version) = from.split_once(':').context("a version")?;
             assert_eq!(version, env!("CARGO_PKG_VERSION"), "{name}");
-            assert!(built[..place].iter().any(|built| built == from), "{name} before {from}");
+            assert!(
+                built[..place].iter().any(|built| built == from),
+                "{name} before {from}"
+            );
             seen += 1;
         }
     }

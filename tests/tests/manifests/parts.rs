@@ -54,7 +54,9 @@ fn kubernetes_1_30_has_all_that_the_overlays_ask_for() -> anyhow::Result<()> {
             continue;
         };
         let scheduler = scheduler.containers().remove(1);
-        let version = scheduler.image().strip_prefix("registry.k8s.io/kube-scheduler:v1.31.");
+        let version = scheduler
+            .image()
+            .strip_prefix("registry.k8s.io/kube-scheduler:v1.31.");
         assert!(version.is_some(), "{}", scheduler.image());
         // What it has had since 1.31, and newer ones have too.
         let path = |probe: &str| scheduler.object[probe]["httpGet"]["path"].clone();
@@ -87,7 +89,10 @@ fn the_demo_fits_a_small_node() -> anyhow::Result<()> {
         let replicas = workload.object["spec"]["replicas"].as_u64().unwrap_or(1);
         for container in workload.containers() {
             let cpu = &container.object["resources"]["requests"]["cpu"];
-            let cpu = cpu.as_str().and_then(|cpu| cpu.strip_suffix('m')).context("in millicores")?;
+            let cpu = cpu
+                .as_str()
+                .and_then(|cpu| cpu.strip_suffix('m'))
+                .context("in millicores")?;
             millicores += replicas * cpu.parse::<u64>()?;
         }
         for volume in list(&workload.pod()["volumes"]) {
@@ -99,6 +104,23 @@ fn the_demo_fits_a_small_node() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What it would measure on a node where everything starts at once may be too little for any.
+#[test]
+fn the_demos_node_offers_a_slice_to_each_streamer() -> anyhow::Result<()> {
+    let demo = Overlay::render("overlays/demo")?;
+    let plugin = demo.workload("penstock-plugin-software")?.containers().remove(0);
+    let offered: u64 = plugin.argument("--units").context("--units")?.parse()?;
+    let streamer = demo.workload("penstock-streamer")?;
+    let replicas = streamer.object["spec"]["replicas"].as_u64().context("replicas")?;
+    let asks = &streamer.containers()[0].object["resources"]["limits"][RESOURCE_NVENC];
+    let asks: u64 = asks.as_str().context("encoder units")?.parse()?;
+    assert!(
+        offered >= replicas * asks,
+        "{offered} for {replicas} times {asks}"
+    );
+    Ok(())
+}
+
 /// Where all slices are taken, a new streamer waits for an old one to end.
 #[test]
 fn streamers_are_replaced_without_a_slice_to_spare() -> anyhow::Result<()> {
@@ -106,7 +128,10 @@ fn streamers_are_replaced_without_a_slice_to_spare() -> anyhow::Result<()> {
         let Ok(streamer) = overlay.workload("penstock-streamer") else {
             continue;
         };
-        assert_eq!(streamer.object["spec"]["strategy"]["rollingUpdate"]["maxSurge"], 0);
+        assert_eq!(
+            streamer.object["spec"]["strategy"]["rollingUpdate"]["maxSurge"],
+            0
+        );
         // Encoders may take all of a node's CPU, and a restart ends the session.
         let streamer = streamer.containers().remove(0);
         for probe in ["livenessProbe", "readinessProbe"] {
