@@ -52,6 +52,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use penstock_shell::open_files;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -78,6 +79,8 @@ use crate::serve::Door;
 /// Where the page, a secret, the users or the certificate can't be read, the address is taken, or a part that everything
 /// hangs on ends.
 pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
+    // Each player takes two connections: its page's, and that to its streamer.
+    open_files::raise_limit();
     let page = args.page()?;
     let ice = args.ice()?;
     // Tasks that go on as long as the program: what they follow may change.

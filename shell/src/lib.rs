@@ -6,6 +6,7 @@
 //!  ops        router(registry, …)    /metrics, /healthz, /readyz
 //!  events     sse(watch)             a value as server-sent events, now and on every change
 //!  children   Child, Reaper          processes that never outlive us
+//!  open_files raise_limit()          as many as the system allows
 //!  tls        load(cert, key)        the certificate that clients see
 //!  secrets    read(file, what, …)    a secret in a file
 //!
@@ -22,6 +23,7 @@ pub mod events;
 #[cfg(feature = "kube")]
 pub mod gpu_node;
 pub mod logging;
+pub mod open_files;
 pub mod ops;
 pub mod secrets;
 pub mod shutdown;

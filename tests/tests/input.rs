@@ -1,8 +1,15 @@
 //! Keys and mouse of a real browser arrive in an X client.
 
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use rustix::process::{Pid, Signal, kill_process};
+
 use penstock_tests::browser::{Browser, Page};
-use penstock_tests::listener::Heard;
-use penstock_tests::stage::{plays, x11_stage};
+use penstock_tests::eventually;
+use penstock_tests::listener::{Heard, Listener};
+use penstock_tests::stage::{Stage, plays, x11_stage};
 
 #[tokio::test]
 async fn text_typed_in_the_browser_arrives() -> anyhow::Result<()> {
@@ -88,4 +95,54 @@ async fn click(page: &mut Page, x: i16, y: i16) -> anyhow::Result<()> {
     page.mouse("mouseMoved", x, y, "none").await?;
     page.mouse("mousePressed", x, y, "left").await?;
     page.mouse("mouseReleased", x, y, "left").await
+}
+
+/// An application in another container of the pod, which knows the display's number and nothing else. The container of
+/// the streamer may be killed at any time, and its files outlive it.
+#[tokio::test]
+async fn an_application_of_its_own_container_gets_the_input_and_finds_the_display_again() -> anyhow::Result<()>
+{
+    let display = format!(":{}", 1000 + std::process::id() % 10_000);
+    let args = [
+        "--source",
+        "x11",
+        "--serve-display",
+        &display,
+        "--media-ip",
+        "127.0.0.1",
+    ];
+    let stage = Stage::start(1, &args).await?;
+    let listener = Listener::open(&display)?;
+    let mut browser = Browser::start().await?;
+    let mut page = browser.open(&stage.page("")).await?;
+    plays(&mut page).await?;
+    listener.forget();
+    click(&mut page, 640, 360).await?;
+    assert!(matches!(listener.next()?, Heard::Press(1, 639..=641, 359..=361)));
+
+    let streamer = stage.slices().await?.remove(0).pid.context("its process")?;
+    kill_process(Pid::from_raw(streamer as i32).context("a pid")?, Signal::KILL)?;
+    let socket = format!("/tmp/.X11-unix/X{}", &display[1..]);
+    assert!(Path::new(&socket).exists(), "it had no time to tidy up");
+    let again = eventually(
+        "the display is there again",
+        Duration::from_secs(30),
+        async || {
+            let other = stage
+                .slices()
+                .await?
+                .first()
+                .is_some_and(|slice| slice.pid != Some(streamer));
+            Ok(other.then(|| Listener::open(&display).ok()).flatten())
+        },
+    )
+    .await?;
+    plays(&mut page).await?;
+    again.forget();
+    eventually("a click arrives", Duration::from_secs(10), async || {
+        click(&mut page, 100, 100).await?;
+        Ok(again.next().ok())
+    })
+    .await?;
+    Ok(())
 }

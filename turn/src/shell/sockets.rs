@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
+use penstock_shell::open_files;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with, sockopt};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::datagrams;
 use crate::core::server::OpenFailure;
@@ -148,18 +148,8 @@ pub(super) fn route_to(client: SocketAddr) -> io::Result<IpAddr> {
 
 /// Lets this process have a socket for each allocation, as far as the system does.
 pub fn raise_open_files(allocations: usize) {
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: limit.maximum,
-        maximum: limit.maximum,
-    };
-    // What can't be raised stays as it is, and the warning below says what that means.
-    let _ = setrlimit(Resource::Nofile, raised);
     let wanted = allocations as u64 + OTHER_FILES;
-    if let Some(files) = getrlimit(Resource::Nofile)
-        .current
-        .filter(|files| *files < wanted)
-    {
+    if let Some(files) = open_files::raise_limit().filter(|files| *files < wanted) {
         tracing::warn!(
             "only {files} files may be open, so there is room for about {} allocations and not for {allocations}: \
              raise it (ulimit -Hn), or lower --max-allocations",
