@@ -357,7 +357,7 @@ impl Assigner {
         let hands_on = |turn: &Turn| {
             self.pods
                 .get(&turn.pod)
-                .is_some_and(|pod| self.usage.holds_any(pod, ids))
+                .is_some_and(|pod| self.usage.holds_any(pod, resource, ids))
         };
         if !turns.of.is_empty() && !turns.of.iter().any(hands_on) {
             self.take_back(resource, ids, &turns);

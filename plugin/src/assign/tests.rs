@@ -275,6 +275,43 @@ fn a_refusal_waits_for_news_of_pods_that_have_ended() {
     assert!(matches!(ask(&mut node), Outcome::Done(ids) if ids.len() == 20));
 }
 
+#[test]
+fn what_an_init_container_leaves_is_its_own_pods_whatever_others_hold_of_that_number() {
+    let mut node = Node::with_gpus(1, full());
+    node.pod(pod("a", &[(0, 4, 0), (3, 0, 0)]));
+    node.ask(Resource::Mps, 4).unwrap();
+    let numbered = |count| (0..count).map(|n| DeviceId::new(gpu(0), n)).collect::<Devices>();
+    let shown = Held {
+        namespace: "games".to_owned(),
+        pod: "a".to_owned(),
+        container: "c0".to_owned(),
+        resource: Resource::Mps,
+        ids: numbered(4),
+    };
+    // The kubelet has given a up half done, and goes on with b.
+    node.assigner.set_held(node.now, &[shown], None);
+    let mut b = pod("b", &[(2, 0, 0), (3, 0, 0)]);
+    b.containers[0].kind = ContainerKind::Init;
+    node.pod(b);
+    assert_eq!(node.grant(Resource::Nvenc, 2).pod.as_deref(), Some("games/b"));
+    let left = numbered(2);
+    let available = node
+        .available(Resource::Nvenc)
+        .iter()
+        .chain(left.iter())
+        .collect();
+    let Outcome::Done(ids) = node
+        .assigner
+        .preferred(node.now, Resource::Nvenc, &available, &left, 3)
+    else {
+        panic!()
+    };
+    let Outcome::Done(grant) = node.assigner.allocate(node.now, Resource::Nvenc, &ids) else {
+        panic!()
+    };
+    assert_eq!(grant.pod.as_deref(), Some("games/b"));
+}
+
 /// A node whose kubelet takes what is preferred.
 struct Node {
     assigner: Assigner,

@@ -195,9 +195,10 @@ impl Usage {
             })
     }
 
-    /// Whether a pod holds any of `ids`.
-    pub(super) fn holds_any(&self, pod: &PodOnNode, ids: &Devices) -> bool {
-        self.of(pod).any(|held| held.ids.contain_any(ids))
+    /// Whether a pod holds any of these devices.
+    pub(super) fn holds_any(&self, pod: &PodOnNode, resource: Resource, ids: &Devices) -> bool {
+        self.of(pod)
+            .any(|held| held.resource == resource && held.ids.contain_any(ids))
     }
 
     /// Whether a pod holds a device of a resource.
