@@ -105,7 +105,7 @@ fn a_call_for_a_pod_that_is_not_known_yet_waits_for_it() {
         Outcome::List,
         "it may be one that earlier calls were taken to be for"
     );
-    node.assigner.set_held(now, &[], None);
+    node.assigner.set_held(now, Vec::new(), None);
     let wait = node
         .assigner
         .preferred(now, Resource::Nvenc, &available, &Devices::default(), 3);
@@ -191,14 +191,14 @@ fn what_podresources_shows_replaces_what_was_guessed() {
     let mut node = Node::with_gpus(1, full());
     node.pod(pod("a", &[(3, 0, 0)]));
     node.ask(Resource::Nvenc, 3).unwrap();
-    node.assigner.set_held(node.now, &[], None);
+    node.assigner.set_held(node.now, Vec::new(), None);
     assert_eq!(
         node.assigner.occupancy().slices.len(),
         1,
         "the list may be older than the grant"
     );
     node.assigner
-        .set_held(node.now + Duration::from_secs(6), &[], None);
+        .set_held(node.now + Duration::from_secs(6), Vec::new(), None);
     assert_eq!(
         node.assigner.occupancy().slices.len(),
         0,
@@ -222,13 +222,13 @@ fn what_init_containers_hold_is_known_from_the_checkpoint() {
     let mut two = pod("two", &[(7, 0, 0), (9, 10, 0)]);
     two.containers[0].kind = ContainerKind::Init;
     node.pod(two.clone());
-    let stored = [Stored {
+    let stored = Stored {
         pod: two.uid,
         container: "c0".to_owned(),
         resource: Resource::Nvenc,
         ids: (0..7).map(|n| DeviceId::new(first.clone(), n)).collect(),
-    }];
-    node.assigner.set_held(node.now, &[], Some(&stored));
+    };
+    node.assigner.set_held(node.now, Vec::new(), Some(vec![stored]));
     assert_eq!(node.ask(Resource::Mps, 10), Ok(first));
 }
 
@@ -248,7 +248,7 @@ fn what_the_kubelet_has_to_give_again_is_not_counted_any_more() {
             .collect(),
     };
     node.assigner
-        .set_held(node.now, &[held(Resource::Nvenc), held(Resource::Vram)], None);
+        .set_held(node.now, vec![held(Resource::Nvenc), held(Resource::Vram)], None);
     // It has ended; the API server has not told yet, and podresources was not asked since.
     node.taken.clear();
     node.pod(pod("next", &[(124, 0, 64)]));
@@ -289,7 +289,7 @@ fn what_an_init_container_leaves_is_its_own_pods_whatever_others_hold_of_that_nu
         ids: numbered(4),
     };
     // The kubelet has given a up half done, and goes on with b.
-    node.assigner.set_held(node.now, &[shown], None);
+    node.assigner.set_held(node.now, vec![shown], None);
     let mut b = pod("b", &[(2, 0, 0), (3, 0, 0)]);
     b.containers[0].kind = ContainerKind::Init;
     node.pod(b);
