@@ -134,8 +134,11 @@ impl DeviceIds {
     /// [`BadDeviceId`] for a text that is none.
     pub fn read(&mut self, text: &str) -> Result<DeviceId, BadDeviceId> {
         let mut parts = || {
-            let (gpu, number) = text.rsplit_once("::")?;
-            Some(DeviceId::new(self.gpu(gpu)?, number.parse().ok()?))
+            let (gpu, number) = text.rsplit_once(':')?;
+            Some(DeviceId::new(
+                self.gpu(gpu.strip_suffix(':')?)?,
+                number.parse().ok()?,
+            ))
         };
         // The kubelet takes 63 characters; that is room for a UUID of 40 and any number of units.
         parts()

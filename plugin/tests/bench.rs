@@ -2,10 +2,11 @@
 //! much memory it takes.
 //!
 //! A node with 8 GPUs of 310 encoder units each, in the stand-ins for NVML, for the kubelet and for Kubernetes. 96 pods
-//! of two containers are on it, and each of 600 more takes the place of the one that is there longest.
+//! of two containers are on it, and each of 600 more takes the place of the one that is there longest. A plugin that thinks nothing tells what is theirs of the times.
 
 #![allow(clippy::unwrap_used)] // Here a panic is a benchmark that failed.
 
+mod bare;
 mod kubelet;
 
 use std::ops::Range;
@@ -28,6 +29,18 @@ async fn bench() {
         "{GPUS} GPUs with {UNITS} encoder units each. A pod has two containers, and so the kubelet asks thrice for \
          devices, of up to {} IDs, and gives thrice.",
         GPUS * UNITS
+    );
+    let directory = tempfile::tempdir().unwrap();
+    let ids: Vec<_> = (0..GPUS * UNITS)
+        .map(|n| format!("{}::{}", uuid(n % GPUS), n / GPUS))
+        .collect();
+    let bare = bare::took(directory.path(), &ids, PODS).await;
+    println!("A plugin that thinks nothing, and nothing else to do:");
+    println!("  Allocate: {}", Times::of(&bare.allocate).words());
+    println!(
+        "  GetPreferredAllocation, always of {} IDs: {}",
+        ids.len(),
+        Times::of(&bare.preferred).words()
     );
     println!("{STARTS} starts, with an API server at hand and none of the kubelet's pods there as yet:");
     let mut starts = Vec::new();
@@ -58,8 +71,10 @@ async fn bench() {
     println!("With it, idle: {}", node.memory());
     node.pods(0..HELD).await;
     let before = node.kubelet.took();
+    let used_before = node.cpu_time();
     node.pods(HELD..HELD + PODS).await;
     tokio::time::sleep(SETTLE).await;
+    let used = node.cpu_time() - used_before;
     let took = node.kubelet.took();
     let memory = node.memory();
     println!("With it, after {} pods: {memory}", HELD + PODS);
@@ -69,6 +84,10 @@ async fn bench() {
         Times::of(&took.allocate[before.allocate.len()..]),
         Times::of(&took.preferred[before.preferred.len()..]),
     ];
+    println!(
+        "For each of the last {PODS}, {:.1} ms of CPU time",
+        ms(used) / PODS as f64
+    );
     println!("Allocate: {}", allocate.words());
     println!("GetPreferredAllocation: {}", preferred.words());
     println!(
@@ -185,6 +204,17 @@ impl Node {
                 .container("game", &[(MPS, mps), (VRAM, vram)]);
             self.kubelet.admit(&pod).await.unwrap();
         }
+    }
+
+    /// What all threads of the program have used.
+    fn cpu_time(&self) -> Duration {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.process.id().unwrap())).unwrap();
+        let of = |task: std::io::Result<std::fs::DirEntry>| {
+            let text = std::fs::read_to_string(task.unwrap().path().join("schedstat")).unwrap_or_default();
+            let ns = text.split(' ').next().and_then(|ns| ns.parse().ok());
+            Duration::from_nanos(ns.unwrap_or_default())
+        };
+        tasks.map(of).sum()
     }
 
     fn memory(&self) -> Memory {

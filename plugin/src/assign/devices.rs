@@ -85,8 +85,11 @@ impl FromIterator<DeviceId> for Devices {
     fn from_iter<I: IntoIterator<Item = DeviceId>>(ids: I) -> Self {
         let mut by_gpu: Vec<(GpuUuid, Vec<u32>)> = Vec::new();
         for id in ids {
-            match by_gpu.iter_mut().find(|(gpu, _)| gpu == id.gpu()) {
-                Some((_, numbers)) => numbers.push(id.number()),
+            // Those that were read together share their GPU's name.
+            let place = |gpu: &GpuUuid| gpu.as_str().as_ptr();
+            let known = by_gpu.iter().position(|(gpu, _)| place(gpu) == place(id.gpu()));
+            match known.or_else(|| by_gpu.iter().position(|(gpu, _)| gpu == id.gpu())) {
+                Some(at) => by_gpu[at].1.push(id.number()),
                 None => by_gpu.push((id.gpu().clone(), vec![id.number()])),
             }
         }

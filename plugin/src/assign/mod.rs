@@ -223,7 +223,7 @@ impl Assigner {
 
     /// All that is held on this node: what podresources lists, and what the kubelet has stored, where that can be read. It
     /// replaces what was guessed, but for what was given so lately that the list may be older.
-    pub(crate) fn set_held(&mut self, now: Instant, listed: &[Held], stored: Option<&[Stored]>) {
+    pub(crate) fn set_held(&mut self, now: Instant, listed: Vec<Held>, stored: Option<Vec<Stored>>) {
         let certain = self.list == List::Asked;
         self.usage.replace(
             now,
@@ -357,7 +357,7 @@ impl Assigner {
         let hands_on = |turn: &Turn| {
             self.pods
                 .get(&turn.pod)
-                .is_some_and(|pod| self.usage.holds_any(pod, ids))
+                .is_some_and(|pod| self.usage.holds_any(pod, resource, ids))
         };
         if !turns.of.is_empty() && !turns.of.iter().any(hands_on) {
             self.take_back(resource, ids, &turns);

@@ -105,7 +105,7 @@ fn a_call_for_a_pod_that_is_not_known_yet_waits_for_it() {
         Outcome::List,
         "it may be one that earlier calls were taken to be for"
     );
-    node.assigner.set_held(now, &[], None);
+    node.assigner.set_held(now, Vec::new(), None);
     let wait = node
         .assigner
         .preferred(now, Resource::Nvenc, &available, &Devices::default(), 3);
@@ -191,14 +191,14 @@ fn what_podresources_shows_replaces_what_was_guessed() {
     let mut node = Node::with_gpus(1, full());
     node.pod(pod("a", &[(3, 0, 0)]));
     node.ask(Resource::Nvenc, 3).unwrap();
-    node.assigner.set_held(node.now, &[], None);
+    node.assigner.set_held(node.now, Vec::new(), None);
     assert_eq!(
         node.assigner.occupancy().slices.len(),
         1,
         "the list may be older than the grant"
     );
     node.assigner
-        .set_held(node.now + Duration::from_secs(6), &[], None);
+        .set_held(node.now + Duration::from_secs(6), Vec::new(), None);
     assert_eq!(
         node.assigner.occupancy().slices.len(),
         0,
@@ -222,13 +222,13 @@ fn what_init_containers_hold_is_known_from_the_checkpoint() {
     let mut two = pod("two", &[(7, 0, 0), (9, 10, 0)]);
     two.containers[0].kind = ContainerKind::Init;
     node.pod(two.clone());
-    let stored = [Stored {
+    let stored = Stored {
         pod: two.uid,
         container: "c0".to_owned(),
         resource: Resource::Nvenc,
         ids: (0..7).map(|n| DeviceId::new(first.clone(), n)).collect(),
-    }];
-    node.assigner.set_held(node.now, &[], Some(&stored));
+    };
+    node.assigner.set_held(node.now, Vec::new(), Some(vec![stored]));
     assert_eq!(node.ask(Resource::Mps, 10), Ok(first));
 }
 
@@ -248,7 +248,7 @@ fn what_the_kubelet_has_to_give_again_is_not_counted_any_more() {
             .collect(),
     };
     node.assigner
-        .set_held(node.now, &[held(Resource::Nvenc), held(Resource::Vram)], None);
+        .set_held(node.now, vec![held(Resource::Nvenc), held(Resource::Vram)], None);
     // It has ended; the API server has not told yet, and podresources was not asked since.
     node.taken.clear();
     node.pod(pod("next", &[(124, 0, 64)]));
@@ -273,6 +273,43 @@ fn a_refusal_waits_for_news_of_pods_that_have_ended() {
     assert!(matches!(ask(&mut node), Outcome::Wait(_)));
     node.assigner.delete_pod(&PodUid::new("uid-big").unwrap());
     assert!(matches!(ask(&mut node), Outcome::Done(ids) if ids.len() == 20));
+}
+
+#[test]
+fn what_an_init_container_leaves_is_its_own_pods_whatever_others_hold_of_that_number() {
+    let mut node = Node::with_gpus(1, full());
+    node.pod(pod("a", &[(0, 4, 0), (3, 0, 0)]));
+    node.ask(Resource::Mps, 4).unwrap();
+    let numbered = |count| (0..count).map(|n| DeviceId::new(gpu(0), n)).collect::<Devices>();
+    let shown = Held {
+        namespace: "games".to_owned(),
+        pod: "a".to_owned(),
+        container: "c0".to_owned(),
+        resource: Resource::Mps,
+        ids: numbered(4),
+    };
+    // The kubelet has given a up half done, and goes on with b.
+    node.assigner.set_held(node.now, vec![shown], None);
+    let mut b = pod("b", &[(2, 0, 0), (3, 0, 0)]);
+    b.containers[0].kind = ContainerKind::Init;
+    node.pod(b);
+    assert_eq!(node.grant(Resource::Nvenc, 2).pod.as_deref(), Some("games/b"));
+    let left = numbered(2);
+    let available = node
+        .available(Resource::Nvenc)
+        .iter()
+        .chain(left.iter())
+        .collect();
+    let Outcome::Done(ids) = node
+        .assigner
+        .preferred(node.now, Resource::Nvenc, &available, &left, 3)
+    else {
+        panic!()
+    };
+    let Outcome::Done(grant) = node.assigner.allocate(node.now, Resource::Nvenc, &ids) else {
+        panic!()
+    };
+    assert_eq!(grant.pod.as_deref(), Some("games/b"));
 }
 
 /// A node whose kubelet takes what is preferred.

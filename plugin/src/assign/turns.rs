@@ -82,7 +82,7 @@ impl UnderWay {
         // What init containers have left is handed on within the pod.
         if let Some(turn) = expected
             .iter()
-            .filter(|pod| usage.holds_any(pod, call.ids))
+            .filter(|pod| usage.holds_any(pod, call.resource, call.ids))
             .find_map(turn)
         {
             let continues = self.whose.contains(&turn);

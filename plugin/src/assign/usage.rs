@@ -42,24 +42,20 @@ impl Usage {
     pub(super) fn replace(
         &mut self,
         now: Instant,
-        (listed, stored): (&[Held], Option<&[Stored]>),
+        (listed, stored): (Vec<Held>, Option<Vec<Stored>>),
         certain: bool,
         restarted: bool,
         pods: &Pods,
     ) {
-        self.listed = listed.to_vec();
-        self.stored = stored.map(<[Stored]>::to_vec);
+        self.listed = listed;
+        self.stored = stored;
         self.begun_anew = restarted;
-        let stored_pods: BTreeSet<_> = stored
-            .unwrap_or_default()
-            .iter()
-            .map(|stored| &stored.pod)
-            .collect();
+        let stored_pods: BTreeSet<_> = self.stored.iter().flatten().map(|stored| &stored.pod).collect();
         self.gone.retain(|uid| stored_pods.contains(uid));
         self.resolve(pods);
         let mut fresh = std::mem::take(&mut self.fresh);
         fresh.retain(|(given, held)| {
-            let out_of_sight = stored.is_none() && is_init(pods, held);
+            let out_of_sight = self.stored.is_none() && is_init(pods, held);
             !self.shows(held.resource, &held.ids)
                 && (out_of_sight || !certain && now.duration_since(*given) < LIST_LAG)
         });
@@ -195,9 +191,10 @@ impl Usage {
             })
     }
 
-    /// Whether a pod holds any of `ids`.
-    pub(super) fn holds_any(&self, pod: &PodOnNode, ids: &Devices) -> bool {
-        self.of(pod).any(|held| held.ids.contain_any(ids))
+    /// Whether a pod holds any of these devices.
+    pub(super) fn holds_any(&self, pod: &PodOnNode, resource: Resource, ids: &Devices) -> bool {
+        self.of(pod)
+            .any(|held| held.resource == resource && held.ids.contain_any(ids))
     }
 
     /// Whether a pod holds a device of a resource.

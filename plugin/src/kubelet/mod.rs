@@ -325,7 +325,7 @@ impl Plugin {
     /// A plugin for the kubelet whose directory that is.
     pub(crate) fn new(kubelet_dir: &Path, seams: Seams) -> (Self, View) {
         let (calling, calls) = mpsc::channel(64);
-        let (holdings, seen_holdings) = watch::channel(Arc::default());
+        let (holdings, seen_holdings) = mpsc::channel(1);
         let (occupied, seen_occupied) = watch::channel(None);
         let (registered, seen_registered) = watch::channel(false);
         let (lists, listed) = devices::lists();

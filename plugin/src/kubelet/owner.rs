@@ -65,7 +65,7 @@ pub(super) struct Inputs {
     /// The GPUs of this node; none before they are known.
     pub(super) gpus: watch::Receiver<Option<Vec<GpuOffer>>>,
     /// What the kubelet says that containers hold; sent again even if it is the same.
-    pub(super) holdings: watch::Receiver<Arc<Holdings>>,
+    pub(super) holdings: mpsc::Receiver<Holdings>,
     /// Whether the kubelet knows us: it does anew after a restart.
     pub(super) registered: watch::Receiver<bool>,
 }
@@ -87,6 +87,8 @@ pub(super) struct Owner {
     assigner: Assigner,
     inputs: Inputs,
     outputs: Outputs,
+    /// The GPUs that other plugins have handed out.
+    foreign: Foreign,
     /// Whether the pods have been listed, and the kubelet has said what they hold: before, what is held is not known.
     pods_known: bool,
     held_known: bool,
@@ -103,7 +105,7 @@ pub(super) struct Owner {
 enum Event {
     Pods(PodEvent),
     Gpus,
-    Held,
+    Held(Holdings),
     Registered,
     Called(Call),
     Time,
@@ -126,6 +128,7 @@ impl Owner {
             tell_at: None,
             inputs,
             outputs,
+            foreign: Foreign::new(),
             allocated: looks.soon,
             look_now: looks.now,
             waiting: Vec::new(),
@@ -141,7 +144,7 @@ impl Owner {
             match event {
                 Event::Pods(change) => self.pods_changed(change),
                 Event::Gpus => self.gpus_changed(),
-                Event::Held => self.held_changed(),
+                Event::Held(holdings) => self.held_changed(holdings),
                 Event::Registered => self.registered(),
                 Event::Called(call) => self.answer(call),
                 Event::Time => self.time(),
@@ -168,7 +171,7 @@ impl Owner {
             Some(change) = change_of(&mut inputs.pods) => Event::Pods(change),
             Ok(()) = inputs.gpus.changed() => Event::Gpus,
             Ok(()) = inputs.registered.changed() => Event::Registered,
-            Ok(()) = inputs.holdings.changed() => Event::Held,
+            Some(holdings) = inputs.holdings.recv() => Event::Held(holdings),
             Some(call) = inputs.calls.recv() => Event::Called(call),
             () = sleep_until(soonest.unwrap_or(idle).into()) => Event::Time,
             () = sleep_until(tell_at.into()) => Event::Tell,
@@ -212,12 +215,16 @@ impl Owner {
         self.ask_all_again();
     }
 
-    fn held_changed(&mut self) {
-        let holdings = Arc::clone(&self.inputs.holdings.borrow_and_update());
+    fn held_changed(&mut self, holdings: Holdings) {
+        let Holdings {
+            listed,
+            foreign,
+            stored,
+        } = holdings;
         self.asked_kubelet = false;
         self.held_known = true;
-        self.assigner
-            .set_held(Instant::now(), &holdings.listed, holdings.stored.as_deref());
+        self.foreign = foreign;
+        self.assigner.set_held(Instant::now(), listed, stored);
         // What other plugins hold may have changed too.
         self.gpus_changed();
     }
@@ -230,7 +237,7 @@ impl Owner {
 
     fn gpus_changed(&mut self) {
         let mut gpus = self.inputs.gpus.borrow_and_update().clone().unwrap_or_default();
-        mark_foreign(&mut gpus, &self.inputs.holdings.borrow().foreign);
+        mark_foreign(&mut gpus, &self.foreign);
         self.outputs.lists.publish(&gpus);
         self.assigner.set_gpus(gpus);
         self.ask_all_again();

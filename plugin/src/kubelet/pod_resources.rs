@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use penstock_core::device::{DeviceIds, Resource};
 use penstock_core::ids::GpuUuid;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::checkpoint;
@@ -139,7 +139,8 @@ pub(super) struct Looks {
     pub(super) now: Arc<Notify>,
 }
 
-/// Asks the kubelet, and publishes what it says.
+/// Asks the kubelet, and tells what it says. It pauses in between, since on a full node reading all of that takes longer
+/// than a call of the kubelet's may wait.
 pub(super) struct Looker {
     /// The kubelet's podresources socket.
     pub(super) socket: PathBuf,
@@ -150,7 +151,7 @@ pub(super) struct Looker {
     /// Whether the kubelet knows us: when it begins to, a look is due.
     pub(super) registered: watch::Receiver<bool>,
     /// Where the answers go: every one, changed or not, since that it was said just now matters too.
-    pub(super) holdings: watch::Sender<Arc<Holdings>>,
+    pub(super) holdings: mpsc::Sender<Holdings>,
 }
 
 impl Looker {
@@ -163,14 +164,19 @@ impl Looker {
         let (mut said, mut said_of_checkpoint) = (false, false);
         loop {
             let looked = match self.look().await {
-                Ok((listed, foreign)) => Ok(Holdings {
-                    listed,
-                    foreign,
-                    stored: self.stored(&mut said_of_checkpoint),
-                }),
+                Ok((listed, foreign)) => {
+                    tokio::task::yield_now().await;
+                    let stored = self.stored(&mut said_of_checkpoint);
+                    tokio::task::yield_now().await;
+                    Ok(Holdings {
+                        listed,
+                        foreign,
+                        stored,
+                    })
+                }
                 Err(error) => Err(error),
             };
-            self.tell(looked, &mut said);
+            self.tell(looked, &mut said).await;
             tokio::select! {
                 () = tokio::time::sleep(LOOK_EVERY) => {}
                 Ok(()) = self.registered.changed() => {}
@@ -193,7 +199,6 @@ impl Looker {
             .list(ListPodResourcesRequest {})
             .await
             .with_context(doing)?;
-        // Calls of the kubelet may have come meanwhile.
         tokio::task::yield_now().await;
         Ok(read(&answer.into_inner()))
     }
@@ -216,10 +221,11 @@ impl Looker {
     }
 
     /// Says once what is wrong, and once that it is over. Where there is no kubelet at all, others say so.
-    fn tell(&self, looked: anyhow::Result<Holdings>, said: &mut bool) {
+    async fn tell(&self, looked: anyhow::Result<Holdings>, said: &mut bool) {
         match looked {
             Ok(holdings) => {
-                self.holdings.send_replace(Arc::new(holdings));
+                // Nobody takes it any more where all is about to end.
+                let _ = self.holdings.send(holdings).await;
                 if std::mem::take(said) {
                     tracing::info!("the kubelet says again which pod holds which device");
                 }

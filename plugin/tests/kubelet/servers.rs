@@ -1,11 +1,13 @@
 //! What the kubelet serves.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
+use std::thread;
 
 use futures_util::stream;
 use serde_json::json;
 use tokio::net::UnixListener;
+use tokio::runtime::{Builder, Handle};
 use tokio::task::JoinSet;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status};
@@ -28,16 +30,16 @@ impl Servers {
     pub(super) fn start(shared: &Arc<Shared>) -> Self {
         let mut servers = Self(JoinSet::new());
         servers.serve_registration(shared);
-        let path = shared.directory.join("pod-resources/kubelet.sock");
-        let listener = listen(path);
+        let listener = listen_by_std(shared.directory.join("pod-resources/kubelet.sock"));
         let service = PodResourcesListerServer::new(Facade(Arc::clone(shared)));
-        servers.0.spawn(async move {
-            let incoming = connections(listener);
+        let serving = async move {
+            let incoming = connections(UnixListener::from_std(listener).unwrap());
             Server::builder()
                 .serve_with_incoming(service, incoming)
                 .await
                 .unwrap();
-        });
+        };
+        servers.0.spawn_on(serving, &BESIDE);
         servers
     }
 
@@ -157,11 +159,26 @@ impl Shared {
     }
 }
 
+/// What tells of pods is on a thread of its own: calls of plugins, which are timed, don't wait for it in a kubelet.
+static BESIDE: LazyLock<Handle> = LazyLock::new(|| {
+    let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+    let handle = runtime.handle().clone();
+    thread::spawn(move || runtime.block_on(std::future::pending::<()>()));
+    handle
+});
+
 fn listen(path: PathBuf) -> UnixListener {
+    let listener = listen_by_std(path);
+    UnixListener::from_std(listener).unwrap()
+}
+
+fn listen_by_std(path: PathBuf) -> std::os::unix::net::UnixListener {
     if path.exists() {
         std::fs::remove_file(&path).unwrap();
     }
-    UnixListener::bind(path).unwrap()
+    let listener = std::os::unix::net::UnixListener::bind(path).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    listener
 }
 
 fn connections(

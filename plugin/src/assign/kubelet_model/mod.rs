@@ -376,7 +376,7 @@ impl World {
                     listed += 1;
                     assert!(listed <= 2, "it asks again and again");
                     let (listed, stored) = self.kubelet_knows();
-                    self.assigner.set_held(self.now, &listed, stored.as_deref());
+                    self.assigner.set_held(self.now, listed, stored);
                 }
                 Outcome::Wait(until) => match self.feed.pop_front() {
                     Some(event) => tell(&mut self.assigner, event),
@@ -434,11 +434,11 @@ impl World {
         self.feed.clear();
         let (held, stored) = self.kubelet_knows();
         if self.dice.roll().is_multiple_of(2) {
-            self.assigner.set_held(self.now, &held, stored.as_deref());
+            self.assigner.set_held(self.now, held, stored);
             self.assigner.set_pods(self.pods.clone());
         } else {
             self.assigner.set_pods(self.pods.clone());
-            self.assigner.set_held(self.now, &held, stored.as_deref());
+            self.assigner.set_held(self.now, held, stored);
         }
     }
 
@@ -460,7 +460,7 @@ impl World {
 
     fn list(&mut self) {
         let (listed, stored) = self.kubelet_knows();
-        self.assigner.set_held(self.now, &listed, stored.as_deref());
+        self.assigner.set_held(self.now, listed, stored);
     }
 
     /// One of the pods that run ends.
