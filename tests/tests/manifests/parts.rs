@@ -370,6 +370,8 @@ fn privileges_are_few_and_every_volume_is_used() -> anyhow::Result<()> {
                 .map(|volume| volume["name"].to_string())
                 .collect();
             assert_eq!(volumes, mounted, "{name}");
+            // Services of the namespace would become variables, among them such as the programs read: TURN_PORT.
+            assert_eq!(pod["enableServiceLinks"], false, "{name}");
             // Whoever is not told of the API server has no business there.
             let told = pod["automountServiceAccountToken"] != false;
             assert_eq!(told, pod["serviceAccountName"].is_string(), "{name}");

@@ -3,15 +3,17 @@
 use std::collections::BTreeSet;
 use std::process::Command;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use serde_json::Value;
 
-use crate::overlay::{Container, Overlay};
+use crate::overlay::{Container, Overlay, read, root};
 
 #[test]
 fn the_programs_know_every_flag_and_variable() -> anyhow::Result<()> {
     let mut seen = BTreeSet::new();
-    for overlay in Overlay::all()? {
+    let patched = patched_by_the_guide()?;
+    patched.applied(&[])?;
+    for overlay in Overlay::all()?.into_iter().chain([patched]) {
         for workload in overlay.workloads() {
             for container in workload.ours() {
                 let known = Known::of(&container)?;
@@ -53,6 +55,38 @@ fn the_programs_know_every_flag_and_variable() -> anyhow::Result<()> {
     }
     assert!(seen.len() > 15, "only {seen:?}");
     Ok(())
+}
+
+/// The base with the patches that the guide shows.
+fn patched_by_the_guide() -> anyhow::Result<Overlay> {
+    let guide = read("docs/install.md")?;
+    // From where a relative path leads to the manifests, as kustomize wants it.
+    let beside = root().join("target");
+    std::fs::create_dir_all(&beside)?;
+    let place = tempfile::tempdir_in(beside)?;
+    let mut patches = Vec::new();
+    for block in guide.split("```yaml\n# A patch of the ").skip(1) {
+        let (head, rest) = block.split_once('\n').context("a patch")?;
+        let (kind, name) = head.split_once(' ').context("of what")?;
+        let (body, _) = rest.split_once("```").context("its end")?;
+        let target =
+            format!("apiVersion: apps/v1\nkind: {kind}\nmetadata: {{name: {name}, namespace: penstock}}\n");
+        std::fs::write(place.path().join(format!("{name}.yaml")), target + body)?;
+        patches.push(format!("- path: {name}.yaml\n"));
+    }
+    ensure!(patches.len() == 2, "{patches:?}");
+    let list = format!(
+        "resources: [../../manifests/base]\npatches:\n{}",
+        patches.concat()
+    );
+    std::fs::write(place.path().join("kustomization.yaml"), list)?;
+    let patched = Overlay::render_at("the guide's patches", place.path())?;
+    let streamer = patched.workload("penstock-streamer")?;
+    ensure!(
+        streamer.containers().len() == 2,
+        "the application's container is there"
+    );
+    Ok(patched)
 }
 
 #[test]
