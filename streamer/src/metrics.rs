@@ -193,7 +193,7 @@ mod tests {
             let families = self.metrics.registry.gather();
             let value = |metric: Metric| {
                 let family = families.iter().find(|family| family.name() == metric.name);
-                family.unwrap().get_metric()[0].get_gauge().value() as i64
+                family.unwrap().get_metric()[0].get_gauge().get_value() as i64
             };
             [
                 names::EARLIER_STREAM_PLAYERS,

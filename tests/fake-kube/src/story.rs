@@ -3,11 +3,12 @@
 
 #![expect(clippy::unwrap_used, reason = "this is for tests: a panic is their verdict")]
 
-use std::future::Future;
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use k8s_openapi::api::authentication::v1::TokenRequest;
 use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
@@ -34,10 +35,7 @@ pub struct Cluster {
 ///
 /// # Panics
 /// Where the story does, or the cluster does not take what it needs.
-pub async fn story<F>(tell: impl FnOnce(Cluster) -> F + Send + 'static)
-where
-    F: Future<Output = ()> + Send + 'static,
-{
+pub async fn story<F: Future<Output = ()>>(tell: impl FnOnce(Cluster) -> F) {
     let cluster = Cluster::new().await;
     let (client, name) = (cluster.client(), cluster.namespace.clone());
     let definitions: Api<CustomResourceDefinition> = Api::all(client.clone());
@@ -51,13 +49,13 @@ where
         .unwrap();
     cluster.until_default_account().await;
     let _running = cluster.fake.clone();
-    let outcome = tokio::spawn(tell(cluster)).await;
+    let outcome = AssertUnwindSafe(tell(cluster)).catch_unwind().await;
     let _ = definitions
         .delete(&format!("probes.{name}.example.com"), &DeleteParams::default())
         .await;
     namespaces.delete(&name, &DeleteParams::default()).await.unwrap();
-    if let Err(failed) = outcome {
-        std::panic::resume_unwind(failed.into_panic());
+    if let Err(panic) = outcome {
+        std::panic::resume_unwind(panic);
     }
 }
 
@@ -152,7 +150,7 @@ impl Cluster {
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
         AuthInfo {
-            token: Some(token.into()),
+            token: token.map(Into::into),
             ..AuthInfo::default()
         }
     }
