@@ -8,8 +8,9 @@ use std::num::NonZeroU64;
 use std::time::Instant;
 
 use anyhow::Context as _;
+use penstock_turn::shell::clock;
 use penstock_turn::shell::datagrams::{self, Inbox, Message};
-use penstock_turn::shell::gathering::Gathering;
+use penstock_turn::shell::gathering::{Gathering, Round};
 use penstock_turn::shell::sockets;
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll;
@@ -40,19 +41,21 @@ pub(crate) fn run() -> anyhow::Result<()> {
     let mut by_client: HashMap<SocketAddr, usize> = HashMap::new();
     let mut inbox = Inbox::new(64);
     let mut events: Vec<epoll::Event> = Vec::with_capacity(256);
-    let mut gathering = Gathering::new(Instant::now());
     rustix::thread::set_current_timer_slack(NonZeroU64::new(5000))?;
+    let mut gathering = Gathering::new(Instant::now(), clock::wake_up_cost());
     loop {
         match epoll::wait(&epoll, spare_capacity(&mut events), None) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
         let (began, arrivals) = (Instant::now(), events.len());
+        let mut is_more = false;
         for event in events.drain(..) {
             let token = event.data.u64();
             if token != LISTENER {
                 let relay = &relays[token as usize];
                 if inbox.receive(&relay.socket).is_ok() {
+                    is_more |= inbox.is_full();
                     forward(&inbox, |_| Some((&listener, relay.client)));
                 }
                 continue;
@@ -60,6 +63,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
             if inbox.receive(&listener).is_err() {
                 continue;
             }
+            is_more |= inbox.is_full();
             forward(&inbox, |from| {
                 let relay = &relays[*by_client.get(&from)?];
                 Some((&relay.socket, relay.peer))
@@ -80,7 +84,13 @@ pub(crate) fn run() -> anyhow::Result<()> {
                 });
             }
         }
-        if let Some(pause) = gathering.pause(began, Instant::now(), arrivals) {
+        let round = Round {
+            began,
+            ended: Instant::now(),
+            arrivals,
+            is_more,
+        };
+        if let Some(pause) = gathering.pause(round) {
             std::thread::sleep(pause);
         }
     }
