@@ -21,7 +21,7 @@ images: ## the container images, by docker or ENGINE=podman (REGISTRY=registry.e
 
 player: setup player/dist/index.html ## the web page, in player/dist
 
-test-cluster: ## what the stand-in for Kubernetes does, on the real one of KUBECONFIG, in namespaces of its own
+test-cluster: ## what tests expect of Kubernetes, and the matchmaker with it, on the real one of KUBECONFIG, in namespaces of its own
 	@scripts/test-cluster
 
 check: player ## format, lints, types

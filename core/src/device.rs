@@ -99,6 +99,11 @@ impl DeviceId {
     pub fn gpu(&self) -> &GpuUuid {
         &self.gpu
     }
+
+    /// Which of its units.
+    pub fn number(&self) -> u32 {
+        self.number
+    }
 }
 
 impl fmt::Display for DeviceId {

@@ -80,6 +80,7 @@ metrics! {
     MATCHMAKER_STREAMERS = "penstock_matchmaker_streamers", "Streamers known, by state.";
     MATCHMAKER_CLAIMS = "penstock_matchmaker_claims_total", "Claims made on streamers by what became of them.";
     MATCHMAKER_BAD_MESSAGES = "penstock_matchmaker_bad_messages_total", "Messages of pages that could not be understood.";
+    MATCHMAKER_REFUSED = "penstock_matchmaker_refused_total", "Requests, connections and pages that were refused, by reason: who asks (anonymous, credentials, link, rights), from where (origin), or how much (connections, players, attempts, messages, listeners).";
     MATCHMAKER_WAIT = "penstock_matchmaker_wait_seconds", "How long players waited for a streamer.";
 
     MATCHMAKER_DEMAND = "penstock_matchmaker_streamers_taken", "Players that streamers have, each busy streamer counted as one at least; those of streamers that drain left out.";

@@ -1,15 +1,17 @@
 //! The command line.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use clap::{ArgGroup, Parser};
 use penstock_shell::logging::LogArgs;
+use penstock_shell::secrets::SecretFile;
 
 use crate::auth::options::AccessArgs;
 use crate::cluster::ClusterArgs;
+use crate::duration::duration;
 use crate::ice::{Ice, Turn};
 use crate::site::SiteArgs;
 use crate::turn_servers::TurnServers;
@@ -81,7 +83,8 @@ pub struct Args {
     )]
     #[arg(help_heading = "ICE servers")]
     pub turn_secret: Option<String>,
-    /// A file with that secret, which then counts; white space around it is left out
+    /// A file with that secret on its first line, which then counts. The TURN servers may read the same file, and take
+    /// what is on its other lines too
     #[arg(long, value_name = "FILE", help_heading = "ICE servers")]
     pub turn_secret_file: Option<PathBuf>,
     /// How long a player's TURN credentials last: a number with s, m or h
@@ -153,22 +156,14 @@ impl Args {
     }
 
     fn turn_secret(&self) -> anyhow::Result<Option<Vec<u8>>> {
-        let secret = match (&self.turn_secret, &self.turn_secret_file) {
-            (_, Some(file)) => read_secret(file)?,
-            (Some(secret), None) => secret.clone(),
-            (None, None) => return Ok(None),
-        };
-        if secret.is_empty() {
-            bail!("reading the TURN secret: it is empty. Give the one that the TURN server was started with");
+        if let Some(file) = &self.turn_secret_file {
+            return Ok(TURN_SECRET.lines(file)?.into_iter().next());
         }
-        Ok(Some(secret.into_bytes()))
+        if self.turn_secret.as_deref() == Some("") {
+            bail!("--turn-secret is empty: give the secret that the TURN server was started with");
+        }
+        Ok(self.turn_secret.clone().map(String::into_bytes))
     }
-}
-
-fn read_secret(file: &Path) -> anyhow::Result<String> {
-    let text = std::fs::read_to_string(file)
-        .with_context(|| format!("reading the TURN secret from {}", file.display()))?;
-    Ok(text.trim().to_owned())
 }
 
 /// Beside the working directory, then beside the program, upwards: `target/debug/` is two levels below the page.
@@ -183,23 +178,6 @@ fn default_pages() -> Vec<PathBuf> {
             .map(|directory| directory.join(PAGE)),
     );
     pages
-}
-
-pub(crate) fn duration(text: &str) -> Result<Duration, String> {
-    let (number, unit) = text.split_at(text.trim_end_matches(|c: char| c.is_ascii_alphabetic()).len());
-    let seconds = match unit {
-        "s" => 1,
-        "m" => 60,
-        "h" => 3600,
-        _ => return Err("it takes a whole number and a unit: 90s, 15m or 6h".to_owned()),
-    };
-    let number: u32 = number
-        .parse()
-        .map_err(|_| format!("{number:?} is not a whole number"))?;
-    if number == 0 {
-        return Err("it must be more than 0".to_owned());
-    }
-    Ok(Duration::from_secs(u64::from(number) * seconds))
 }
 
 fn turn_url(text: &str) -> Result<String, String> {
@@ -224,6 +202,12 @@ fn url(text: &str, schemes: &[&str]) -> Result<String, String> {
     ))
 }
 
+/// The TURN servers may have an older one on its next lines.
+const TURN_SECRET: SecretFile = SecretFile {
+    what: "the TURN secret",
+    option: "--turn-secret-file",
+    with: "the secret that the TURN servers were started with on its first line",
+};
 const AGENT_SOCKET: &str = "/run/penstock/agent.sock";
 const PAGE: &str = "player/dist";
 
@@ -263,9 +247,21 @@ mod tests {
         ])
         .unwrap();
         assert_eq!(args.turn_ttl, Duration::from_secs(90));
-        for bad in ["", "6", "h", "0s", "1d", "-1s"] {
-            assert!(duration(bad).is_err(), "{bad}");
-        }
+    }
+
+    #[test]
+    fn the_first_line_of_the_turn_servers_file_is_the_secret_to_use() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let secret = |content: &str| {
+            std::fs::write(file.path(), content).unwrap();
+            let path = file.path().to_str().unwrap();
+            parse(&["--turn-secret-file", path]).unwrap().turn_secret()
+        };
+        assert_eq!(secret("new\nold\n").unwrap().as_deref(), Some(&b"new"[..]));
+        let error = secret("\n").unwrap_err().to_string();
+        assert!(error.contains("--turn-secret-file"), "{error}");
+        let empty = parse(&["--turn-secret", ""]).unwrap().turn_secret();
+        assert!(empty.unwrap_err().to_string().contains("--turn-secret"));
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! Whoever sent a request: found out before the request is looked at.
 
 use std::net::IpAddr;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::extract::{FromRequestParts, Query};
 use axum::http::request::Parts;
@@ -12,8 +11,9 @@ use serde::Deserialize;
 use crate::auth::rights::{Action, Who, may};
 use crate::auth::{Cookie, Shown};
 use crate::client_address::{Peer, origin_is_allowed};
-use crate::problem::Refusal;
-use crate::web::Front;
+use crate::clock::now_unix;
+use crate::front::Front;
+use crate::problem::{Reason, Refusal};
 
 /// See the module.
 #[derive(Debug)]
@@ -43,8 +43,14 @@ impl Caller {
         match (may(&self.who, action), &self.who) {
             (true, _) => Ok(()),
             (false, Who::Nobody) => Err(self.refusal.clone()),
-            (false, Who::Guest(_)) => Err(Refusal::forbidden("This link does not admit to that.")),
-            (false, Who::User(_)) => Err(Refusal::forbidden("This is for operators, and you are not one.")),
+            (false, Who::Guest(_)) => {
+                let why = "This link does not admit to that.";
+                Err(Refusal::forbidden(Reason::Rights, why))
+            }
+            (false, Who::User(_)) => {
+                let why = "This is for operators, and you are not one.";
+                Err(Refusal::forbidden(Reason::Rights, why))
+            }
         }
     }
 
@@ -72,7 +78,7 @@ impl FromRequestParts<Front> for Caller {
         let upgrades = parts.headers.contains_key(header::UPGRADE);
         if (!reads || upgrades) && !origin_is_allowed(&parts.headers, &site.allow_origin) {
             let why = "Pages of this origin may not do this. The operator can allow it with --allow-origin.";
-            return Err(Refusal::forbidden(why));
+            return Err(Refusal::forbidden(Reason::Origin, why));
         }
         let address = site.proxies.client(peer, &parts.headers);
         let Query(Joining { join }) = Query::try_from_uri(&parts.uri)
@@ -88,12 +94,9 @@ impl FromRequestParts<Front> for Caller {
             address,
             cookie: identity.cookie,
             https: site.proxies.is_https(peer, &parts.headers),
-            refusal: front.auth.unauthorized("Sign in first, or open a join link."),
+            refusal: front
+                .auth
+                .unauthorized(Reason::Anonymous, "Sign in first, or open a join link."),
         })
     }
-}
-
-/// The time by the wall's clock, since 1970.
-pub fn now_unix() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }

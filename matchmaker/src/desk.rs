@@ -11,15 +11,12 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
-use crate::events::{Event, Survey, ToPage};
+use crate::clock::now_unix;
+use crate::events::{Event, OUTBOX, Survey, ToPage};
 use crate::ice::Ice;
 use crate::link;
 use crate::lobby::{Command, Input, LinkId, Lobby};
 use crate::metrics::Metrics;
-use crate::page_socket::now_unix;
-
-/// How many messages may wait for one page, or for one streamer's link.
-pub const OUTBOX: usize = 64;
 
 /// See the module.
 pub struct Desk {

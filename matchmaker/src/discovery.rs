@@ -23,7 +23,6 @@ use std::time::Duration;
 
 use penstock_core::deletion_cost::Counts;
 use penstock_core::ids::PodUid;
-use penstock_core::names::PORT_SIGNALLING;
 use penstock_core::wire::agent::{SliceState, SliceStatus};
 use penstock_core::wire::status::{StreamerState, StreamerStatus};
 use penstock_shell::events::SseReader;
@@ -39,9 +38,6 @@ use crate::lobby::Input;
 use crate::overview::agent;
 use crate::overview::places::{Heard as Told, Places};
 use crate::pods::{self, LabelledPod, Wanted};
-
-/// The port of a streamer's pod that names none.
-pub const STREAMER_PORT: u16 = 9000;
 
 /// See the module.
 pub struct Discovery {
@@ -253,7 +249,7 @@ fn streaming<'a>(pods: impl Iterator<Item = &'a LabelledPod>) -> Addresses {
             true => Mode::Draining,
             false => Mode::AsItSays,
         };
-        let Some(address) = pod.address(PORT_SIGNALLING, STREAMER_PORT) else {
+        let Some(address) = pod.streamer() else {
             continue;
         };
         // The address of a pod that has ended may be another's by now: the one that lives counts.
@@ -267,7 +263,7 @@ fn streaming<'a>(pods: impl Iterator<Item = &'a LabelledPod>) -> Addresses {
 
 fn by_uid(pods: &BTreeMap<PodUid, LabelledPod>) -> BTreeMap<PodUid, SocketAddr> {
     let at = |(uid, pod): (&PodUid, &LabelledPod)| {
-        let address = pod.address(PORT_SIGNALLING, STREAMER_PORT)?;
+        let address = pod.streamer()?;
         Some((uid.clone(), address))
     };
     pods.iter().filter_map(at).collect()
@@ -479,6 +475,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(2);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pods::STREAMER_PORT;
 
     #[test]
     fn waits_grow_to_two_seconds() {

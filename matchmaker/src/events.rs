@@ -57,3 +57,6 @@ pub enum ToPage {
         reason: String,
     },
 }
+
+/// How many messages may wait for one page, or for one streamer's link.
+pub const OUTBOX: usize = 64;

@@ -19,11 +19,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{ObjectMeta, PostParams};
 use kube::{Api, Client};
+use penstock_shell::api_errors;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
-
-use crate::pods::why;
 
 /// How long a holder that does not renew is waited for.
 pub const DURATION: Duration = Duration::from_secs(15);
@@ -92,8 +91,8 @@ impl Holder {
             match outcome {
                 Ok(Ok(true)) => self.has_it(begun),
                 Ok(Ok(false)) => self.has_not("another matchmaker holds it"),
-                Ok(Err(error)) => self.trouble(&why(&error)),
-                Err(_) => self.trouble("the API server did not answer in time"),
+                Ok(Err(error)) => self.trouble(&api_errors::of(&error)),
+                Err(_) => self.trouble(&api_errors::no_answer(ANSWER_WITHIN)),
             }
             // Not always at the same time as the others.
             let wait = EVERY.mul_f64(rand::random_range(0.8..1.2));
@@ -212,8 +211,8 @@ impl Holder {
         };
         match timeout(ANSWER_WITHIN, give).await {
             Ok(Ok(())) => tracing::debug!(lease = self.name, "gave the Lease back"),
-            Ok(Err(error)) => tracing::debug!("giving the Lease back: {}", why(&error)),
-            Err(_) => tracing::debug!("giving the Lease back: the API server did not answer in time"),
+            Ok(Err(error)) => tracing::debug!("giving the Lease back: {}", api_errors::of(&error)),
+            Err(_) => tracing::debug!("giving the Lease back: {}", api_errors::no_answer(ANSWER_WITHIN)),
         }
     }
 }

@@ -19,11 +19,14 @@ pub mod args;
 pub mod auth;
 pub mod caller;
 pub mod client_address;
+pub mod clock;
 pub mod cluster;
 pub mod cost;
 pub mod desk;
 pub mod discovery;
+mod duration;
 pub mod events;
+pub mod front;
 pub mod ice;
 pub mod join;
 pub mod lease;
@@ -49,6 +52,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use penstock_shell::open_files;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -62,12 +66,12 @@ use crate::cluster::ClusterArgs;
 use crate::desk::Desk;
 use crate::discovery::{Discovery, Pods};
 use crate::events::Event;
+use crate::front::Front;
 use crate::ice::Ice;
 use crate::metrics::Metrics;
 use crate::overview::places::Places;
 use crate::overview::{Overviews, gpu_nodes};
 use crate::serve::Door;
-use crate::web::Front;
 
 /// Serves until `stop` is cancelled.
 ///
@@ -75,6 +79,8 @@ use crate::web::Front;
 /// Where the page, a secret, the users or the certificate can't be read, the address is taken, or a part that everything
 /// hangs on ends.
 pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
+    // Each player takes two connections: its page's, and that to its streamer.
+    open_files::raise_limit();
     let page = args.page()?;
     let ice = args.ice()?;
     // Tasks that go on as long as the program: what they follow may change.
@@ -107,6 +113,7 @@ pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
         tls,
         gate: Gate::new(args.site.per_address()),
         proxies: site.proxies.clone(),
+        metrics: metrics.clone(),
     };
     let front = Front {
         events,

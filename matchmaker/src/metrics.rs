@@ -7,7 +7,7 @@
 use penstock_core::metrics::{
     EARLIER_AVAILABLE, EARLIER_DEMAND_RATIO, EARLIER_PLAYERS, EARLIER_QUEUE, EARLIER_STREAMERS,
     MATCHMAKER_BAD_MESSAGES, MATCHMAKER_CAPACITY, MATCHMAKER_CLAIMS, MATCHMAKER_DEMAND, MATCHMAKER_PLAYERS,
-    MATCHMAKER_QUEUE, MATCHMAKER_STREAMERS, MATCHMAKER_WAIT, Metric,
+    MATCHMAKER_QUEUE, MATCHMAKER_REFUSED, MATCHMAKER_STREAMERS, MATCHMAKER_WAIT, Metric,
 };
 use penstock_core::wire::status::StreamerState;
 use prometheus::core::Collector;
@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::events::Event;
 use crate::lobby::{Outcome, StreamerView, View};
+use crate::problem::Reason;
 
 /// All of them, and the registry that they are in.
 #[derive(Debug, Clone)]
@@ -29,6 +30,7 @@ pub struct Metrics {
     streamers: IntGaugeVec,
     claims: IntCounterVec,
     bad_messages: IntCounter,
+    refused: IntCounterVec,
     wait: Histogram,
     taken: IntGauge,
     capacity: IntGauge,
@@ -64,6 +66,10 @@ impl Metrics {
                 IntCounterVec::new(opts(MATCHMAKER_CLAIMS), &["outcome"])?,
             )?,
             bad_messages: register(&registry, IntCounter::with_opts(opts(MATCHMAKER_BAD_MESSAGES))?)?,
+            refused: register(
+                &registry,
+                IntCounterVec::new(opts(MATCHMAKER_REFUSED), &["reason"])?,
+            )?,
             wait: register(&registry, Histogram::with_opts(wait_opts())?)?,
             taken: register(&registry, IntGauge::with_opts(opts(MATCHMAKER_DEMAND))?)?,
             capacity: register(&registry, IntGauge::with_opts(opts(MATCHMAKER_CAPACITY))?)?,
@@ -79,6 +85,9 @@ impl Metrics {
         // All series exist from the start, so that a rate over them is never without data.
         for outcome in ["claimed", "refused", "failed"] {
             made.claims.with_label_values(&[outcome]);
+        }
+        for reason in Reason::ALL {
+            made.refused.with_label_values(&[reason.label()]);
         }
         Ok(made)
     }
@@ -99,6 +108,11 @@ impl Metrics {
     /// Counts a message that could not be understood.
     pub fn bad_message(&self) {
         self.bad_messages.inc();
+    }
+
+    /// Counts somebody who was refused.
+    pub fn refused(&self, reason: Reason) {
+        self.refused.with_label_values(&[reason.label()]).inc();
     }
 
     /// Asks the desk how the lobby stands, and shows it. Where the program ends, the last answer stays.

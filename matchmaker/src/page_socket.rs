@@ -10,7 +10,7 @@
 //! | 1011 | the streamer ended the player |
 //! | 1013 | the page takes its messages too slowly: try again later |
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use axum::extract::ws::{CloseFrame, Message, WebSocket};
 use base64::Engine as _;
@@ -21,12 +21,13 @@ use tokio::sync::mpsc;
 use tokio::time::{Interval, MissedTickBehavior, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::desk::OUTBOX;
-use crate::events::{Event, ToPage};
+use crate::clock::now_unix;
+use crate::events::{Event, OUTBOX, ToPage};
 use crate::ice::Ice;
 use crate::limits::Allowance;
 use crate::lobby::{Input, Parting, Return, Want};
 use crate::metrics::Metrics;
+use crate::problem::Reason;
 
 /// A page that just connected.
 pub struct Page {
@@ -141,6 +142,7 @@ impl Page {
             Some(Ok(frame)) => frame,
         };
         if !allowance.take(Instant::now()) {
+            self.metrics.refused(Reason::Messages);
             let why = "Too many messages in too short a time.";
             return Err(End::Close(1008, why.to_owned()));
         }
@@ -273,11 +275,6 @@ fn pings() -> Interval {
 /// 128 random bits, safe in a URL: a session's name in a link is what allows to watch it.
 pub(crate) fn random_name() -> String {
     URL_SAFE_NO_PAD.encode(rand::random::<[u8; 16]>())
-}
-
-/// The time of day, as credentials have it.
-pub fn now_unix() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 const PING_EVERY: Duration = Duration::from_secs(15);

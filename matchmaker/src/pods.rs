@@ -1,26 +1,26 @@
 //! The pods of our namespace that have a label: streamers, TURN servers.
 //!
 //! ```text
-//!   API server ──list, watch──► watcher ──► read ──► Seen ──► whoever asked
-//!                                  ▲ after an error: again, from where it ended; from a new list if that is gone
+//!   API server ──list, watch──► penstock_shell::watches ──► read ──► Seen ──► whoever asked
 //! ```
 //!
 //! A pod is turned into plain data by [`read`], which does no I/O. While no API server answers, nothing is said, so
 //! what was seen last holds. The account needs the verbs `list` and `watch` on `pods` of the namespace.
 
 use std::collections::BTreeMap;
-use std::error::Error as _;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 
 use futures_util::StreamExt as _;
 use k8s_openapi::api::core::v1::Pod;
-use kube::runtime::WatchStreamExt as _;
-use kube::runtime::watcher::{self, watcher};
+use kube::runtime::watcher;
 use kube::{Api, Client};
 use penstock_core::deletion_cost::Annotations;
 use penstock_core::ids::PodUid;
-use penstock_core::names::{ANNOTATION_DELETION_COST, ANNOTATION_SAFE_TO_EVICT, ANNOTATION_SET};
+use penstock_core::names::{
+    ANNOTATION_DELETION_COST, ANNOTATION_SAFE_TO_EVICT, ANNOTATION_SET, PORT_SIGNALLING,
+};
+use penstock_shell::watches::{self, Change, Resume, Words};
 use tokio::sync::mpsc;
 
 /// A pod with our label.
@@ -46,7 +46,15 @@ impl LabelledPod {
         let port = self.ports.get(port).copied().unwrap_or(default);
         self.ip.map(|ip| SocketAddr::new(ip, port))
     }
+
+    /// Where its streamer listens.
+    pub fn streamer(&self) -> Option<SocketAddr> {
+        self.address(PORT_SIGNALLING, STREAMER_PORT)
+    }
 }
+
+/// The port of a streamer's pod that names none.
+pub const STREAMER_PORT: u16 = 9000;
 
 /// A change among the pods.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,94 +91,28 @@ pub struct Wanted {
 
 /// Tells `seen` of the pods until its receiver is gone: all of them first, then each change.
 pub async fn watch(client: Client, wanted: Wanted, seen: mpsc::Sender<Seen>) {
-    let mut watch = Watch {
-        wanted,
-        seen,
-        listed: None,
-        in_trouble: false,
+    let Wanted { namespace, selector } = wanted;
+    let api = Api::<Pod>::namespaced(client, &namespace);
+    let config = watcher::Config::default().labels(&selector);
+    let words = Words {
+        what: format!("the pods {selector} of namespace {namespace}"),
+        needs: "the matchmaker needs the verbs list and watch on pods there",
     };
-    // A watch that is refused because its place is too old is begun anew: the library knows that only as an event.
-    while watch.until_too_old(&client).await == Ended::TooOld {}
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Ended {
-    TooOld,
-    NobodyListens,
-}
-
-struct Watch {
-    wanted: Wanted,
-    seen: mpsc::Sender<Seen>,
-    /// The pods of a list that is not complete yet.
-    listed: Option<Vec<LabelledPod>>,
-    in_trouble: bool,
-}
-
-impl Watch {
-    async fn until_too_old(&mut self, client: &Client) -> Ended {
-        let api = Api::<Pod>::namespaced(client.clone(), &self.wanted.namespace);
-        let config = watcher::Config::default().labels(&self.wanted.selector);
-        let mut stream = pin!(watcher(api, config).default_backoff());
-        let seen = self.seen.clone();
-        loop {
-            let next = tokio::select! {
-                next = stream.next() => next,
-                () = seen.closed() => return Ended::NobodyListens,
-            };
-            let change = match next {
-                Some(Ok(event)) => self.well(event),
-                Some(Err(error)) if is_too_old(&error) => return Ended::TooOld,
-                Some(Err(error)) => self.ill(&error),
-                // The back-off never gives up, so the stream never ends; if it did, a new one goes on.
-                None => return Ended::TooOld,
-            };
-            if let Some(change) = change
-                && seen.send(change).await.is_err()
-            {
-                return Ended::NobodyListens;
-            }
+    let changes = watches::changes(api, config, Resume::WhereItEnded, words);
+    let mut changes = pin!(changes.take_until(seen.closed()));
+    while let Some(change) = changes.next().await {
+        let news = match change {
+            Change::All(pods) => Some(Seen::All(pods.iter().filter_map(read).collect())),
+            Change::Changed(pod) => read(&pod).map(Seen::Changed),
+            Change::Gone(pod) => uid(&pod).map(Seen::Gone),
+            Change::Silent => None,
+        };
+        if let Some(news) = news
+            && seen.send(news).await.is_err()
+        {
+            return;
         }
     }
-
-    fn well(&mut self, event: watcher::Event<Pod>) -> Option<Seen> {
-        // That a list begins says nothing yet: it is asked for only then.
-        if !matches!(event, watcher::Event::Init) && std::mem::take(&mut self.in_trouble) {
-            tracing::info!(selector = self.wanted.selector, "watching pods again");
-        }
-        match event {
-            watcher::Event::Init => {
-                self.listed = Some(Vec::new());
-                None
-            }
-            watcher::Event::InitApply(pod) => {
-                self.listed.get_or_insert_default().extend(read(&pod));
-                None
-            }
-            watcher::Event::InitDone => Some(Seen::All(self.listed.take().unwrap_or_default())),
-            watcher::Event::Apply(pod) => read(&pod).map(Seen::Changed),
-            watcher::Event::Delete(pod) => PodUid::new(pod.metadata.uid?).ok().map(Seen::Gone),
-        }
-    }
-
-    fn ill(&mut self, error: &watcher::Error) -> Option<Seen> {
-        let Wanted { namespace, selector } = &self.wanted;
-        let why = why_of_watch(error);
-        if std::mem::replace(&mut self.in_trouble, true) {
-            tracing::debug!("still watching for the pods {selector} of namespace {namespace}: {why}");
-        } else {
-            tracing::warn!(
-                "watching the pods {selector} of namespace {namespace}: {why}; it is tried again, at least every 30 s \
-                 (the matchmaker needs the verbs list and watch on pods there)"
-            );
-        }
-        None
-    }
-}
-
-/// Whether a watch has to begin anew, since nobody remembers its place.
-pub(crate) fn is_too_old(error: &watcher::Error) -> bool {
-    matches!(error, watcher::Error::WatchStartFailed(kube::Error::Api(status)) if status.code == 410)
 }
 
 /// What is in a pod for us.
@@ -190,7 +132,7 @@ pub fn read(pod: &Pod) -> Option<LabelledPod> {
     let ports = containers.flat_map(|container| container.ports.iter().flatten());
     let annotation = |name: &str| metadata.annotations.as_ref()?.get(name).cloned();
     Some(LabelledPod {
-        uid: PodUid::new(metadata.uid.clone()?).ok()?,
+        uid: uid(pod)?,
         name: metadata.name.clone()?,
         ip: ip.filter(|_| !finished).and_then(|ip| ip.parse().ok()),
         ports: ports
@@ -205,30 +147,8 @@ pub fn read(pod: &Pod) -> Option<LabelledPod> {
     })
 }
 
-/// What went wrong between us and the API server, in words: the client library's own repeat themselves.
-pub fn why(error: &kube::Error) -> String {
-    match error {
-        kube::Error::Api(status) => format!("the API server says {} {}", status.code, status.message.trim()),
-        other => {
-            let causes = std::iter::successors(other.source(), |error| (*error).source());
-            let words: Vec<_> = causes.map(ToString::to_string).collect();
-            if words.is_empty() {
-                other.to_string()
-            } else {
-                words.join(": ")
-            }
-        }
-    }
-}
-
-/// What went wrong with a watch, in words.
-pub(crate) fn why_of_watch(error: &watcher::Error) -> String {
-    use watcher::Error::{InitialListFailed, NoResourceVersion, WatchError, WatchFailed, WatchStartFailed};
-    match error {
-        InitialListFailed(error) | WatchStartFailed(error) | WatchFailed(error) => why(error),
-        WatchError(status) => format!("the API server says {} {}", status.code, status.message.trim()),
-        NoResourceVersion => "the API server gave no resource version".to_owned(),
-    }
+fn uid(pod: &Pod) -> Option<PodUid> {
+    PodUid::new(pod.metadata.uid.clone()?).ok()
 }
 
 #[cfg(test)]
@@ -249,16 +169,16 @@ mod tests {
     #[test]
     fn a_pod_is_where_its_named_port_is() {
         let running = pod(json!({ "phase": "Running", "podIP": "10.0.0.9" }));
-        assert_eq!(running.address("signalling", 9000), "10.0.0.9:7000".parse().ok());
-        assert_eq!(running.address("metrics", 9000), "10.0.0.9:9000".parse().ok());
+        assert_eq!(running.streamer(), "10.0.0.9:7000".parse().ok());
+        assert_eq!(running.address("metrics", 9641), "10.0.0.9:9641".parse().ok());
         assert!(!running.ending);
     }
 
     #[test]
     fn a_pod_that_has_no_address_or_has_ended_is_nowhere() {
-        assert_eq!(pod(json!({ "phase": "Pending" })).address("signalling", 1), None);
+        assert_eq!(pod(json!({ "phase": "Pending" })).streamer(), None);
         let failed = pod(json!({ "phase": "Failed", "podIP": "10.0.0.9" }));
-        assert_eq!(failed.address("signalling", 1), None);
+        assert_eq!(failed.streamer(), None);
         assert!(failed.ending);
     }
 }

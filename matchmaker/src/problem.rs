@@ -5,6 +5,63 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use penstock_core::wire::agent::Problem;
 
+/// Why somebody was refused who asked for something that others get. Each counts by itself in the metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// They did not say who they are.
+    Anonymous,
+    /// Their name, password or token is not good.
+    Credentials,
+    /// Their join link is not good.
+    Link,
+    /// They are known, and may not do that.
+    Rights,
+    /// A page of another site sent it.
+    Origin,
+    /// Their address has too many connections, or makes them too fast.
+    Connections,
+    /// The same of players.
+    Players,
+    /// Their address tried to sign in too often.
+    Attempts,
+    /// Their page sent too many messages in too short a time.
+    Messages,
+    /// As many listen to the overview as may.
+    Listeners,
+}
+
+impl Reason {
+    /// All of them.
+    pub const ALL: [Self; 10] = [
+        Self::Anonymous,
+        Self::Credentials,
+        Self::Link,
+        Self::Rights,
+        Self::Origin,
+        Self::Connections,
+        Self::Players,
+        Self::Attempts,
+        Self::Messages,
+        Self::Listeners,
+    ];
+
+    /// As metrics call it.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Anonymous => "anonymous",
+            Self::Credentials => "credentials",
+            Self::Link => "link",
+            Self::Rights => "rights",
+            Self::Origin => "origin",
+            Self::Connections => "connections",
+            Self::Players => "players",
+            Self::Attempts => "attempts",
+            Self::Messages => "messages",
+            Self::Listeners => "listeners",
+        }
+    }
+}
+
 /// A refusal, whatever for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
@@ -12,6 +69,7 @@ pub struct Refusal {
     error: String,
     challenge: Option<String>,
     retry_after: Option<u64>,
+    reason: Option<Reason>,
 }
 
 impl Refusal {
@@ -22,6 +80,15 @@ impl Refusal {
             error: error.into(),
             challenge: None,
             retry_after: None,
+            reason: None,
+        }
+    }
+
+    /// The same, counted as this.
+    pub fn because(self, reason: Reason) -> Self {
+        Self {
+            reason: Some(reason),
+            ..self
         }
     }
 
@@ -31,23 +98,23 @@ impl Refusal {
     }
 
     /// 401, with the challenge for its `WWW-Authenticate` header.
-    pub fn unauthorized(challenge: impl Into<String>, error: impl Into<String>) -> Self {
+    pub fn unauthorized(reason: Reason, challenge: impl Into<String>, error: impl Into<String>) -> Self {
         Self {
             challenge: Some(challenge.into()),
-            ..Self::new(StatusCode::UNAUTHORIZED, error)
+            ..Self::new(StatusCode::UNAUTHORIZED, error).because(reason)
         }
     }
 
     /// 403.
-    pub fn forbidden(error: impl Into<String>) -> Self {
-        Self::new(StatusCode::FORBIDDEN, error)
+    pub fn forbidden(reason: Reason, error: impl Into<String>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, error).because(reason)
     }
 
     /// 429, to be tried again after so many seconds.
-    pub fn too_many(error: impl Into<String>, retry_after: u64) -> Self {
+    pub fn too_many(reason: Reason, error: impl Into<String>, retry_after: u64) -> Self {
         Self {
             retry_after: Some(retry_after),
-            ..Self::new(StatusCode::TOO_MANY_REQUESTS, error)
+            ..Self::new(StatusCode::TOO_MANY_REQUESTS, error).because(reason)
         }
     }
 
@@ -76,6 +143,10 @@ impl IntoResponse for Refusal {
         }
         if let Some(seconds) = self.retry_after {
             headers.insert(header::RETRY_AFTER, seconds.into());
+        }
+        // For who counts them.
+        if let Some(reason) = self.reason {
+            response.extensions_mut().insert(reason);
         }
         response
     }

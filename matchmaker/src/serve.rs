@@ -23,6 +23,8 @@ use tower::ServiceExt as _;
 
 use crate::addresses::{Gate, Pass};
 use crate::client_address::{Peer, Proxies};
+use crate::metrics::Metrics;
+use crate::problem::Reason;
 
 /// Ends the connection that a request came over, at once and whatever is still to be sent. Each request carries one.
 #[derive(Debug, Clone)]
@@ -38,6 +40,8 @@ pub struct Door {
     pub gate: Gate,
     /// They are as many clients as they say.
     pub proxies: Proxies,
+    /// Where it counts those turned away.
+    pub metrics: Metrics,
 }
 
 impl Door {
@@ -68,6 +72,7 @@ impl Door {
             false => match self.gate.enter(Instant::now(), address.ip()) {
                 Ok(pass) => Some(pass),
                 Err(error) => {
+                    self.metrics.refused(Reason::Connections);
                     tracing::debug!(%address, %error, "a connection was turned away");
                     return;
                 }

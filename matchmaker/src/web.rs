@@ -18,53 +18,21 @@ use penstock_core::wire::returning::ReturnToken;
 use penstock_core::wire::signalling::MAX_MESSAGE_BYTES;
 use penstock_shell::ops;
 use serde::Deserialize;
-use tokio::sync::{mpsc, oneshot};
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio::sync::oneshot;
 use tower_http::services::{ServeDir, ServeFile};
 use tower_http::set_header::SetResponseHeaderLayer;
 
-use crate::addresses::Gate;
-use crate::api::{self, Api};
-use crate::auth::Authenticator;
+use crate::api::routes as api;
+use crate::api::types::wish;
 use crate::auth::rights::{Action, Who};
 use crate::caller::Caller;
 use crate::events::Event;
-use crate::ice::Ice;
+use crate::front::Front;
 use crate::lobby::{Return, Want};
-use crate::metrics::Metrics;
-use crate::overview::{self, Overviews};
+use crate::overview::routes as overview;
 use crate::page_socket::Page;
 use crate::prefix;
-use crate::problem::Refusal;
-use crate::site::Site;
-
-/// What every request may need.
-#[derive(Clone)]
-pub struct Front {
-    /// Where the desk is.
-    pub events: mpsc::Sender<Event>,
-    /// What pages are told of ICE servers.
-    pub ice: Ice,
-    /// The metrics.
-    pub metrics: Metrics,
-    /// Whether all that says where streamers are was heard.
-    pub discovered: ops::Ready,
-    /// Finds out who asks.
-    pub auth: Arc<Authenticator>,
-    /// What the API needs.
-    pub api: Api,
-    /// What the overview shows.
-    pub overviews: Overviews,
-    /// Where the site is.
-    pub site: Arc<Site>,
-    /// How many pages an address may have.
-    pub gate: Gate,
-    /// The tasks of all pages.
-    pub pages: TaskTracker,
-    /// Cancelled when the program ends.
-    pub stop: CancellationToken,
-}
+use crate::problem::{Reason, Refusal};
 
 /// The paths that are not the API's.
 pub const PATHS: [&str; 7] = [
@@ -112,10 +80,12 @@ pub fn router(front: Front, page: &Path) -> Router {
     }
     let prefix = front.site.prefix.clone();
     let ops = operators(&front);
+    let counting = from_fn_with_state(front.clone(), count_refusals);
     let site = site
         .merge(ops.clone())
         .fallback_service(files)
         .method_not_allowed_fallback(wrong_method)
+        .layer(counting)
         .layer(from_fn(caching))
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES));
     let site = with_security_headers(site).with_state(front.clone());
@@ -180,7 +150,7 @@ impl Wished {
         if self.id.is_some() {
             caller.must(Action::ChooseStreamer)?;
         }
-        let wish = api::types::wish(
+        let wish = wish(
             self.application.as_deref(),
             self.stream.as_deref(),
             self.id.as_deref(),
@@ -205,7 +175,7 @@ impl Front {
             return Err(Refusal::ending());
         }
         let pass = self.gate.enter(Instant::now(), caller.address);
-        let pass = pass.map_err(|error| Refusal::too_many(error.to_string(), 1))?;
+        let pass = pass.map_err(|error| Refusal::too_many(Reason::Players, error.to_string(), 1))?;
         let page = Page {
             back,
             want,
@@ -301,6 +271,15 @@ async fn up_to_date(State(front): State<Front>, request: Request, next: Next) ->
         front.metrics.refresh(&front.events).await;
     }
     next.run(request).await
+}
+
+/// Whoever was refused what they asked for shows in the metrics.
+async fn count_refusals(State(front): State<Front>, request: Request, next: Next) -> Response {
+    let response = next.run(request).await;
+    if let Some(reason) = response.extensions().get::<Reason>() {
+        front.metrics.refused(*reason);
+    }
+    response
 }
 
 /// The page's assets have their content's hash in their names and never change; everything else is asked for anew.

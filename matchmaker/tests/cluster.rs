@@ -135,17 +135,17 @@ async fn a_pod_with_a_player_is_dear_and_stays_so_for_the_next_matchmaker() {
 }
 
 #[tokio::test]
-async fn what_an_autoscaler_asks_is_true_at_once() {
+async fn what_an_autoscaler_asks_is_true_at_all_times() {
     let streamers = [StandIn::start("one").await, StandIn::start("two").await];
     let door = Matchmaker::start(&[&streamers[0], &streamers[1]], &[]).await;
     assert_eq!(demand(&door).await, [0, 0, 2, 2, 0], "nobody is there");
     let one = door.playing().await;
+    assert_eq!(demand(&door).await, [1, 0, 1, 2, 50], "one plays");
     let two = door.playing().await;
     let mut three = door.player("/signalling").await;
-    three
-        .notice(json!({"type": "matchmaker", "status": "queued", "position": 1, "waiting": 1}))
-        .await;
-    assert_eq!(demand(&door).await, [3, 1, 0, 2, 150]);
+    let queued = json!({"type": "matchmaker", "status": "queued", "position": 1, "waiting": 1});
+    three.notice(queued).await;
+    assert_eq!(demand(&door).await, [3, 1, 0, 2, 150], "two play, and one waits");
     two.leave().await;
     three.say(json!({"type": "listStreamers"})).await;
     three.next_of("streamerList").await;
@@ -154,7 +154,26 @@ async fn what_an_autoscaler_asks_is_true_at_once() {
         demand(&door).await == [2, 0, 0, 2, 100]
     })
     .await;
+
+    streamers[0].die();
+    until("one is gone, and its player waits", async || {
+        demand(&door).await == [2, 1, 0, 1, 200]
+    })
+    .await;
+    streamers[1].die();
+    until("both are gone, and who waits counts all the same", async || {
+        demand(&door).await == [2, 2, 0, 0, 200]
+    })
+    .await;
     one.leave().await;
+    three.leave().await;
+    until("all have left", async || demand(&door).await == [0, 0, 0, 0, 0]).await;
+    let back = StandIn::start("three").await;
+    door.agent.list(&[&back]);
+    until("a new one is there", async || {
+        demand(&door).await == [0, 0, 1, 1, 0]
+    })
+    .await;
 }
 
 /// Players, queue, free and all streamers, and the ratio in percent.

@@ -1,20 +1,19 @@
 //! The pods of this node that ask for our resources.
 //!
 //! ```text
-//!   API server ──list, watch──► watcher ──► read ──► PodEvent ──► the task that owns the node's state
-//!                                  ▲ after an error: again, from where it ended; from a new list if that is gone
+//!   API server ──list, watch──► penstock_shell::watches ──► read ──► PodEvent ──► the task that owns the node's state
 //! ```
 //!
 //! A pod is turned into plain data by [`read`], which does no I/O. The agent's account needs the verbs `list` and
 //! `watch` on `pods`.
 
+mod object;
+
 use std::collections::BTreeSet;
 use std::pin::pin;
 
 use futures_util::StreamExt as _;
-use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
-use kube::runtime::WatchStreamExt as _;
-use kube::runtime::watcher::{self, watcher};
+use kube::runtime::watcher;
 use kube::{Api, Client};
 use penstock_core::ids::{GpuUuid, NodeName, PodUid};
 use penstock_core::names::{ANNOTATION_GPU, RESOURCE_MPS, RESOURCE_NVENC, RESOURCE_VRAM};
@@ -22,9 +21,10 @@ use penstock_core::packing::Resources;
 use penstock_core::pod_demand::{ContainerKind, PodDemand, pod_demand};
 use penstock_core::quantity::whole_number;
 use penstock_core::units::{EncoderUnits, SmPercent, VramBlocks};
+use penstock_shell::watches::{self, Change, Resume, Words};
 use tokio::sync::mpsc;
 
-use penstock_shell::api_errors;
+use object::{Container, Pod, ResourceRequirements};
 
 /// A pod of this node that asks for our resources.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,104 +79,45 @@ pub(crate) enum PodEvent {
 /// Tells `events` of the pods on `node` until its receiver is gone: all of them first, then each change. After a
 /// time without an API server, or when the watch can't be taken up where it ended, all of them again.
 pub(crate) async fn watch(client: Client, node: &NodeName, events: mpsc::Sender<PodEvent>) {
-    let mut watch = Watch {
-        node: node.clone(),
-        events,
-        listed: None,
-        spoken_of: BTreeSet::new(),
-        in_trouble: false,
+    let config = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
+    let words = Words {
+        what: format!("the pods of node {node}"),
+        needs: "the agent needs the verbs list and watch on pods",
     };
-    // A watch that is refused because its place is too old is begun anew: the library knows that only as an event.
-    while watch.until_too_old(&client).await == Ended::TooOld {}
+    let changes = watches::changes(Api::<Pod>::all(client), config, Resume::WhereItEnded, words);
+    let mut changes = pin!(changes.take_until(events.closed()));
+    let mut listener = Listener::default();
+    while let Some(change) = changes.next().await {
+        if let Some(event) = listener.take(change)
+            && events.send(event).await.is_err()
+        {
+            return;
+        }
+    }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Ended {
-    TooOld,
-    NobodyListens,
-}
-
-struct Watch {
-    node: NodeName,
-    events: mpsc::Sender<PodEvent>,
-    /// The pods of a list that is not complete yet.
-    listed: Option<Vec<PodOnNode>>,
+#[derive(Default)]
+struct Listener {
     /// The pods whose faults the log has spoken of.
     spoken_of: BTreeSet<PodUid>,
-    in_trouble: bool,
 }
 
-impl Watch {
-    async fn until_too_old(&mut self, client: &Client) -> Ended {
-        let config = watcher::Config::default().fields(&format!("spec.nodeName={}", self.node));
-        let stream = watcher(Api::<Pod>::all(client.clone()), config).default_backoff();
-        let mut stream = pin!(stream);
-        let events = self.events.clone();
-        loop {
-            let next = tokio::select! {
-                next = stream.next() => next,
-                () = events.closed() => return Ended::NobodyListens,
-            };
-            let event = match next {
-                Some(Ok(event)) => self.well(event),
-                Some(Err(error)) if is_too_old(&error) => return Ended::TooOld,
-                Some(Err(error)) => self.ill(&error),
-                // The back-off never gives up, so the stream never ends; if it did, a new one goes on.
-                None => return Ended::TooOld,
-            };
-            if let Some(event) = event
-                && self.events.send(event).await.is_err()
-            {
-                return Ended::NobodyListens;
-            }
-        }
-    }
-
-    fn well(&mut self, event: watcher::Event<Pod>) -> Option<PodEvent> {
-        // That a list begins says nothing yet: it is asked for only then.
-        if !matches!(event, watcher::Event::Init) && std::mem::take(&mut self.in_trouble) {
-            tracing::info!(node = %self.node, "watching the pods of this node again");
-        }
-        self.take(event)
-    }
-
-    fn ill(&mut self, error: &watcher::Error) -> Option<PodEvent> {
-        let why = api_errors::of_watch(error);
-        if std::mem::replace(&mut self.in_trouble, true) {
-            tracing::debug!("still watching for the pods of node {}: {why}", self.node);
-        } else {
-            tracing::warn!(
-                "watching the pods of node {}: {why}; it is tried again, at least every 30 s (the agent needs the \
-                 verbs list and watch on pods)",
-                self.node
-            );
-        }
-        None
-    }
-
-    fn take(&mut self, event: watcher::Event<Pod>) -> Option<PodEvent> {
-        match event {
-            watcher::Event::Init => {
-                self.listed = Some(Vec::new());
-                None
-            }
-            watcher::Event::InitApply(pod) => {
-                let pod = self.read(&pod)?;
-                self.listed.get_or_insert_default().push(pod);
-                None
-            }
-            watcher::Event::InitDone => {
-                let pods = self.listed.take().unwrap_or_default();
+impl Listener {
+    fn take(&mut self, change: Change<Pod>) -> Option<PodEvent> {
+        match change {
+            Change::All(pods) => {
+                let pods: Vec<_> = pods.iter().filter_map(|pod| self.read(pod)).collect();
                 self.spoken_of
                     .retain(|uid| pods.iter().any(|pod| pod.uid == *uid));
                 Some(PodEvent::All(pods))
             }
-            watcher::Event::Apply(pod) => self.read(&pod).map(PodEvent::Changed),
-            watcher::Event::Delete(pod) => {
+            Change::Changed(pod) => self.read(&pod).map(PodEvent::Changed),
+            Change::Gone(pod) => {
                 let uid = PodUid::new(pod.metadata.uid?).ok()?;
                 self.spoken_of.remove(&uid);
                 Some(PodEvent::Gone(uid))
             }
+            Change::Silent => None,
         }
     }
 
@@ -193,10 +134,6 @@ impl Watch {
         }
         pod
     }
-}
-
-fn is_too_old(error: &watcher::Error) -> bool {
-    matches!(error, watcher::Error::WatchStartFailed(kube::Error::Api(status)) if status.code == 410)
 }
 
 /// What is in a pod for us.
@@ -270,7 +207,7 @@ impl Reader<'_> {
             return Vec::new();
         };
         let init = spec.init_containers.iter().flatten().map(|c| (init_kind(c), c));
-        let apps = spec.containers.iter().map(|c| (ContainerKind::App, c));
+        let apps = spec.containers.iter().flatten().map(|c| (ContainerKind::App, c));
         init.chain(apps)
             .map(|(kind, container)| ContainerAsk {
                 name: container.name.clone(),

@@ -8,29 +8,15 @@ use std::str::FromStr;
 
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement, ObjectMeta};
-use kube::CustomResource;
-use penstock_core::gpu_node::GpuNodeSpec;
 use penstock_core::ids::NodeName;
 use penstock_core::names::{ANNOTATION_GPU, RESOURCE_MPS, RESOURCE_NVENC, RESOURCE_VRAM};
 use penstock_core::packing::Resources;
 use penstock_core::pod_demand::ContainerKind;
 use penstock_core::quantity::whole_number;
 use penstock_core::units::{EncoderUnits, SmPercent, VramBlocks};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use crate::index::{Budget, Pod, Requirement, Selector};
-
-/// A GpuNode, to be read. Its definition is made by the plugin, which writes them.
-#[derive(Debug, Clone, Serialize, Deserialize, CustomResource)]
-#[kube(
-    group = "penstock.dev",
-    version = "v1alpha1",
-    kind = "GpuNode",
-    plural = "gpunodes"
-)]
-#[kube(schema = "disabled")]
-#[serde(transparent)]
-pub(crate) struct GpuNodeContent(pub(crate) GpuNodeSpec);
 
 /// A pod, as far as it matters here.
 #[derive(Debug, Clone, Default, Deserialize)]

@@ -21,6 +21,7 @@ use axum::serve::ListenerExt as _;
 use axum::{Json, serve as serve_http};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::Client;
+use penstock_shell::gpu_node::GpuNode;
 use penstock_shell::ops;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -31,7 +32,7 @@ use crate::args::ServeArgs;
 use crate::binder::Binder;
 use crate::index::Index;
 use crate::metrics::{Metrics, Verb};
-use crate::objects::{GpuNode, PodObject, Unreadable};
+use crate::objects::{PodObject, Unreadable};
 use crate::owner::{self, Ending, Owner};
 use crate::watches::{self, News};
 use crate::wire::{

@@ -1,8 +1,7 @@
 //! What the API server tells: pods of all namespaces, GpuNodes and PodDisruptionBudgets, each by a watch of its own.
 //!
 //! ```text
-//!   API server ──list, watch──► watcher ──► read ──► change ──► the index's owner
-//!                                  ▲ after an error: again, from where it ended; from a new list if that is gone
+//!   API server ──list, watch──► penstock_shell::watches ──► read ──► change ──► the index's owner
 //! ```
 //!
 //! Objects of a new list are applied as they come; what is not in it is deleted at its end. So nothing is missed
@@ -17,17 +16,18 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use kube::runtime::WatchStreamExt as _;
-use kube::runtime::watcher::{self, watcher};
+use kube::runtime::watcher;
 use kube::{Api, Client, Resource, ResourceExt as _};
 use penstock_core::gpu_node::GpuNodeSpec;
 use penstock_core::ids::{NodeName, PodUid};
+use penstock_shell::api_errors;
+use penstock_shell::gpu_node::GpuNode;
+use penstock_shell::watches::{self, Resume, TRIED_AGAIN};
 use serde::de::DeserializeOwned;
 
 use crate::index::{Budget, Index, Pod};
-use crate::objects::{self, GpuNode, PodObject, Unreadable};
+use crate::objects::{self, PodObject, Unreadable};
 use crate::owner::{Ending, Owner};
-use penstock_shell::api_errors;
 
 /// What is watched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,12 +103,11 @@ impl Told for GpuNode {
     const WATCHED: Watched = Watched::GpuNodes;
 
     fn key(&self) -> Option<Key> {
-        Some(Key::GpuNode(self.name_any().parse().ok()?))
+        self.node().map(Key::GpuNode)
     }
 
     fn read(&self) -> Result<Option<Thing>, Unreadable> {
-        let name = self.name_any().parse().ok();
-        Ok(name.map(|name| Thing::GpuNode(name, self.spec.0.clone())))
+        Ok(self.node().map(|name| Thing::GpuNode(name, self.spec.0.clone())))
     }
 }
 
@@ -151,12 +150,20 @@ pub(crate) async fn watch<K: Told>(client: Client, owner: Owner, news: Arc<News>
         known: HashSet::new(),
         unlisted: None,
     };
-    loop {
-        // A watch that is refused because its place is too old is begun anew: the library knows that only as an event.
-        if let Err(ending) = watch.until_too_old::<K>(&client).await {
-            return ending;
+    let (api, config) = (Api::<K>::all(client), watcher::Config::default());
+    let mut events = pin!(watches::events(api, config, Resume::WhereItEnded));
+    // They never end.
+    while let Some(next) = events.next().await {
+        match next {
+            Ok(event) => {
+                if let Err(ending) = watch.well(event).await {
+                    return ending;
+                }
+            }
+            Err(error) => watch.ill::<K>(&error),
         }
     }
+    Ending
 }
 
 struct Watch {
@@ -169,20 +176,6 @@ struct Watch {
 }
 
 impl Watch {
-    async fn until_too_old<K: Told>(&mut self, client: &Client) -> Result<(), Ending> {
-        let stream = watcher(Api::<K>::all(client.clone()), watcher::Config::default()).default_backoff();
-        let mut stream = pin!(stream);
-        while let Some(next) = stream.next().await {
-            match next {
-                Ok(event) => self.well(event).await?,
-                Err(error) if is_too_old(&error) => return Ok(()),
-                Err(error) => self.ill::<K>(&error),
-            }
-        }
-        // The back-off never gives up, so the stream never ends; if it did, a new one goes on.
-        Ok(())
-    }
-
     async fn well<K: Told>(&mut self, event: watcher::Event<K>) -> Result<(), Ending> {
         match event {
             // It says nothing yet: the list is asked for only now.
@@ -208,8 +201,8 @@ impl Watch {
         let (what, why) = (K::WATCHED.name(), api_errors::of_watch(error));
         if self.news.fails(K::WATCHED, Instant::now()) {
             tracing::warn!(
-                "watching {what}: {why}; it is tried again, at least every 30 s (the extender needs the verbs list and \
-                 watch on {what})"
+                "watching {what}: {why}; it is tried again, {TRIED_AGAIN} (the extender needs the verbs list and watch on \
+                 {what})"
             );
         } else {
             tracing::debug!("still trying to watch {what}: {why}");
@@ -257,10 +250,6 @@ impl Watch {
             })
             .await
     }
-}
-
-fn is_too_old(error: &watcher::Error) -> bool {
-    matches!(error, watcher::Error::WatchStartFailed(kube::Error::Api(status)) if status.code == 410)
 }
 
 /// How fresh it is what the watches have told.
@@ -335,7 +324,7 @@ impl News {
     }
 }
 
-/// A failing watch is tried at least every 30 s, and a try that gets no answer takes 30 s until it counts as failed.
+/// A failing watch is tried [`TRIED_AGAIN`], and a try that gets no answer takes 30 s until it counts as failed.
 const TRIED_AGAIN_WITHIN: Duration = Duration::from_secs(120);
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ pub struct LogArgs {
     #[arg(
         long,
         env = "PENSTOCK_LOG",
-        default_value = "info,rtc=error,webrtc=error",
+        default_value = "info,rtc=error,webrtc=error,kube_runtime=error",
         global = true
     )]
     pub log: EnvFilter,

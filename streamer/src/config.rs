@@ -1,7 +1,9 @@
 //! The command line and environment.
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -26,6 +28,8 @@ use crate::session::Limits;
       An X server of its own with an application on it.
   penstock-streamer --source x11 --display :0
       A display that is there.
+  penstock-streamer --source x11 --serve-display :0
+      An X server of its own, for an application that runs in another container of the pod.
 
 A browser never talks to a streamer directly: point penstock-matchmaker at it (--streamer ADDRESS).")]
 pub struct Cli {
@@ -110,6 +114,10 @@ pub struct StreamArgs {
     /// Attach to this X display instead of starting an X server (source x11)
     #[arg(long, value_name = "DISPLAY")]
     pub display: Option<String>,
+    /// Start the X server as this display, such as :0, and not as the next one that is free: for an application that
+    /// runs elsewhere and shares /tmp/.X11-unix. It must run as the same user (source x11)
+    #[arg(long, value_name = "DISPLAY", conflicts_with = "display")]
+    pub serve_display: Option<DisplayNumber>,
     /// Capture the X pointer into the picture. The page shows its own pointer already
     #[arg(long)]
     pub show_pointer: bool,
@@ -154,6 +162,25 @@ pub struct StreamArgs {
     /// Print the encoding pipeline as gst-launch-1.0 takes it, and end
     #[arg(long)]
     pub print_pipeline: bool,
+}
+
+/// A local X display, such as `:0`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DisplayNumber(u16);
+
+impl fmt::Display for DisplayNumber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, ":{}", self.0)
+    }
+}
+
+impl FromStr for DisplayNumber {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let number = text.strip_prefix(':').and_then(|number| number.parse().ok());
+        number.map(Self).ok_or("write a colon and a number, such as :0")
+    }
 }
 
 /// What to stream.
@@ -223,10 +250,11 @@ pub enum BadOptions {
     },
     /// `--source x11` has neither an application nor a display.
     #[error(
-        "--source x11 needs something to show: give --app COMMAND to start, or --display :N to attach to"
+        "--source x11 needs something to show: give --app COMMAND to start, --display :N to attach to, or \
+         --serve-display :N for an application that comes by itself"
     )]
     NothingToShow,
-    /// `--app` or `--display` without `--source x11`.
+    /// `--app` or a display without `--source x11`.
     #[error("{0} means something for --source x11 only: add that, or leave {0} out")]
     OnlyX11(&'static str),
 }
@@ -273,10 +301,15 @@ impl StreamArgs {
                 units,
             });
         }
-        match self.source {
-            Source::X11 if self.app.is_none() && self.display.is_none() => Err(BadOptions::NothingToShow),
-            Source::Test if self.app.is_some() => Err(BadOptions::OnlyX11("--app")),
-            Source::Test if self.display.is_some() => Err(BadOptions::OnlyX11("--display")),
+        let about_x11 = [
+            ("--app", self.app.is_some()),
+            ("--display", self.display.is_some()),
+            ("--serve-display", self.serve_display.is_some()),
+        ];
+        let given = about_x11.iter().find(|(_, given)| *given);
+        match (self.source, given) {
+            (Source::X11, None) => Err(BadOptions::NothingToShow),
+            (Source::Test, Some((option, _))) => Err(BadOptions::OnlyX11(option)),
             _ => Ok(()),
         }
     }
@@ -352,6 +385,20 @@ mod tests {
     fn options_that_contradict_each_other_are_named() {
         assert_eq!(check(&["--source", "x11"]), Err(BadOptions::NothingToShow));
         assert_eq!(check(&["--app", "xterm"]), Err(BadOptions::OnlyX11("--app")));
+        let serves = ["--serve-display", ":7"];
+        assert_eq!(check(&serves), Err(BadOptions::OnlyX11("--serve-display")));
+        assert_eq!(check(&["--source", "x11", "--serve-display", ":7"]), Ok(()));
+    }
+
+    #[test]
+    fn a_display_is_written_with_a_colon() {
+        assert_eq!(
+            ":7".parse().map(|display: DisplayNumber| display.to_string()),
+            Ok(":7".to_owned())
+        );
+        for bad in ["7", ":", ":7.0", "host:7", ":-1", ":70000"] {
+            assert!(bad.parse::<DisplayNumber>().is_err(), "{bad}");
+        }
     }
 
     fn check(args: &[&str]) -> Result<(), BadOptions> {

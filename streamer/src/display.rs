@@ -8,6 +8,10 @@
 //! No other user of this machine may look at the display or type on it: the server begins with a secret that only we
 //! know, by which we let in our own user, and nobody else.
 //!
+//! The server takes the next display number that is free, or the one that it was told: an application in another
+//! container of the pod must find it again after this process was killed. Either way it uses no lock file, and takes the
+//! place of a socket behind which nobody is any more.
+//!
 //! There is no window manager. A small caretaker gives each new window the whole screen, or its middle where its
 //! size is fixed.
 
@@ -54,7 +58,7 @@ impl Display {
         }
         let secret: [u8; 16] = rand::random();
         let cookie = cookie_file(secret).context("making a file for the X server's secret")?;
-        let (name, server) = start_server(args.stream, cookie.path()).await?;
+        let (name, server) = start_server(args, cookie.path()).await?;
         let_own_user_in(&name, secret).with_context(|| format!("letting this user use X display {name}"))?;
         let caretaker = Caretaker::new(&name, args.stream)?;
         std::thread::Builder::new()
@@ -92,12 +96,13 @@ impl Display {
     }
 }
 
-/// Starts Xvfb on a free display number, which it chooses and says (`-displayfd`). Whoever has the secret in `cookie` may use
-/// it; the file is read when the first of them connects.
-async fn start_server(size: StreamSize, cookie: &Path) -> anyhow::Result<(String, Child)> {
-    let screen = format!("{}x{}x24", size.width(), size.height());
+/// Starts Xvfb on the display number that was told, or a free one, and has it say which when it is there
+/// (`-displayfd`). Whoever has the secret in `cookie` may use it; the file is read when the first of them connects.
+async fn start_server(args: &StreamArgs, cookie: &Path) -> anyhow::Result<(String, Child)> {
+    let screen = format!("{}x{}x24", args.stream.width(), args.stream.height());
     let mut command = Command::new("Xvfb");
-    command.args([
+    let told = args.serve_display.map(|display| display.to_string());
+    command.args(&told).args([
         "-displayfd",
         "1",
         "-screen",
@@ -124,7 +129,10 @@ async fn start_server(size: StreamSize, cookie: &Path) -> anyhow::Result<(String
         .context("reading Xvfb's display number")?;
     match number {
         Some(number) if number.parse::<u32>().is_ok() => Ok((format!(":{number}"), server)),
-        _ => bail!("Xvfb ended at once: try 'Xvfb -displayfd 1 -screen 0 {screen}' to see why"),
+        _ => {
+            let told = told.map(|display| format!("{display} ")).unwrap_or_default();
+            bail!("Xvfb ended at once: try 'Xvfb {told}-displayfd 1 -screen 0 {screen}' to see why")
+        }
     }
 }
 

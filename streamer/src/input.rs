@@ -1,7 +1,7 @@
 //! Keyboard and mouse of a browser, played on an X display through its XTEST extension.
 //!
 //! A thread of its own talks to the X server, so that a server that hangs holds up nothing else. Whatever a player
-//! left pressed is released when it goes.
+//! left pressed is released when it goes; what other players of the session hold stays down.
 
 use std::collections::HashMap;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
@@ -18,7 +18,8 @@ use x11rb::rust_connection::RustConnection;
 
 use crate::data_channel::{FromPage, Touch};
 use crate::keys;
-use crate::pointer::{Buttons, Normalized, Wheel, x_button};
+use crate::pointer::{Held, Normalized, Wheel, x_button};
+use crate::session::LinkId;
 
 /// Events that may wait for a slow X server; more are dropped.
 const BACKLOG: usize = 1024;
@@ -29,9 +30,12 @@ pub(crate) struct Input {
     events: Option<SyncSender<Event>>,
 }
 
-enum Event {
-    Page(FromPage),
-    ReleaseAll,
+/// Whose hand, and what it does.
+struct Event(LinkId, Hand);
+
+enum Hand {
+    Does(FromPage),
+    LetsGo,
 }
 
 impl Input {
@@ -53,14 +57,14 @@ impl Input {
         Ok(Self { events: Some(events) })
     }
 
-    /// Plays an event of the player.
-    pub(crate) fn play(&self, message: FromPage) {
-        self.send(Event::Page(message));
+    /// Plays an event of a link's player.
+    pub(crate) fn play(&self, link: LinkId, message: FromPage) {
+        self.send(Event(link, Hand::Does(message)));
     }
 
-    /// Releases all keys and buttons.
-    pub(crate) fn release_all(&self) {
-        self.send(Event::ReleaseAll);
+    /// Releases all keys and buttons that a link's player holds.
+    pub(crate) fn release_all(&self, link: LinkId) {
+        self.send(Event(link, Hand::LetsGo));
     }
 
     fn send(&self, event: Event) {
@@ -78,8 +82,8 @@ struct Injector {
     width: u32,
     height: u32,
     keyboard: Keyboard,
-    held: Vec<u8>,
-    buttons: Buttons,
+    keys: Held<LinkId>,
+    buttons: Held<LinkId>,
     wheel: Wheel,
     typed_by_key: bool,
 }
@@ -102,8 +106,8 @@ impl Injector {
             width,
             height,
             keyboard,
-            held: Vec::new(),
-            buttons: Buttons::default(),
+            keys: Held::default(),
+            buttons: Held::default(),
             wheel: Wheel::default(),
             typed_by_key: false,
         })
@@ -118,53 +122,49 @@ impl Injector {
         }
     }
 
-    fn handle(&mut self, event: Event) -> XResult {
-        match event {
-            Event::Page(message) => self.page(message),
-            Event::ReleaseAll => self.release_all(),
+    fn handle(&mut self, Event(link, hand): Event) -> XResult {
+        match hand {
+            Hand::Does(message) => self.page(link, message),
+            Hand::LetsGo => self.release_all(link),
         }
     }
 
-    fn page(&mut self, message: FromPage) -> XResult {
+    fn page(&mut self, link: LinkId, message: FromPage) -> XResult {
         match message {
-            FromPage::KeyDown { code, .. } => self.key_down(code),
-            FromPage::KeyUp { code } => self.key_up(code),
+            FromPage::KeyDown { code, .. } => self.key_down(link, code),
+            FromPage::KeyUp { code } => self.key_up(link, code),
             FromPage::KeyPress { unit } if !self.typed_by_key => {
                 char::from_u32(u32::from(unit)).map_or(Ok(()), |c| self.type_char(c))
             }
             FromPage::TextboxEntry(text) => text.chars().try_for_each(|c| self.type_char(c)),
             FromPage::MouseMove { at, .. } => self.move_to(at),
-            FromPage::MouseDown { button, at } => self.move_to(at).and_then(|()| self.button_down(button)),
-            FromPage::MouseUp { button, at } => self.move_to(at).and_then(|()| self.button_up(button)),
+            FromPage::MouseDown { button, at } => {
+                self.move_to(at).and_then(|()| self.button_down(link, button))
+            }
+            FromPage::MouseUp { button, at } => self.move_to(at).and_then(|()| self.button_up(link, button)),
             FromPage::MouseWheel { delta, at } => self.move_to(at).and_then(|()| self.turn(delta)),
-            FromPage::TouchStart(touches) => self.touch(&touches, Some(true)),
-            FromPage::TouchMove(touches) => self.touch(&touches, None),
-            FromPage::TouchEnd(touches) => self.touch(&touches, Some(false)),
+            FromPage::TouchStart(touches) => self.touch(link, &touches, Some(true)),
+            FromPage::TouchMove(touches) => self.touch(link, &touches, None),
+            FromPage::TouchEnd(touches) => self.touch(link, &touches, Some(false)),
             _ => Ok(()),
         }
     }
 
     /// A key that the display's keyboard has goes down as it is; the character that follows for it is then typed
     /// already.
-    fn key_down(&mut self, code: u8) -> XResult {
+    fn key_down(&mut self, link: LinkId, code: u8) -> XResult {
         let keycode = keys::keysym(code).and_then(|keysym| self.keyboard.keycode(keysym));
         self.typed_by_key = keycode.is_some();
         let Some(keycode) = keycode else { return Ok(()) };
-        if !self.held.contains(&keycode) {
-            self.held.push(keycode);
-        }
+        // Again and again while it is held: applications see that it repeats.
+        self.keys.press(link, keycode);
         self.fake(KEY_PRESS_EVENT, keycode)
     }
 
-    fn key_up(&mut self, code: u8) -> XResult {
-        let Some(keycode) = keys::keysym(code).and_then(|keysym| self.keyboard.keycode(keysym)) else {
-            return Ok(());
-        };
-        match self.held.iter().position(|held| *held == keycode) {
-            Some(held) => {
-                self.held.swap_remove(held);
-                self.fake(KEY_RELEASE_EVENT, keycode)
-            }
+    fn key_up(&mut self, link: LinkId, code: u8) -> XResult {
+        let keycode = keys::keysym(code).and_then(|keysym| self.keyboard.keycode(keysym));
+        match keycode.filter(|keycode| self.keys.release(&link, *keycode)) {
+            Some(keycode) => self.fake(KEY_RELEASE_EVENT, keycode),
             None => Ok(()),
         }
     }
@@ -191,15 +191,15 @@ impl Injector {
         Ok(())
     }
 
-    fn button_down(&mut self, button: u8) -> XResult {
-        match x_button(button).filter(|button| self.buttons.press(*button)) {
+    fn button_down(&mut self, link: LinkId, button: u8) -> XResult {
+        match x_button(button).filter(|button| self.buttons.press(link, *button)) {
             Some(button) => self.fake(BUTTON_PRESS_EVENT, button),
             None => Ok(()),
         }
     }
 
-    fn button_up(&mut self, button: u8) -> XResult {
-        match x_button(button).filter(|button| self.buttons.release(*button)) {
+    fn button_up(&mut self, link: LinkId, button: u8) -> XResult {
+        match x_button(button).filter(|button| self.buttons.release(&link, *button)) {
             Some(button) => self.fake(BUTTON_RELEASE_EVENT, button),
             None => Ok(()),
         }
@@ -214,26 +214,26 @@ impl Injector {
     }
 
     /// The first finger is the left button.
-    fn touch(&mut self, touches: &[Touch], down: Option<bool>) -> XResult {
+    fn touch(&mut self, link: LinkId, touches: &[Touch], down: Option<bool>) -> XResult {
         let Some(touch) = touches.iter().find(|touch| touch.finger == 0) else {
             return Ok(());
         };
         self.move_to(touch.at)?;
         match down {
-            Some(true) => self.button_down(0),
-            Some(false) => self.button_up(0),
+            Some(true) => self.button_down(link, 0),
+            Some(false) => self.button_up(link, 0),
             None => Ok(()),
         }
     }
 
-    fn release_all(&mut self) -> XResult {
-        for keycode in std::mem::take(&mut self.held) {
+    fn release_all(&mut self, link: LinkId) -> XResult {
+        for keycode in self.keys.release_all(&link) {
             self.fake(KEY_RELEASE_EVENT, keycode)?;
         }
-        let buttons: Vec<_> = self.buttons.release_all().collect();
-        buttons
-            .into_iter()
-            .try_for_each(|button| self.fake(BUTTON_RELEASE_EVENT, button))
+        for button in self.buttons.release_all(&link) {
+            self.fake(BUTTON_RELEASE_EVENT, button)?;
+        }
+        Ok(())
     }
 
     fn fake(&self, event: u8, detail: u8) -> XResult {

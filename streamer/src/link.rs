@@ -277,7 +277,7 @@ impl Link {
         self.away = true;
         self.seat.away(self.parting);
         if self.role == Role::Player {
-            self.shared.input.release_all();
+            self.shared.input.release_all(self.seat.link());
         }
         None
     }
@@ -492,7 +492,7 @@ impl Link {
             _ if self.role == Role::Viewer => {}
             FromPage::Command(json) => self.command(&json),
             FromPage::Ignored | FromPage::UiInteraction(_) => {}
-            input => self.shared.input.play(input),
+            input => self.shared.input.play(self.seat.link(), input),
         }
     }
 
@@ -544,7 +544,7 @@ impl Link {
 
     async fn end(mut self, over: Over) {
         if self.role == Role::Player {
-            self.shared.input.release_all();
+            self.shared.input.release_all(self.seat.link());
             self.shared.media.set_bitrate_kbps(self.shared.media.max_kbps());
         }
         self.say_disconnect(over.kind, &over.why).await;

@@ -83,6 +83,11 @@ pub(crate) struct Seat {
 }
 
 impl Seat {
+    /// The link that it was claimed over.
+    pub(crate) fn link(&self) -> LinkId {
+        self.claimed.link
+    }
+
     /// The player can't be reached, but its peer connection goes on.
     pub(crate) fn away(&self, how: Gone) {
         let (link, ended) = (self.claimed.link, false);
@@ -325,9 +330,10 @@ impl Owner {
 
     fn publish(&mut self) {
         let status = status_of(&self.identity, &self.session);
-        self.metrics.show(&status);
+        let pictured = *self.media.first_picture.borrow();
+        self.metrics.show(&status, pictured);
         // Nothing is captured for nobody, once there was a picture.
-        let playing = status.players + status.viewers > 0 || !*self.media.first_picture.borrow();
+        let playing = status.players + status.viewers > 0 || !pictured;
         if playing != std::mem::replace(&mut self.playing, playing)
             && let Err(error) = self.media.set_playing(playing)
         {
@@ -341,7 +347,7 @@ impl Owner {
     }
 }
 
-fn status_of(identity: &Identity, session: &Session) -> StreamerStatus {
+pub(crate) fn status_of(identity: &Identity, session: &Session) -> StreamerStatus {
     StreamerStatus {
         streamer_id: identity.streamer_id.clone(),
         state: session.state(),

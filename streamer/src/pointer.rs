@@ -1,6 +1,6 @@
 //! Pointer state: the browser's coordinates, buttons and wheel as X knows them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Browser coordinates: 65,536ths of the picture's side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,24 +40,44 @@ pub fn x_button(browser: u8) -> Option<u8> {
     }
 }
 
-/// Which buttons are down, so that an odd release is dropped and none stays down when the player leaves.
-#[derive(Debug, Default)]
-pub struct Buttons(BTreeSet<u8>);
+/// Which keys or buttons are down, and by whose hands, so that an odd release is dropped, and none stays down when its
+/// player leaves: what another holds too stays down, and so does what only others hold.
+#[derive(Debug)]
+pub struct Held<H>(BTreeMap<u8, BTreeSet<H>>);
 
-impl Buttons {
-    /// A press: `true` where X is to be told.
-    pub fn press(&mut self, button: u8) -> bool {
-        self.0.insert(button)
+impl<H> Default for Held<H> {
+    fn default() -> Self {
+        Self(BTreeMap::new())
+    }
+}
+
+impl<H: Ord> Held<H> {
+    /// A press: `true` where it was up.
+    pub fn press(&mut self, hand: H, what: u8) -> bool {
+        let hands = self.0.entry(what).or_default();
+        let was_up = hands.is_empty();
+        hands.insert(hand);
+        was_up
     }
 
-    /// A release: `true` where X is to be told.
-    pub fn release(&mut self, button: u8) -> bool {
-        self.0.remove(&button)
+    /// A release: `true` where it is up then, and was down.
+    pub fn release(&mut self, hand: &H, what: u8) -> bool {
+        let Some(hands) = self.0.get_mut(&what) else {
+            return false;
+        };
+        let goes_up = hands.remove(hand) && hands.is_empty();
+        if hands.is_empty() {
+            self.0.remove(&what);
+        }
+        goes_up
     }
 
-    /// All that are down, which then are up.
-    pub fn release_all(&mut self) -> impl Iterator<Item = u8> {
-        std::mem::take(&mut self.0).into_iter()
+    /// This hand lets go of all that it holds. Gives what is up then.
+    pub fn release_all(&mut self, hand: &H) -> Vec<u8> {
+        let down: Vec<_> = self.0.keys().copied().collect();
+        down.into_iter()
+            .filter(|what| self.release(hand, *what))
+            .collect()
     }
 }
 
@@ -116,14 +136,26 @@ mod tests {
 
     #[test]
     fn a_release_without_a_press_is_dropped() {
-        let mut buttons = Buttons::default();
-        assert!(!buttons.release(1));
-        assert!(buttons.press(1));
-        assert!(!buttons.press(1));
-        assert!(buttons.press(3));
-        assert!(buttons.release(1));
-        assert_eq!(buttons.release_all().collect::<Vec<_>>(), [3]);
-        assert_eq!(buttons.release_all().count(), 0);
+        let mut held = Held::default();
+        assert!(!held.release(&"ann", 1));
+        assert!(held.press("ann", 1));
+        assert!(!held.press("ann", 1));
+        assert!(held.press("ann", 3));
+        assert!(held.release(&"ann", 1));
+        assert_eq!(held.release_all(&"ann"), [3]);
+        assert_eq!(held.release_all(&"ann"), []);
+    }
+
+    #[test]
+    fn of_several_players_each_lets_go_of_its_own() {
+        let mut held = Held::default();
+        for (player, what) in [("ann", 1), ("ann", 2), ("bob", 2), ("bob", 3)] {
+            held.press(player, what);
+        }
+        assert!(!held.release(&"ann", 3), "it is not hers");
+        assert_eq!(held.release_all(&"ann"), [1], "Bob holds the second too");
+        assert!(held.release(&"bob", 2));
+        assert_eq!(held.release_all(&"bob"), [3]);
     }
 
     #[test]

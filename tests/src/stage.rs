@@ -9,6 +9,7 @@ use penstock_core::wire::agent::{SliceState, SliceStatus};
 use penstock_core::wire::status::{StreamerState, StreamerStatus};
 use tempfile::TempDir;
 
+use crate::listener::Listener;
 use crate::programs::{Program, free_tcp, free_udp, ready};
 use crate::{browser, eventually};
 
@@ -220,6 +221,24 @@ pub async fn frames_decoded(page: &mut browser::Page) -> anyhow::Result<u64> {
     let script = "penstock.stats().then(all => all.find(s => s.type === 'inbound-rtp' && s.kind === 'video')\
                   ?.framesDecoded ?? 0)";
     page.eval(script).await?.as_u64().context("no frames are counted")
+}
+
+/// One slice with an application that says in `folder/display`, once for each start, which display it is on, then does
+/// nothing; and a window on that display. Its streamer gets `more`.
+///
+/// # Errors
+/// As [`Stage::start`], or where there is no display in time.
+pub async fn x11_stage(folder: &Path, more: &[&str]) -> anyhow::Result<(Stage, Listener)> {
+    let says = folder.join("display");
+    let app = format!("echo \"$DISPLAY\" >> {}; exec sleep 1000", says.display());
+    let args = ["--source", "x11", "--app", &app, "--media-ip", "127.0.0.1"];
+    let stage = Stage::start(1, &[&args, more].concat()).await?;
+    let display = eventually("the application's display", Duration::from_secs(10), async || {
+        let says = std::fs::read_to_string(&says).unwrap_or_default();
+        Ok(says.strip_suffix('\n').map(str::to_owned))
+    })
+    .await?;
+    Ok((stage, Listener::open(&display)?))
 }
 
 /// Waits until a page plays.

@@ -3,30 +3,18 @@
 use std::path::Path;
 use std::time::Duration;
 
+use anyhow::Context as _;
+use rustix::process::{Pid, Signal, kill_process};
+
 use penstock_tests::browser::{Browser, Page};
 use penstock_tests::eventually;
 use penstock_tests::listener::{Heard, Listener};
-use penstock_tests::stage::{Stage, plays};
-
-/// An application that says which display it is on, then does nothing.
-async fn x11_stage(folder: &Path) -> anyhow::Result<(Stage, Listener)> {
-    let says = folder.join("display");
-    let app = format!("printf %s \"$DISPLAY\" > {}; exec sleep 1000", says.display());
-    let args = ["--source", "x11", "--app", &app, "--media-ip", "127.0.0.1"];
-    let stage = Stage::start(1, &args).await?;
-    let display = eventually("the application's display", Duration::from_secs(10), async || {
-        Ok(std::fs::read_to_string(&says)
-            .ok()
-            .filter(|display| !display.is_empty()))
-    })
-    .await?;
-    Ok((stage, Listener::open(&display)?))
-}
+use penstock_tests::stage::{Stage, plays, x11_stage};
 
 #[tokio::test]
 async fn text_typed_in_the_browser_arrives() -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
-    let (stage, listener) = x11_stage(folder.path()).await?;
+    let (stage, listener) = x11_stage(folder.path(), &[]).await?;
     let mut browser = Browser::start().await?;
     let mut page = browser.open(&stage.page("")).await?;
     plays(&mut page).await?;
@@ -54,7 +42,7 @@ async fn text_typed_in_the_browser_arrives() -> anyhow::Result<()> {
 #[tokio::test]
 async fn a_click_arrives_within_a_pixel_at_corners_and_centre() -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
-    let (stage, listener) = x11_stage(folder.path()).await?;
+    let (stage, listener) = x11_stage(folder.path(), &[]).await?;
     let mut browser = Browser::start().await?;
     let mut page = browser.open(&stage.page("")).await?;
     plays(&mut page).await?;
@@ -76,9 +64,85 @@ async fn a_click_arrives_within_a_pixel_at_corners_and_centre() -> anyhow::Resul
     Ok(())
 }
 
+#[tokio::test]
+async fn of_two_players_who_leaves_lets_go_of_its_own_buttons() -> anyhow::Result<()> {
+    let folder = tempfile::tempdir()?;
+    let (stage, listener) = x11_stage(folder.path(), &["--max-players", "2"]).await?;
+    let mut browser = Browser::start().await?;
+    let mut ann = browser.open(&stage.page("")).await?;
+    plays(&mut ann).await?;
+    let mut bob = browser.open(&stage.page("")).await?;
+    plays(&mut bob).await?;
+    listener.forget();
+    // X has the left button on 1 and the right one on 3.
+    for (page, button, number) in [(&mut ann, "left", 1), (&mut bob, "right", 3)] {
+        page.mouse("mouseMoved", 640.0, 360.0, "none").await?;
+        page.mouse("mousePressed", 640.0, 360.0, button).await?;
+        assert!(matches!(listener.next()?, Heard::Press(pressed, ..) if pressed == number));
+    }
+    ann.eval("document.getElementById('leave').click()").await?;
+    assert!(matches!(listener.next()?, Heard::Release(1, ..)));
+    bob.mouse("mouseReleased", 640.0, 360.0, "right").await?;
+    assert!(
+        matches!(listener.next()?, Heard::Release(3, ..)),
+        "Bob held it until now"
+    );
+    Ok(())
+}
+
 async fn click(page: &mut Page, x: i16, y: i16) -> anyhow::Result<()> {
     let (x, y) = (f64::from(x), f64::from(y));
     page.mouse("mouseMoved", x, y, "none").await?;
     page.mouse("mousePressed", x, y, "left").await?;
     page.mouse("mouseReleased", x, y, "left").await
+}
+
+/// An application in another container of the pod, which knows the display's number and nothing else. The container of
+/// the streamer may be killed at any time, and its files outlive it.
+#[tokio::test]
+async fn an_application_of_its_own_container_gets_the_input_and_finds_the_display_again() -> anyhow::Result<()>
+{
+    let display = format!(":{}", 1000 + std::process::id() % 10_000);
+    let args = [
+        "--source",
+        "x11",
+        "--serve-display",
+        &display,
+        "--media-ip",
+        "127.0.0.1",
+    ];
+    let stage = Stage::start(1, &args).await?;
+    let listener = Listener::open(&display)?;
+    let mut browser = Browser::start().await?;
+    let mut page = browser.open(&stage.page("")).await?;
+    plays(&mut page).await?;
+    listener.forget();
+    click(&mut page, 640, 360).await?;
+    assert!(matches!(listener.next()?, Heard::Press(1, 639..=641, 359..=361)));
+
+    let streamer = stage.slices().await?.remove(0).pid.context("its process")?;
+    kill_process(Pid::from_raw(streamer as i32).context("a pid")?, Signal::KILL)?;
+    let socket = format!("/tmp/.X11-unix/X{}", &display[1..]);
+    assert!(Path::new(&socket).exists(), "it had no time to tidy up");
+    let again = eventually(
+        "the display is there again",
+        Duration::from_secs(30),
+        async || {
+            let other = stage
+                .slices()
+                .await?
+                .first()
+                .is_some_and(|slice| slice.pid != Some(streamer));
+            Ok(other.then(|| Listener::open(&display).ok()).flatten())
+        },
+    )
+    .await?;
+    plays(&mut page).await?;
+    again.forget();
+    eventually("a click arrives", Duration::from_secs(10), async || {
+        click(&mut page, 100, 100).await?;
+        Ok(again.next().ok())
+    })
+    .await?;
+    Ok(())
 }

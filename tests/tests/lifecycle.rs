@@ -4,7 +4,7 @@ use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 use std::time::Duration;
 
-use penstock_tests::programs::{Program, binary, free_tcp, ready};
+use penstock_tests::programs::{Program, binary, free_tcp, free_udp, ready};
 use penstock_tests::{eventually, stage::Stage};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -34,6 +34,45 @@ async fn a_streamer_on_a_taken_port_says_so() -> anyhow::Result<()> {
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert_eq!(refused.status.code(), Some(1), "{said}");
     assert!(said.contains(&address) && said.contains("--listen"), "{said}");
+    Ok(())
+}
+
+/// A container may begin with a limit that a few hundred players reach.
+#[tokio::test]
+async fn programs_that_have_many_connections_open_as_many_files_as_they_may() -> anyhow::Result<()> {
+    let (web, relay, metrics) = (
+        free_tcp()?.to_string(),
+        free_udp()?.to_string(),
+        free_tcp()?.to_string(),
+    );
+    let streamer = free_tcp()?.to_string();
+    let folder = tempfile::tempdir()?;
+    std::fs::write(folder.path().join("index.html"), "")?;
+    let page = folder.path().to_string_lossy();
+    let matchmaker = ["--listen", &web, "--streamer", &streamer, "--page", &page];
+    let turn = ["--listen", &relay, "--metrics-listen", &metrics, "--user", "a:b"];
+    for (name, args) in [("penstock-matchmaker", &matchmaker[..]), ("penstock-turn", &turn)] {
+        let mut command = tokio::process::Command::new("sh");
+        command
+            .args(["-c", "ulimit -Sn 256; exec \"$0\" \"$@\""])
+            .arg(binary(name)?)
+            .args(args);
+        let program = Program::run(name, command)?;
+        let limits = format!("/proc/{}/limits", program.child.id().unwrap_or_default());
+        eventually(
+            &format!("{name} raises its limit"),
+            Duration::from_secs(10),
+            async || {
+                let limits = std::fs::read_to_string(&limits)?;
+                let line = limits
+                    .lines()
+                    .find_map(|line| line.strip_prefix("Max open files"));
+                let words: Vec<_> = line.unwrap_or_default().split_whitespace().collect();
+                Ok((words.len() == 3 && words[0] == words[1] && words[0] != "256").then_some(()))
+            },
+        )
+        .await?;
+    }
     Ok(())
 }
 

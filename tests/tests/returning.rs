@@ -1,6 +1,5 @@
 //! Players who come back, and what they come back to.
 
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use penstock_core::wire::status::StreamerState;
@@ -8,18 +7,18 @@ use penstock_tests::browser::{Browser, Page};
 use penstock_tests::eventually;
 use penstock_tests::listener::{Heard, Listener};
 use penstock_tests::programs::ready;
-use penstock_tests::stage::{Stage, TEST_SOURCE, frames_decoded, plays, status};
+use penstock_tests::stage::{Stage, TEST_SOURCE, frames_decoded, plays, status, x11_stage};
 use rustix::process::{Pid, Signal, kill_process};
 
 #[tokio::test]
 async fn a_stream_outlives_its_matchmaker_and_a_reload_is_the_same_session() -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
-    let (mut stage, listener) = x11_stage(folder.path()).await?;
+    let (mut stage, listener) = x11_stage(folder.path(), &[]).await?;
     let mut browser = Browser::start().await?;
     let mut page = browser.open(&stage.page("")).await?;
     plays(&mut page).await?;
     let session = page.eval("penstock.sessionId").await?;
-    page.eval("penstock.peer().mark = 'the first'; true").await?;
+    mark(&mut page).await?;
 
     stage.kill_matchmaker().await?;
     let frames = frames_decoded(&mut page).await?;
@@ -62,18 +61,14 @@ async fn a_stream_outlives_its_matchmaker_and_a_reload_is_the_same_session() -> 
 
 #[tokio::test]
 async fn a_viewer_stays_while_the_player_reloads_and_outlives_a_matchmaker_too() -> anyhow::Result<()> {
-    let args = [&TEST_SOURCE[..], &["--mode", "shared"]].concat();
-    let mut stage = Stage::start(1, &args).await?;
-    let mut browser = Browser::start().await?;
-    let mut player = browser.open(&stage.page("")).await?;
-    plays(&mut player).await?;
+    let (mut stage, mut browser, mut player) = playing(1, &["--mode", "shared"]).await?;
     let session = player.eval("penstock.sessionId").await?;
     let share = "!document.getElementById('share').hidden";
     assert_eq!(player.eval(share).await?, true);
     let link = format!("watch={}", session.as_str().unwrap_or_default());
     let mut viewer = browser.open(&stage.page(&link)).await?;
     plays(&mut viewer).await?;
-    viewer.eval("penstock.peer().mark = 'the first'; true").await?;
+    mark(&mut viewer).await?;
     player.eval("window.mark = 'before'; true").await?;
     player.reload().await?;
     player
@@ -103,7 +98,7 @@ async fn a_stream_outlives_a_matchmaker_that_falls_silent() -> anyhow::Result<()
     let mut browser = Browser::start().await?;
     let mut page = browser.open(&stage.page("KeepaliveDelay=7000")).await?;
     plays(&mut page).await?;
-    page.eval("penstock.peer().mark = 'the first'; true").await?;
+    mark(&mut page).await?;
     let matchmaker = Pid::from_raw(stage.pids()[0] as i32).expect("a pid");
     kill_process(matchmaker, Signal::STOP)?;
     // Two pings of the library, after the second of which it would end the stream.
@@ -121,13 +116,8 @@ async fn a_stream_outlives_a_matchmaker_that_falls_silent() -> anyhow::Result<()
 
 #[tokio::test]
 async fn whose_session_is_gone_meanwhile_gets_a_new_one_without_a_reload() -> anyhow::Result<()> {
-    let args = [&TEST_SOURCE[..], &["--return-grace", "1"]].concat();
-    let mut stage = Stage::start(1, &args).await?;
-    let mut browser = Browser::start().await?;
-    let mut page = browser.open(&stage.page("")).await?;
-    plays(&mut page).await?;
-    page.eval("window.mark = 'not loaded again'; penstock.peer().mark = 'the first'; true")
-        .await?;
+    let (mut stage, _browser, mut page) = playing(1, &["--return-grace", "1"]).await?;
+    mark(&mut page).await?;
     stage.kill_matchmaker().await?;
     free(stage.streamer().await?, Duration::from_secs(5)).await?;
     stage.restart_matchmaker()?;
@@ -144,30 +134,14 @@ async fn whose_session_is_gone_meanwhile_gets_a_new_one_without_a_reload() -> an
 
 #[tokio::test]
 async fn who_comes_back_finds_its_session_through_another_matchmaker() -> anyhow::Result<()> {
-    let stage = Stage::start(2, &TEST_SOURCE).await?;
+    let (stage, _browser, mut page) = playing(2, &[]).await?;
     let other = penstock_tests::programs::free_tcp()?;
     let _other = stage.another_matchmaker(other)?;
     ready(&format!("http://{other}/readyz")).await?;
-    let mut browser = Browser::start().await?;
-    let mut page = browser.open(&stage.page("")).await?;
-    plays(&mut page).await?;
     let session = page.eval("penstock.sessionId").await?;
-    let token = page.eval("sessionStorage.getItem('penstock.return ')").await?;
-    let back = format!(
-        "sessionStorage.setItem('penstock.return ', '{}')",
-        token.as_str().unwrap_or_default()
-    );
     // Storage is an origin's own, so the token is carried there by hand, as one name for both would do it.
-    page.call(
-        "Page.addScriptToEvaluateOnNewDocument",
-        serde_json::json!({ "source": back }),
-    )
-    .await?;
-    page.call(
-        "Page.navigate",
-        serde_json::json!({ "url": format!("http://{other}/") }),
-    )
-    .await?;
+    let token = token_of(&mut page).await?;
+    go_with(&mut page, &token, &format!("http://{other}/")).await?;
     page.until(
         &format!(
             "location.port === '{}' && window.penstock !== undefined",
@@ -183,25 +157,10 @@ async fn who_comes_back_finds_its_session_through_another_matchmaker() -> anyhow
 
 #[tokio::test]
 async fn a_second_window_takes_the_session_over_and_the_first_stays_quiet() -> anyhow::Result<()> {
-    let stage = Stage::start(1, &TEST_SOURCE).await?;
-    let mut browser = Browser::start().await?;
-    let mut first = browser.open(&stage.page("")).await?;
-    plays(&mut first).await?;
-    let token = first.eval("sessionStorage.getItem('penstock.return ')").await?;
+    let (stage, mut browser, mut first) = playing(1, &[]).await?;
+    let token = token_of(&mut first).await?;
     let mut second = browser.open("about:blank").await?;
-    let copy = format!(
-        "sessionStorage.setItem('penstock.return ', '{}')",
-        token.as_str().unwrap_or_default()
-    );
-    second
-        .call(
-            "Page.addScriptToEvaluateOnNewDocument",
-            serde_json::json!({ "source": copy }),
-        )
-        .await?;
-    second
-        .call("Page.navigate", serde_json::json!({ "url": stage.page("") }))
-        .await?;
+    go_with(&mut second, &token, &stage.page("")).await?;
     plays(&mut second).await?;
     first
         .until(
@@ -217,11 +176,8 @@ async fn a_second_window_takes_the_session_over_and_the_first_stays_quiet() -> a
 
 #[tokio::test]
 async fn a_seat_is_kept_for_a_while_and_free_at_once_when_its_player_leaves() -> anyhow::Result<()> {
-    let stage = Stage::start(1, &TEST_SOURCE).await?;
+    let (stage, mut browser, page) = playing(1, &[]).await?;
     let streamer = stage.streamer().await?;
-    let mut browser = Browser::start().await?;
-    let mut page = browser.open(&stage.page("")).await?;
-    plays(&mut page).await?;
     page.close().await?;
     let closed = Instant::now();
     eventually("the player is away", Duration::from_secs(3), async || {
@@ -248,21 +204,9 @@ async fn a_seat_is_kept_for_a_while_and_free_at_once_when_its_player_leaves() ->
 
 #[tokio::test]
 async fn a_player_of_a_streamer_that_drains_is_told_and_moves_without_a_reload() -> anyhow::Result<()> {
-    let args = [&TEST_SOURCE[..], &["--grace", "6"]].concat();
-    let stage = Stage::start(2, &args).await?;
-    let mut browser = Browser::start().await?;
-    let mut page = browser.open(&stage.page("")).await?;
-    plays(&mut page).await?;
-    page.eval("window.mark = 'not loaded again'; penstock.peer().mark = 'the first'; true")
-        .await?;
-    for slice in stage.slices().await? {
-        let (Some(address), Some(pid)) = (slice.address, slice.pid) else {
-            continue;
-        };
-        if status(address).await?.players == 1 {
-            kill_process(Pid::from_raw(pid as i32).expect("a pid"), Signal::TERM)?;
-        }
-    }
+    let (stage, _browser, mut page) = playing(2, &["--grace", "6"]).await?;
+    mark(&mut page).await?;
+    signal_streamer_with_player(&stage, Signal::TERM).await?;
     page.until(
         "document.getElementById('hint').textContent.includes('This place closes in')",
         Duration::from_secs(3),
@@ -283,20 +227,9 @@ async fn a_player_of_a_streamer_that_drains_is_told_and_moves_without_a_reload()
 
 #[tokio::test]
 async fn a_player_whose_streamer_died_plays_on_another_without_a_reload() -> anyhow::Result<()> {
-    let stage = Stage::start(2, &TEST_SOURCE).await?;
-    let mut browser = Browser::start().await?;
-    let mut page = browser.open(&stage.page("")).await?;
-    plays(&mut page).await?;
-    page.eval("window.mark = 'not loaded again'; penstock.peer().mark = 'the first'; true")
-        .await?;
-    for slice in stage.slices().await? {
-        let (Some(address), Some(pid)) = (slice.address, slice.pid) else {
-            continue;
-        };
-        if status(address).await?.players == 1 {
-            kill_process(Pid::from_raw(pid as i32).expect("a pid"), Signal::KILL)?;
-        }
-    }
+    let (stage, _browser, mut page) = playing(2, &[]).await?;
+    mark(&mut page).await?;
+    signal_streamer_with_player(&stage, Signal::KILL).await?;
     page.until("penstock.peer()?.mark !== 'the first'", Duration::from_secs(10))
         .await?;
     plays(&mut page).await?;
@@ -306,11 +239,7 @@ async fn a_player_whose_streamer_died_plays_on_another_without_a_reload() -> any
 
 #[tokio::test]
 async fn players_of_one_streamer_share_a_session_and_one_encode() -> anyhow::Result<()> {
-    let args = [&TEST_SOURCE[..], &["--max-players", "2"]].concat();
-    let stage = Stage::start(2, &args).await?;
-    let mut browser = Browser::start().await?;
-    let mut first = browser.open(&stage.page("")).await?;
-    plays(&mut first).await?;
+    let (stage, mut browser, mut first) = playing(2, &["--max-players", "2"]).await?;
     let mut second = browser.open(&stage.page("")).await?;
     plays(&mut second).await?;
     let session = first.eval("penstock.sessionId").await?;
@@ -325,7 +254,7 @@ async fn players_of_one_streamer_share_a_session_and_one_encode() -> anyhow::Res
 #[tokio::test]
 async fn the_page_says_how_the_picture_comes_and_fits_a_phone() -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
-    let (stage, listener) = x11_stage(folder.path()).await?;
+    let (stage, listener) = x11_stage(folder.path(), &[]).await?;
     let mut browser = Browser::start().await?;
     let mut page = browser.open(&stage.page("ForceTURN=true")).await?;
     plays(&mut page).await?;
@@ -384,6 +313,50 @@ async fn the_page_says_how_the_picture_comes_and_fits_a_phone() -> anyhow::Resul
     Ok(())
 }
 
+/// So many slices with the test picture, whose streamers get `more`, and a page that plays.
+async fn playing(slices: u32, more: &[&str]) -> anyhow::Result<(Stage, Browser, Page)> {
+    let stage = Stage::start(slices, &[&TEST_SOURCE[..], more].concat()).await?;
+    let mut browser = Browser::start().await?;
+    let mut page = browser.open(&stage.page("")).await?;
+    plays(&mut page).await?;
+    Ok((stage, browser, page))
+}
+
+/// Marks this page as it was loaded, and its peer connection.
+async fn mark(page: &mut Page) -> anyhow::Result<()> {
+    page.eval("window.mark = 'not loaded again'; penstock.peer().mark = 'the first'; true")
+        .await?;
+    Ok(())
+}
+
+/// With what a page may come back.
+async fn token_of(page: &mut Page) -> anyhow::Result<String> {
+    let token = page.eval("sessionStorage.getItem('penstock.return ')").await?;
+    Ok(token.as_str().unwrap_or_default().to_owned())
+}
+
+/// Opens `url` in a page that has the token.
+async fn go_with(page: &mut Page, token: &str, url: &str) -> anyhow::Result<()> {
+    let source = format!("sessionStorage.setItem('penstock.return ', '{token}')");
+    let source = serde_json::json!({ "source": source });
+    page.call("Page.addScriptToEvaluateOnNewDocument", source).await?;
+    page.call("Page.navigate", serde_json::json!({ "url": url }))
+        .await?;
+    Ok(())
+}
+
+async fn signal_streamer_with_player(stage: &Stage, signal: Signal) -> anyhow::Result<()> {
+    for slice in stage.slices().await? {
+        let (Some(address), Some(pid)) = (slice.address, slice.pid) else {
+            continue;
+        };
+        if status(address).await?.players == 1 {
+            kill_process(Pid::from_raw(pid as i32).expect("a pid"), signal)?;
+        }
+    }
+    Ok(())
+}
+
 async fn free(streamer: std::net::SocketAddr, within: Duration) -> anyhow::Result<()> {
     eventually("the place is free", within, async || {
         Ok((status(streamer).await?.state == StreamerState::Free).then_some(()))
@@ -397,18 +370,4 @@ async fn input_arrives(page: &mut Page, listener: &Listener) -> anyhow::Result<(
     page.press("KeyH", "h", 72, Some("h")).await?;
     assert_eq!(listener.next()?, Heard::Key(0x68));
     Ok(())
-}
-
-/// An application that says once for each start which display it is on, then does nothing.
-async fn x11_stage(folder: &Path) -> anyhow::Result<(Stage, Listener)> {
-    let says = folder.join("display");
-    let app = format!("echo \"$DISPLAY\" >> {}; exec sleep 1000", says.display());
-    let args = ["--source", "x11", "--app", &app, "--media-ip", "127.0.0.1"];
-    let stage = Stage::start(1, &args).await?;
-    let display = eventually("the application's display", Duration::from_secs(10), async || {
-        let says = std::fs::read_to_string(&says).unwrap_or_default();
-        Ok(says.strip_suffix('\n').map(str::to_owned))
-    })
-    .await?;
-    Ok((stage, Listener::open(&display)?))
 }

@@ -1,7 +1,6 @@
 //! The command line, and what it comes to.
 
 use std::collections::HashMap;
-use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU64;
 use std::path::PathBuf;
@@ -11,6 +10,7 @@ use std::time::Duration;
 use clap::{Args, Parser};
 use ipnet::IpNet;
 use penstock_shell::logging::LogArgs;
+use penstock_shell::secrets::{BadSecret, SecretFile};
 use penstock_shell::tls::{self, BadCertificate};
 use rustls::ServerConfig;
 
@@ -382,16 +382,8 @@ pub enum BadOptions {
     )]
     NoUsers,
     /// The secret's file.
-    #[error("reading the shared secret from {}: check --auth-secret-file", path.display())]
-    SecretFile {
-        /// Its path.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
-    /// The secret's file is empty.
-    #[error("{} holds no secret: write one per line", .0.display())]
-    EmptySecretFile(PathBuf),
+    #[error(transparent)]
+    SecretFile(#[from] BadSecret),
     /// The secret is empty.
     #[error(
         "the shared secret is empty: anybody could make credentials. Check --auth-secret and PENSTOCK_TURN_SECRET"
@@ -511,7 +503,7 @@ impl Options {
             secrets.push(secret.as_bytes().to_vec());
         }
         if let Some(path) = &self.auth_secret_file {
-            secrets.extend(secrets_of_file(path)?);
+            secrets.extend(SECRETS.lines(path)?);
         }
         let fixed: HashMap<_, _> = self.users.iter().cloned().collect();
         if secrets.is_empty() && fixed.is_empty() {
@@ -538,19 +530,6 @@ fn one_of_each<T: Copy>(
         }
     }
     Ok(each)
-}
-
-fn secrets_of_file(path: &PathBuf) -> Result<Vec<Vec<u8>>, BadOptions> {
-    let text = std::fs::read_to_string(path).map_err(|source| BadOptions::SecretFile {
-        path: path.clone(),
-        source,
-    })?;
-    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
-    let secrets: Vec<_> = lines.map(|line| line.as_bytes().to_vec()).collect();
-    if secrets.is_empty() {
-        return Err(BadOptions::EmptySecretFile(path.clone()));
-    }
-    Ok(secrets)
 }
 
 fn user(text: &str) -> Result<(String, String), String> {
@@ -581,6 +560,11 @@ fn network(text: &str) -> Result<IpNet, String> {
         .map_err(|_| "write a network such as 10.42.0.0/16, or one address".to_owned())
 }
 
+const SECRETS: SecretFile = SecretFile {
+    what: "the shared secret",
+    option: "--auth-secret-file",
+    with: "a secret on each line",
+};
 const LIBRARY: &str = "stun_types";
 /// USERNAME's longest value (RFC 8489, section 14.3).
 const MAX_NAME_LEN: usize = 508;
@@ -612,7 +596,7 @@ mod tests {
             (&["--user", "a:b", "--relay-ip", "0.0.0.0"], "one address"),
             (&["--auth-secret", ""], "empty"),
             (&["--auth-secret-file", "/nonexistent"], "--auth-secret-file"),
-            (&["--auth-secret-file", "/dev/null"], "one per line"),
+            (&["--auth-secret-file", "/dev/null"], "a secret on each line"),
         ];
         for (args, part) in cases {
             let error = settings(args).unwrap_err().to_string();

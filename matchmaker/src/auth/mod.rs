@@ -35,7 +35,7 @@ use self::oidc::{NotAccepted, Provider};
 use self::rights::{Role, User, Who};
 use crate::addresses::{Gate, PerAddress};
 use crate::join::Link;
-use crate::problem::Refusal;
+use crate::problem::{Reason, Refusal};
 use crate::signed::{Purpose, SigningKey};
 
 /// Finds out who asks.
@@ -181,7 +181,7 @@ impl Authenticator {
             How::Oidc(provider) if scheme.eq_ignore_ascii_case("bearer") => {
                 self.token(provider, credentials, now_unix).await
             }
-            _ => Err(self.unauthorized("this server takes no such Authorization")),
+            _ => Err(self.unauthorized(Reason::Credentials, "this server takes no such Authorization")),
         }
     }
 
@@ -202,7 +202,8 @@ impl Authenticator {
             }
         };
         let link = link.map_err(|why| {
-            Refusal::forbidden(format!("This link does not admit: {why}. Ask for a new one."))
+            let why = format!("This link does not admit: {why}. Ask for a new one.");
+            Refusal::forbidden(Reason::Link, why)
         })?;
         let who = Who::Guest(link);
         Ok(Identity { who, cookie })
@@ -233,18 +234,19 @@ impl Authenticator {
         now_unix: Duration,
     ) -> Result<Identity, Refusal> {
         let credentials = Credentials::parse(encoded)
-            .ok_or_else(|| self.unauthorized("the name and password can't be read"))?;
+            .ok_or_else(|| self.unauthorized(Reason::Credentials, "the name and password can't be read"))?;
         let attempt = self.attempts.enter(Instant::now(), address);
         let attempt = attempt.map_err(|_| {
             let why = "too many attempts to sign in from this address; try again in a minute";
-            Refusal::too_many(why, 60)
+            Refusal::too_many(Reason::Attempts, why, 60)
         })?;
         let looked = tokio::time::timeout(LOOK_WITHIN, self.look(users.clone(), credentials.clone())).await;
-        let good =
-            looked.unwrap_or_else(|_| Err(Refusal::unavailable("too many people sign in at once", 5)))?;
+        let good = looked.unwrap_or_else(|_| {
+            Err(Refusal::unavailable("too many people sign in at once", 5).because(Reason::Attempts))
+        })?;
         if !good {
             tracing::info!(%address, "a wrong name or password");
-            return Err(self.unauthorized("the name or the password is wrong"));
+            return Err(self.unauthorized(Reason::Credentials, "the name or the password is wrong"));
         }
         attempt.forgive();
         let name = credentials.name;
@@ -275,10 +277,13 @@ impl Authenticator {
     async fn token(&self, provider: &Provider, token: &str, now_unix: Duration) -> Result<Identity, Refusal> {
         let accepted = provider.check(token).await.map_err(|error| match error {
             NotAccepted::NoKeys => Refusal::unavailable(error.to_string(), 5),
-            NotAccepted::Rejected(jwt::Rejected::NoRole(_)) => Refusal::forbidden(error.to_string()),
+            NotAccepted::Rejected(jwt::Rejected::NoRole(_)) => {
+                Refusal::forbidden(Reason::Rights, error.to_string())
+            }
             NotAccepted::Rejected(why) => {
                 let challenge = format!("{}, error=\"invalid_token\"", self.challenge());
-                Refusal::unauthorized(challenge, format!("the token is not accepted: {why}"))
+                let why = format!("the token is not accepted: {why}");
+                Refusal::unauthorized(Reason::Credentials, challenge, why)
             }
         })?;
         let login = Login {
@@ -301,8 +306,8 @@ impl Authenticator {
     }
 
     /// 401.
-    pub fn unauthorized(&self, why: &str) -> Refusal {
-        Refusal::unauthorized(self.challenge(), why)
+    pub fn unauthorized(&self, reason: Reason, why: &str) -> Refusal {
+        Refusal::unauthorized(reason, self.challenge(), why)
     }
 }
 

@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
+use penstock_shell::secrets::SecretFile;
 
 use super::jwt::Rules;
 use super::oidc;
-use crate::args::duration;
-use crate::signed::{MIN_KEY_BYTES, SigningKey};
+use crate::duration::duration;
+use crate::signed::SigningKey;
 
 /// Who gets in, and how.
 #[derive(Debug, Clone, Args)]
@@ -140,16 +141,17 @@ impl AccessArgs {
         let Some(file) = &self.signing_key_file else {
             return Ok(SigningKey::random());
         };
-        let name = file.display();
-        let text = std::fs::read(file).with_context(|| format!("reading the signing key from {name}"))?;
-        SigningKey::new(text.trim_ascii().to_vec()).with_context(|| {
-            format!(
-                "reading the signing key from {name}: it is shorter than {MIN_KEY_BYTES} bytes. Make one with \
-                 `openssl rand -base64 48`"
-            )
-        })
+        let key = SIGNING_KEY.read(file)?;
+        let bytes = key.len();
+        Ok(SigningKey::new(key).ok_or_else(|| SIGNING_KEY.too_short(file, bytes))?)
     }
 }
+
+const SIGNING_KEY: SecretFile = SecretFile {
+    what: "the signing key",
+    option: "--signing-key-file",
+    with: "at least 32 bytes, such as `openssl rand -base64 48` makes",
+};
 
 fn issuer(url: &str) -> Result<String, String> {
     oidc::check_url(url).map(|()| url.to_owned())
@@ -220,5 +222,11 @@ mod tests {
         assert!(key(&"x".repeat(32)).is_ok());
         let error = key(&format!("{}\n", "x".repeat(31))).unwrap_err();
         assert!(error.contains("openssl rand"), "{error}");
+        assert!(
+            SIGNING_KEY
+                .with
+                .contains(&crate::signed::MIN_KEY_BYTES.to_string()),
+            "it says how long it must be"
+        );
     }
 }

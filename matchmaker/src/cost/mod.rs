@@ -18,7 +18,7 @@ use kube::Api;
 use kube::api::{Patch, PatchParams};
 use penstock_core::deletion_cost::{Costs, Counts, Outcome, Write};
 use penstock_core::ids::PodUid;
-use penstock_core::names::PORT_SIGNALLING;
+use penstock_shell::api_errors;
 use serde_json::json;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -26,9 +26,8 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::{Cluster, ClusterArgs};
-use crate::discovery::STREAMER_PORT;
 use crate::lease::{ENDS_WITHIN, Holder};
-use crate::pods::{LabelledPod, Seen, why};
+use crate::pods::{LabelledPod, Seen};
 
 /// What the task hears.
 #[derive(Debug)]
@@ -190,7 +189,7 @@ impl Writer {
     fn changed(&mut self, pod: LabelledPod) {
         let now = Instant::now().into_std();
         self.forget_address(&pod.uid);
-        let address = pod.address(PORT_SIGNALLING, STREAMER_PORT);
+        let address = pod.streamer();
         if pod.ending {
             self.costs.leave(now, &pod.uid, false);
         } else {
@@ -216,10 +215,7 @@ impl Writer {
     }
 
     fn forget_address(&mut self, uid: &PodUid) {
-        let address = self
-            .pods
-            .get(uid)
-            .and_then(|pod| pod.address(PORT_SIGNALLING, STREAMER_PORT));
+        let address = self.pods.get(uid).and_then(LabelledPod::streamer);
         if let Some(address) = address
             && self.addresses.get(&address) == Some(uid)
         {
@@ -232,24 +228,14 @@ async fn patch(api: Api<Pod>, name: String, write: Write) -> (PodUid, Outcome) {
     // The UID keeps it off another pod of the same name.
     let body = json!({ "metadata": { "uid": write.pod, "annotations": write.annotations } });
     let (how, patch) = (PatchParams::default(), Patch::Merge(&body));
-    let outcome = match timeout(ENDS_WITHIN, api.patch_metadata(&name, &how, &patch)).await {
-        Ok(Ok(_)) => Outcome::Written,
-        Ok(Err(kube::Error::Api(status))) if status.code == 404 => Outcome::Gone,
-        Ok(Err(error)) => {
-            tracing::warn!(
-                "writing on the pod {name} what it costs to delete it: {}; it is tried again",
-                why(&error)
-            );
-            Outcome::Failed
-        }
-        Err(_) => {
-            tracing::warn!(
-                "writing on the pod {name} what it costs to delete it: no answer in time; it is tried again"
-            );
-            Outcome::Failed
-        }
+    let why = match timeout(ENDS_WITHIN, api.patch_metadata(&name, &how, &patch)).await {
+        Ok(Ok(_)) => return (write.pod, Outcome::Written),
+        Ok(Err(kube::Error::Api(status))) if status.code == 404 => return (write.pod, Outcome::Gone),
+        Ok(Err(error)) => api_errors::of(&error),
+        Err(_) => api_errors::no_answer(ENDS_WITHIN),
     };
-    (write.pod, outcome)
+    tracing::warn!("writing on the pod {name} what it costs to delete it: {why}; it is tried again");
+    (write.pod, Outcome::Failed)
 }
 
 /// How many things heard may wait.

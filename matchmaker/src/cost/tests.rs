@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::pods;
+use crate::pods::{self, STREAMER_PORT};
 
 #[tokio::test]
 async fn a_pod_costs_what_its_players_are_worth() {
@@ -229,7 +229,7 @@ impl Replica {
                 while let Some(seen) = changes.recv().await {
                     if let Seen::All(pods) = &seen {
                         for pod in pods {
-                            let address = pod.address(PORT_SIGNALLING, STREAMER_PORT).unwrap();
+                            let address = pod.streamer().unwrap();
                             let counts = Some(Counts::default());
                             let _ = forward.send(Heard::Counts { address, counts }).await;
                         }

@@ -2,6 +2,7 @@
 
 mod provider;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -381,6 +382,69 @@ async fn one_address_has_so_many_connections() {
     held.clear();
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert_eq!(door.ask("GET", "/healthz", &[], "").await.status, 200);
+    assert_eq!(refusals(&door).await["connections"], 1);
+}
+
+#[tokio::test]
+async fn refusals_are_counted_by_reason() {
+    let streamer = StandIn::start("demo").await;
+    let files = Files::with_users();
+    let args = with(
+        &files.basic(),
+        &["--max-per-address", "1", "--trusted-proxy", "127.0.0.1"],
+    );
+    let door = Matchmaker::start_guarded(&[&streamer], &args).await;
+    let none = refusals(&door).await;
+    assert_eq!(none.len(), 10, "{none:?}");
+    assert!(
+        none.values().all(|count| *count == 0),
+        "all are there from the start: {none:?}"
+    );
+
+    let (ann, wrong) = (basic("ann", "north"), basic("ann", "south"));
+    let from = ("x-forwarded-for", "192.0.2.7");
+    assert_eq!(door.ask("GET", "/", &[], "").await.status, 401);
+    assert_eq!(status(&door, "/", &wrong).await, 401);
+    assert_eq!(status(&door, "/sessions", &ann).await, 403);
+    assert_eq!(status(&door, "/?join=forged", &ann).await, 403);
+    let evil = [("origin", "https://evil.example"), from, ("authorization", &*ann)];
+    let elsewhere = Player::try_connect(door.address(), "/signalling", &evil).await;
+    assert_eq!(elsewhere.err(), Some(403));
+    let page = [from, ("authorization", &*ann)];
+    let mut player = Player::try_connect(door.address(), "/signalling", &page)
+        .await
+        .unwrap();
+    let second = Player::try_connect(door.address(), "/signalling", &page).await;
+    assert_eq!(second.err(), Some(429));
+    for _ in 0..300 {
+        player.say_text(r#"{"type":"pong","time":1}"#).await;
+    }
+    assert_eq!(player.closed().await, Some(1008));
+    let seen = refusals(&door).await;
+    let counted = [
+        "anonymous",
+        "credentials",
+        "rights",
+        "link",
+        "origin",
+        "players",
+        "messages",
+    ];
+    for (reason, count) in seen {
+        let expected = u32::from(counted.contains(&&*reason));
+        assert_eq!(count, expected, "{reason}");
+    }
+}
+
+/// By reason.
+async fn refusals(door: &Matchmaker) -> BTreeMap<String, u32> {
+    let metrics = door.metrics().await;
+    let lines = metrics.lines();
+    let lines = lines.filter_map(|line| line.strip_prefix("penstock_matchmaker_refused_total{reason=\""));
+    lines
+        .filter_map(|line| line.split_once("\"} "))
+        .map(|(reason, count)| (reason.to_owned(), count.parse().unwrap()))
+        .collect()
 }
 
 #[tokio::test]

@@ -19,6 +19,8 @@ use tokio::time::timeout;
 
 use super::{PATIENCE, Player, StandIn};
 
+pub(crate) const KUBECONFIG: &str = "kubeconfig";
+
 /// A stand-in agent.
 pub(crate) struct Agent {
     slices: watch::Sender<Vec<SliceStatus>>,
@@ -103,12 +105,14 @@ impl Matchmaker {
     /// With streamers in the pods of a cluster, and no agent.
     pub(crate) async fn on_cluster(kube: &FakeKube, args: &[&str]) -> Self {
         let files = tempfile::tempdir().unwrap();
-        kube.kubeconfig(
-            &files.path().join("kubeconfig"),
-            Some(("penstock", "penstock-matchmaker")),
-        )
-        .unwrap();
-        let args = [&["--pods", "--namespace", "penstock"], args].concat();
+        let account = Some(("penstock", "penstock-matchmaker"));
+        kube.kubeconfig(&files.path().join(KUBECONFIG), account).unwrap();
+        Self::in_namespace(files, "penstock", args).await
+    }
+
+    /// The same in a namespace of the cluster that the file [`KUBECONFIG`] among `files` names.
+    pub(crate) async fn in_namespace(files: TempDir, namespace: &str, args: &[&str]) -> Self {
+        let args = [&["--pods", "--namespace", namespace], args].concat();
         let slices = watch::Sender::new(Vec::new());
         Self::spawn(files, Agent { slices }, &args).await
     }
@@ -119,7 +123,7 @@ impl Matchmaker {
         std::fs::write(page.join("index.html"), "<p>the page</p>").unwrap();
         std::fs::write(page.join("assets/player.js"), "1").unwrap();
         let mut command = program();
-        let kubeconfig = files.path().join("kubeconfig");
+        let kubeconfig = files.path().join(KUBECONFIG);
         if kubeconfig.exists() {
             command.env("KUBECONFIG", kubeconfig);
         } else {

@@ -7,7 +7,7 @@ mod kube;
 mod player;
 mod streamer;
 
-pub(crate) use door::{Answer, Matchmaker, ask_over, run};
+pub(crate) use door::{Answer, KUBECONFIG, Matchmaker, ask_over, run};
 pub(crate) use kube::{cluster, costs, run_pod, until};
 pub(crate) use player::Player;
 pub(crate) use streamer::StandIn;

@@ -20,6 +20,8 @@
 //! controller makes another at once, so it is the last resort: a pod goes to another GPU than the annotation says
 //! rather than nowhere.
 
+mod choose;
+mod devices;
 mod occupancy;
 mod pods;
 mod turns;
@@ -35,11 +37,13 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use penstock_core::device::{DeviceId, Resource};
+use penstock_core::device::Resource;
 use penstock_core::ids::{GpuUuid, PodUid};
-use penstock_core::packing::{Candidate, Resources, best_fit};
+use penstock_core::packing::Resources;
 
 use crate::pods::PodOnNode;
+use choose::{Call, Choosing, Need, Wish};
+pub(crate) use devices::Devices;
 pub(crate) use occupancy::{Occupancy, Slice};
 use pods::Pods;
 use turns::{Seen, Turn, Turns, UnderWay};
@@ -70,7 +74,7 @@ pub(crate) struct Held {
     /// Of which resource.
     pub(crate) resource: Resource,
     /// The devices.
-    pub(crate) ids: Vec<DeviceId>,
+    pub(crate) ids: Devices,
 }
 
 /// What a container was given, as the kubelet's checkpoint says.
@@ -83,7 +87,7 @@ pub(crate) struct Stored {
     /// Of which resource.
     pub(crate) resource: Resource,
     /// The devices.
-    pub(crate) ids: Vec<DeviceId>,
+    pub(crate) ids: Devices,
 }
 
 /// What becomes of a call.
@@ -143,7 +147,7 @@ pub(crate) struct Assigner {
 #[derive(Debug)]
 struct Preferred {
     resource: Resource,
-    ids: BTreeSet<DeviceId>,
+    ids: Devices,
     turns: Turns,
 }
 
@@ -257,57 +261,60 @@ impl Assigner {
         &mut self,
         now: Instant,
         resource: Resource,
-        available: &[DeviceId],
-        must_include: &[DeviceId],
+        available: &Devices,
+        must_include: &Devices,
         size: usize,
-    ) -> Outcome<Vec<DeviceId>> {
-        let mut call = Call {
+    ) -> Outcome<Devices> {
+        let call = Call {
             resource,
             available,
             must_include,
             size,
-            there: BTreeMap::new(),
-            taken: BTreeMap::new(),
         };
-        let turns = match self.turns(now, &call.seen(), |_, _| true) {
-            Outcome::Done(turns) => turns,
-            Outcome::Wait(until) => return Outcome::Wait(until),
-            Outcome::List => return self.ask_for_list(),
-            Outcome::Refuse(why) => return Outcome::Refuse(why),
-        };
-        call.count();
-        call.taken = self.taken();
-        let chosen = self.choose(now, &turns.of, &call);
-        let is_good = chosen
-            .as_ref()
-            .is_ok_and(|gpu| self.suits_likeliest(gpu, &turns.of, &call));
-        // What the kubelet knows may show that the call is another's, or that there is room.
-        if !is_good && self.may_be_wrong() {
-            return self.ask_for_list();
-        }
-        if !is_good && must_include.is_empty() && self.take_back(resource, available, &turns) {
-            return self.preferred(now, resource, available, must_include, size);
-        }
-        let gpu = match chosen {
-            Ok(gpu) => gpu,
-            Err(why) => {
-                return match self.wait(now, &call.seen()) {
-                    Some(until) => Outcome::Wait(until),
-                    None => self.refuse(&turns, why),
-                };
+        loop {
+            let turns = match self.turns(now, &seen(&call), |_, _| true) {
+                Outcome::Done(turns) => turns,
+                Outcome::Wait(until) => return Outcome::Wait(until),
+                Outcome::List => return self.ask_for_list(),
+                Outcome::Refuse(why) => return Outcome::Refuse(why),
+            };
+            let Chosen { ids, is_good } = self.choose(now, &turns.of, &call);
+            // What the kubelet knows may show that the call is another's, or that there is room.
+            if !is_good && self.may_be_wrong() {
+                return self.ask_for_list();
             }
-        };
-        let ids = pick(&gpu, &call);
+            if !is_good && must_include.is_empty() && self.take_back(resource, available, &turns) {
+                continue;
+            }
+            return match ids {
+                Some(ids) => self.prefer(resource, ids, turns),
+                None => self.wait_or_refuse(now, &turns, call),
+            };
+        }
+    }
+
+    fn prefer(&mut self, resource: Resource, ids: Devices, turns: Turns) -> Outcome<Devices> {
         self.preferred = Some(Preferred {
             resource,
-            ids: ids.iter().cloned().collect(),
+            ids: ids.clone(),
             turns,
         });
         Outcome::Done(ids)
     }
 
+    fn wait_or_refuse<T>(&mut self, now: Instant, turns: &Turns, call: Call<'_>) -> Outcome<T> {
+        if let Some(until) = self.wait(now, &seen(&call)) {
+            return Outcome::Wait(until);
+        }
+        let pod = self.describe(&turns.of);
+        let meant = self.meant(&turns.of).first().map(|(pod, _)| Wish::of(pod));
+        let wish = meant.unwrap_or_else(|| Wish::of_call(&call));
+        let why = self.choosing(call).refusal(&pod, &wish);
+        self.refuse(turns, why)
+    }
+
     /// Takes back what pods had that have ended: the kubelet has it to give. Gives whether there was any.
-    fn take_back(&mut self, resource: Resource, ids: &[DeviceId], turns: &Turns) -> bool {
+    fn take_back(&mut self, resource: Resource, ids: &Devices, turns: &Turns) -> bool {
         let whose: Vec<_> = turns
             .of
             .iter()
@@ -317,9 +324,8 @@ impl Assigner {
     }
 
     /// Takes note of devices that the kubelet gives out, and says to whom.
-    pub(crate) fn allocate(&mut self, now: Instant, resource: Resource, ids: &[DeviceId]) -> Outcome<Grant> {
-        let gpus: BTreeSet<_> = ids.iter().map(DeviceId::gpu).collect();
-        let gpu = match gpus.into_iter().collect::<Vec<_>>().as_slice() {
+    pub(crate) fn allocate(&mut self, now: Instant, resource: Resource, ids: &Devices) -> Outcome<Grant> {
+        let gpu = match ids.gpus().collect::<Vec<_>>().as_slice() {
             [gpu] => (*gpu).clone(),
             several => return Outcome::Refuse(scattered(resource, several)),
         };
@@ -333,11 +339,10 @@ impl Assigner {
             size: u32::try_from(ids.len()).unwrap_or(u32::MAX),
             ids,
         };
-        let as_preferred = self.preferred.take().filter(|preferred| {
-            preferred.resource == resource
-                && preferred.ids.len() == ids.len()
-                && ids.iter().all(|id| preferred.ids.contains(id))
-        });
+        let as_preferred = self
+            .preferred
+            .take()
+            .filter(|preferred| preferred.resource == resource && preferred.ids == *ids);
         let turns = match as_preferred {
             Some(preferred) => preferred.turns,
             None => match self.turns(now, &seen, |assigner, turn| {
@@ -414,8 +419,8 @@ impl Assigner {
     fn is_at_a_stranger(&self) -> bool {
         let last = self.under_way.last();
         last.is_some_and(|(resource, id)| {
-            self.usage
-                .is_a_strangers(resource, std::slice::from_ref(id), &self.pods)
+            let id = Devices::from_iter([id.clone()]);
+            self.usage.is_a_strangers(resource, &id, &self.pods)
         })
     }
 
@@ -451,16 +456,19 @@ impl Assigner {
         if !self.watching && !self.gpus.is_empty() {
             return None;
         }
-        let follows = self
-            .stranger
-            .as_ref()
-            .is_some_and(|(_, last)| now.duration_since(*last) < ONE_STRANGER);
+        let follows = self.stranger_of(now).is_some();
         let begun = self
             .waiting
             .filter(|(resource, size, _)| (*resource, *size) == (seen.resource, seen.size));
         let until = begun.map_or(now + WAIT_FOR_POD, |(.., until)| until);
         self.waiting = Some((seen.resource, seen.size, until));
         (!follows && now < until).then_some(until)
+    }
+
+    /// The GPU of the pod that is not known and is being admitted now.
+    fn stranger_of(&self, now: Instant) -> Option<&GpuUuid> {
+        let (gpu, last) = self.stranger.as_ref()?;
+        (now.duration_since(*last) < ONE_STRANGER).then_some(gpu)
     }
 
     /// A pod that is not known gets what the kubelet gave it; `video` does it no harm, to lack it would.
@@ -472,7 +480,7 @@ impl Assigner {
             pod: String::new(),
             container: String::new(),
             resource: seen.resource,
-            ids: seen.ids.to_vec(),
+            ids: seen.ids.clone(),
         };
         self.usage.give(now, vec![held]);
         Grant {
@@ -508,37 +516,29 @@ impl Assigner {
             .collect()
     }
 
-    /// The GPU for a call: one that suits all whose turn it may be, else one for the likeliest.
-    fn choose(&self, now: Instant, turns: &[Turn], call: &Call<'_>) -> Result<GpuUuid, String> {
-        if let Some(gpu) = call.must_include.first().map(DeviceId::gpu) {
-            return match call.on(gpu) >= call.size {
-                true => Ok(gpu.clone()),
-                false => Err(self.refusal(turns, call)),
-            };
-        }
-        let follows = self
-            .stranger
-            .as_ref()
-            .filter(|(_, last)| now.duration_since(*last) < ONE_STRANGER);
-        if turns.is_empty()
-            && let Some((gpu, _)) = follows.filter(|(gpu, _)| call.on(gpu) >= call.size)
-        {
-            return Ok(gpu.clone());
-        }
+    /// What a call should be given, and whether that is good.
+    fn choose(&self, now: Instant, turns: &[Turn], call: &Call<'_>) -> Chosen {
         let needs = self.needs(turns, call);
-        // Should it be that pod's, it would be split anywhere else.
-        if let Some(first @ Need::Gpu(gpu)) = needs.first()
-            && !self.suits(gpu, first, call)
-        {
-            return Err(self.refusal(turns, call));
+        let choosing = self.choosing(*call);
+        let followed = match turns {
+            [] => self.stranger_of(now).and_then(|gpu| choosing.on(gpu)),
+            _ => None,
+        };
+        let gpu = match call.must_include.gpus().next() {
+            Some(gpu) => choosing.on(gpu),
+            None => followed.or_else(|| choosing.choose(&needs)),
+        };
+        let likeliest = needs.first();
+        Chosen {
+            is_good: gpu
+                .as_ref()
+                .is_some_and(|gpu| likeliest.is_none_or(|need| choosing.suits(gpu, need))),
+            ids: gpu.map(|gpu| choosing.pick(&gpu)),
         }
-        let suits_all = |gpu: &&GpuUuid| needs.iter().all(|need| self.suits(gpu, need, call));
-        let chosen = needs.iter().filter_map(|need| self.place(need, &needs, call));
-        let of_all = self.gpus.keys().filter(suits_all).cloned();
-        let mut likely: Vec<_> = chosen.collect();
-        likely.extend(of_all);
-        let found = likely.iter().find(|gpu| suits_all(gpu)).or(likely.first());
-        found.cloned().ok_or_else(|| self.refusal(turns, call))
+    }
+
+    fn choosing<'a>(&'a self, call: Call<'a>) -> Choosing<'a> {
+        Choosing::new(call, &self.gpus, self.taken())
     }
 
     /// What those need whose turn it may be, likeliest first.
@@ -550,87 +550,9 @@ impl Assigner {
         let mut needs: Vec<_> = turns.iter().filter_map(need).collect();
         needs.dedup();
         if needs.is_empty() {
-            let size = u32::try_from(call.size).unwrap_or(u32::MAX);
-            needs.push(Need::Room(Wish {
-                gpu: None,
-                demand: call.resource.amount(size),
-                mps: u32::from(call.resource == Resource::Mps),
-            }));
+            needs.push(Need::Room(Wish::of_call(call)));
         }
         needs
-    }
-
-    fn suits_likeliest(&self, gpu: &GpuUuid, turns: &[Turn], call: &Call<'_>) -> bool {
-        let needs = self.needs(turns, call);
-        needs.first().is_none_or(|need| self.suits(gpu, need, call))
-    }
-
-    fn suits(&self, gpu: &GpuUuid, need: &Need, call: &Call<'_>) -> bool {
-        match need {
-            Need::Gpu(held) => held == gpu && call.on(gpu) >= call.size,
-            Need::Room(wish) => self.gpus.get(gpu).is_some_and(|gpu| self.fits(gpu, wish, call)),
-        }
-    }
-
-    /// The GPU that is needed, or that a wish names, where it has room; else the fullest that has, of those that suit
-    /// `all` if there are such.
-    fn place(&self, need: &Need, all: &[Need], call: &Call<'_>) -> Option<GpuUuid> {
-        let wish = match need {
-            Need::Gpu(gpu) => return Some(gpu.clone()).filter(|gpu| call.on(gpu) >= call.size),
-            Need::Room(wish) => wish,
-        };
-        let fitting: Vec<_> = self
-            .gpus
-            .values()
-            .filter(|gpu| self.fits(gpu, wish, call))
-            .collect();
-        let named = wish
-            .gpu
-            .as_ref()
-            .filter(|wished| fitting.iter().any(|gpu| gpu.uuid == **wished));
-        if let Some(named) = named {
-            return Some(named.clone());
-        }
-        let for_all = |gpu: &&&GpuOffer| all.iter().all(|need| self.suits(&gpu.uuid, need, call));
-        let best = |fitting: &[&GpuOffer]| {
-            best_fit(wish.demand, fitting.iter().map(|gpu| self.candidate(gpu, call))).cloned()
-        };
-        let some: Vec<_> = fitting.iter().filter(for_all).copied().collect();
-        best(&some).or_else(|| best(&fitting))
-    }
-
-    /// Whether all of a wish has room on `gpu`, by what is known here and by what the kubelet says is available.
-    fn fits(&self, gpu: &GpuOffer, wish: &Wish, call: &Call<'_>) -> bool {
-        let healthy = Resource::ALL
-            .iter()
-            .all(|r| r.of(wish.demand) == 0 || !gpu.unhealthy.contains_key(r));
-        let taken = call.taken.get(&gpu.uuid).map_or(0, |taken| taken.mps_clients);
-        let clients = wish.mps == 0 || taken + wish.mps <= gpu.mps_clients;
-        let free = free(gpu, &call.taken);
-        // Of the resource asked for the kubelet knows best.
-        let room = Resource::ALL
-            .iter()
-            .all(|r| *r == call.resource || r.of(wish.demand) <= r.of(free));
-        healthy
-            && clients
-            && room
-            && call.on(&gpu.uuid) >= call.size.max(call.resource.of(wish.demand) as usize)
-    }
-
-    /// A GPU as packing sees it. Of the resource asked for the kubelet knows best what is free.
-    fn candidate<'a>(&self, gpu: &'a GpuOffer, call: &Call<'_>) -> Candidate<'a> {
-        let known = free(gpu, &call.taken);
-        let asked = call
-            .resource
-            .amount(u32::try_from(call.on(&gpu.uuid)).unwrap_or(u32::MAX));
-        let others = known
-            .checked_sub(call.resource.amount(call.resource.of(known)))
-            .unwrap_or(Resources::NONE);
-        Candidate {
-            gpu: &gpu.uuid,
-            capacity: gpu.capacity,
-            free: others.checked_add(asked).unwrap_or(known),
-        }
     }
 
     /// What is taken of each GPU that anything is taken of.
@@ -641,31 +563,7 @@ impl Assigner {
 
     #[cfg(test)]
     fn free(&self, gpu: &GpuOffer) -> Resources {
-        free(gpu, &self.taken())
-    }
-
-    /// Names each GPU, what is free there, and what to do.
-    fn refusal(&self, turns: &[Turn], call: &Call<'_>) -> String {
-        let pod = self.describe(turns);
-        let meant = self.meant(turns).first().map(|(pod, _)| Wish::of(pod));
-        let size = u32::try_from(call.size).unwrap_or(u32::MAX);
-        let demand = meant
-            .as_ref()
-            .map_or(call.resource.amount(size), |wish| wish.demand);
-        let wished = meant
-            .and_then(|wish| wish.gpu)
-            .map(|gpu| format!(" (it was meant for {gpu})"));
-        let gpus: Vec<_> = self.gpus.values().map(|gpu| state_of(gpu, &call.taken)).collect();
-        let gpus = if gpus.is_empty() {
-            "this node offers no GPU".to_owned()
-        } else {
-            gpus.join("; ")
-        };
-        format!(
-            "no GPU of this node has room for all of {pod}, which asks for {demand}{}: {gpus}. End a pod there, or let \
-             the penstock scheduler place it: it counts by GPU, the default scheduler by node",
-            wished.unwrap_or_default()
-        )
+        choose::free(gpu, &self.taken())
     }
 
     fn torn(&self, turns: &[Turn], gpu: &GpuUuid, resource: Resource) -> String {
@@ -694,100 +592,20 @@ impl Assigner {
     }
 }
 
-/// What one whose turn it may be needs.
-#[derive(Debug, PartialEq, Eq)]
-enum Need {
-    /// The GPU that the pod is on.
-    Gpu(GpuUuid),
-    /// Room for all of a pod that has nothing yet.
-    Room(Wish),
+/// What a call should be given.
+struct Chosen {
+    /// The devices; none where there is no GPU for it.
+    ids: Option<Devices>,
+    /// Whether they suit the pod that the call is most likely for.
+    is_good: bool,
 }
 
-/// What a pod asks for in all.
-#[derive(Debug, PartialEq, Eq)]
-struct Wish {
-    gpu: Option<GpuUuid>,
-    demand: Resources,
-    mps: u32,
-}
-
-impl Wish {
-    fn of(pod: &PodOnNode) -> Self {
-        let demand = pod.demand();
-        Self {
-            gpu: pod.gpu.clone(),
-            demand: demand.resources,
-            mps: demand.mps_containers,
-        }
+fn seen<'a>(call: &Call<'a>) -> Seen<'a> {
+    Seen {
+        resource: call.resource,
+        size: call.amount(),
+        ids: call.must_include,
     }
-}
-
-/// A call for a preference.
-struct Call<'a> {
-    resource: Resource,
-    available: &'a [DeviceId],
-    must_include: &'a [DeviceId],
-    size: usize,
-    /// How many devices of each GPU the kubelet has for it.
-    there: BTreeMap<&'a GpuUuid, usize>,
-    /// What is taken of each GPU, by what is known here.
-    taken: BTreeMap<GpuUuid, Taken>,
-}
-
-impl<'a> Call<'a> {
-    fn seen(&self) -> Seen<'a> {
-        Seen {
-            resource: self.resource,
-            size: u32::try_from(self.size).unwrap_or(u32::MAX),
-            ids: self.must_include,
-        }
-    }
-
-    fn count(&mut self) {
-        let handed_on = self.must_include.iter().filter(|id| !self.available.contains(id));
-        for id in self.available.iter().chain(handed_on) {
-            *self.there.entry(id.gpu()).or_default() += 1;
-        }
-    }
-
-    /// How many devices of `gpu` the kubelet has for this call.
-    fn on(&self, gpu: &GpuUuid) -> usize {
-        self.there.get(gpu).copied().unwrap_or(0)
-    }
-}
-
-/// What is free of a GPU.
-fn free(gpu: &GpuOffer, taken: &BTreeMap<GpuUuid, Taken>) -> Resources {
-    let taken = taken
-        .get(&gpu.uuid)
-        .map_or(Resources::NONE, |taken| taken.amounts);
-    Resource::ALL.into_iter().fold(Resources::NONE, |free, resource| {
-        let left = resource.of(gpu.capacity).saturating_sub(resource.of(taken));
-        free.checked_add(resource.amount(left)).unwrap_or(free)
-    })
-}
-
-/// What must be included, then the lowest numbers.
-fn pick(gpu: &GpuUuid, call: &Call<'_>) -> Vec<DeviceId> {
-    let mut ids: Vec<_> = call.must_include.to_vec();
-    let rest: BTreeSet<_> = call
-        .available
-        .iter()
-        .filter(|id| id.gpu() == gpu && !ids.contains(id))
-        .collect();
-    let missing = call.size.saturating_sub(ids.len());
-    ids.extend(rest.into_iter().take(missing).cloned());
-    ids
-}
-
-fn state_of(gpu: &GpuOffer, taken: &BTreeMap<GpuUuid, Taken>) -> String {
-    let why: BTreeSet<_> = gpu.unhealthy.values().map(String::as_str).collect();
-    let unhealthy = if why.is_empty() {
-        String::new()
-    } else {
-        format!(" (not used: {})", why.into_iter().collect::<Vec<_>>().join(", "))
-    };
-    format!("{} has {} free{unhealthy}", gpu.uuid, free(gpu, taken))
 }
 
 fn scattered(resource: Resource, gpus: &[&GpuUuid]) -> String {

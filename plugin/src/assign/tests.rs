@@ -1,5 +1,6 @@
 //! Stories of single calls.
 
+use penstock_core::device::DeviceId;
 use penstock_core::pod_demand::ContainerKind;
 
 use super::*;
@@ -96,14 +97,18 @@ fn a_call_for_a_pod_that_is_not_known_yet_waits_for_it() {
     let mut node = Node::with_gpus(1, full());
     let available = node.available(Resource::Nvenc);
     let now = node.now;
-    let list = node.assigner.preferred(now, Resource::Nvenc, &available, &[], 3);
+    let list = node
+        .assigner
+        .preferred(now, Resource::Nvenc, &available, &Devices::default(), 3);
     assert_eq!(
         list,
         Outcome::List,
         "it may be one that earlier calls were taken to be for"
     );
     node.assigner.set_held(now, &[], None);
-    let wait = node.assigner.preferred(now, Resource::Nvenc, &available, &[], 3);
+    let wait = node
+        .assigner
+        .preferred(now, Resource::Nvenc, &available, &Devices::default(), 3);
     assert_eq!(wait, Outcome::Wait(now + WAIT_FOR_POD));
     node.pod(pod("late", &[(3, 0, 0)]));
     assert_eq!(node.ask(Resource::Nvenc, 3), Ok(gpu(0)));
@@ -115,7 +120,7 @@ fn a_pod_that_never_shows_up_is_packed_all_the_same() {
     let available = node.available(Resource::Nvenc);
     node.assigner.unlisted();
     node.assigner
-        .preferred(node.now, Resource::Nvenc, &available, &[], 3);
+        .preferred(node.now, Resource::Nvenc, &available, &Devices::default(), 3);
     node.now += WAIT_FOR_POD;
     let first = node.ask(Resource::Nvenc, 3).unwrap();
     node.now += Duration::from_millis(5);
@@ -130,7 +135,7 @@ fn a_pod_that_never_shows_up_is_packed_all_the_same() {
 fn devices_of_several_gpus_are_refused() {
     let mut node = Node::with_gpus(2, full());
     node.pod(pod("a", &[(2, 0, 0)]));
-    let ids = [DeviceId::new(gpu(0), 0), DeviceId::new(gpu(1), 0)];
+    let ids = [0, 1].map(|i| DeviceId::new(gpu(i), 0)).into_iter().collect();
     let Outcome::Refuse(why) = node.assigner.allocate(node.now, Resource::Nvenc, &ids) else {
         panic!()
     };
@@ -263,7 +268,7 @@ fn a_refusal_waits_for_news_of_pods_that_have_ended() {
     node.assigner.unlisted();
     let ask = |node: &mut Node| {
         node.assigner
-            .preferred(node.now, Resource::Mps, &available, &[], 20)
+            .preferred(node.now, Resource::Mps, &available, &Devices::default(), 20)
     };
     assert!(matches!(ask(&mut node), Outcome::Wait(_)));
     node.assigner.delete_pod(&PodUid::new("uid-big").unwrap());
@@ -306,7 +311,7 @@ impl Node {
         self.assigner.apply_pod(pod);
     }
 
-    fn available(&self, resource: Resource) -> Vec<DeviceId> {
+    fn available(&self, resource: Resource) -> Devices {
         let of = |gpu: &GpuOffer| {
             (0..resource.of(gpu.capacity))
                 .map(|n| DeviceId::new(gpu.uuid.clone(), n))
@@ -334,7 +339,7 @@ impl Node {
         let ids = loop {
             match self
                 .assigner
-                .preferred(self.now, resource, &available, &[], size as usize)
+                .preferred(self.now, resource, &available, &Devices::default(), size as usize)
             {
                 Outcome::Done(ids) => break ids,
                 // Before it refuses it waits for news of pods that have ended.
@@ -344,7 +349,7 @@ impl Node {
             }
         };
         assert_eq!(ids.len(), size as usize);
-        self.taken.extend(ids.iter().map(|id| (resource, id.clone())));
+        self.taken.extend(ids.iter().map(|id| (resource, id)));
         match self.assigner.allocate(self.now, resource, &ids) {
             Outcome::Done(grant) => Ok(grant),
             Outcome::Wait(_) | Outcome::List => panic!("all is known here"),

@@ -16,9 +16,9 @@ use penstock_core::device::{DeviceId, Resource};
 use penstock_core::ids::{GpuUuid, PodUid};
 use penstock_core::pod_demand::ContainerKind;
 
-use super::Held;
 use super::pods::Pods;
 use super::usage::{LIST_LAG, Usage};
+use super::{Devices, Held};
 use crate::pods::PodOnNode;
 
 /// A call as it is seen.
@@ -27,7 +27,7 @@ pub(super) struct Seen<'a> {
     pub(super) resource: Resource,
     pub(super) size: u32,
     /// Devices that the pod is known to have or get.
-    pub(super) ids: &'a [DeviceId],
+    pub(super) ids: &'a Devices,
 }
 
 /// A container whose turn it may be.
@@ -52,7 +52,7 @@ pub(super) struct Turns {
 #[derive(Debug, Default)]
 pub(super) struct UnderWay {
     /// What it was given so far.
-    given: Vec<(Resource, Vec<DeviceId>)>,
+    given: Vec<(Resource, Devices)>,
     /// Which it may be, likeliest first.
     whose: Vec<Turn>,
     last: Option<Last>,
@@ -157,19 +157,19 @@ impl UnderWay {
         pods: &Pods,
         turns: Turns,
         resource: Resource,
-        ids: &[DeviceId],
+        ids: &Devices,
     ) -> Vec<Held> {
         let closed = match turns.continues {
             true => Vec::new(),
             false => self.close(pods),
         };
-        self.given.push((resource, ids.to_vec()));
+        self.given.push((resource, ids.clone()));
         self.whose = turns.of;
         self.doubtful = self.whose.len() > 1;
         self.last = ids.first().map(|id| Last {
             at: now,
             resource,
-            id: id.clone(),
+            id,
         });
         self.unshown = false;
         closed
@@ -189,16 +189,16 @@ impl UnderWay {
         if self.given.is_empty() {
             return self.forget();
         }
-        let is_shown = |(resource, ids): &(Resource, Vec<DeviceId>)| usage.shows(*resource, ids);
+        let is_shown = |(resource, ids): &(Resource, Devices)| usage.shows(*resource, ids);
         let goes_on =
             |turn: &Turn| is_init(pods, turn) && (!self.is_full(turn, pods) || !usage.has_init_containers());
-        let is_stored = |(resource, ids): &(Resource, Vec<DeviceId>)| {
+        let is_stored = |(resource, ids): &(Resource, Devices)| {
             self.whose
                 .iter()
                 .any(|turn| usage.has_stored(&turn.pod, *resource, ids))
         };
         // Of one that is stored and not listed the pod has ended.
-        let is_shown = |given: &(Resource, Vec<DeviceId>)| is_shown(given) || is_stored(given);
+        let is_shown = |given: &(Resource, Devices)| is_shown(given) || is_stored(given);
         if self.given.iter().all(is_shown) || certain && self.given.iter().any(is_shown) {
             self.forget();
         } else if certain {
@@ -229,7 +229,7 @@ impl UnderWay {
     fn may_be_open(&self, pod: &PodOnNode, usage: &Usage) -> bool {
         let has = |(at, resource): Step| usage.has(pod, &pod.containers[at].name, resource);
         next_container(pod, has).is_some_and(|at| {
-            let is_asked = |(resource, ids): &(Resource, Vec<DeviceId>)| {
+            let is_asked = |(resource, ids): &(Resource, Devices)| {
                 resource.of(pod.containers[at].demand) as usize == ids.len() && !has((at, *resource))
             };
             self.given.iter().all(is_asked)
@@ -266,7 +266,7 @@ impl UnderWay {
         let Some(pod) = pods.get(&turn.pod).filter(|pod| !pods.has_ended(pod)) else {
             return Vec::new();
         };
-        let held = |(resource, ids): &(Resource, Vec<DeviceId>)| Held {
+        let held = |(resource, ids): &(Resource, Devices)| Held {
             namespace: pod.namespace.clone(),
             pod: pod.name.clone(),
             container: pod.containers[turn.at].name.clone(),
@@ -280,7 +280,7 @@ impl UnderWay {
     pub(super) fn gpu_of(&self, turn: &Turn, pods: &Pods, usage: &Usage) -> Option<GpuUuid> {
         let is_open = self.whose.iter().any(|open| open.pod == turn.pod);
         let open = is_open.then(|| self.given.first()).flatten();
-        let given = open.and_then(|(_, ids)| Some(ids.first()?.gpu().clone()));
+        let given = open.and_then(|(_, ids)| ids.gpus().next().cloned());
         given.or_else(|| usage.gpu_of(pods.get(&turn.pod)?))
     }
 

@@ -9,7 +9,7 @@ use penstock_core::packing::Resources;
 use penstock_core::pod_demand::ContainerKind;
 
 use super::pods::Pods;
-use super::{Held, Stored};
+use super::{Devices, Held, Stored};
 use crate::pods::PodOnNode;
 
 /// What is held on this node.
@@ -68,24 +68,24 @@ impl Usage {
 
     /// Finds out again what of the checkpoint counts: pods have changed.
     pub(super) fn resolve(&mut self, pods: &Pods) {
+        let mut listed: BTreeMap<_, Vec<&Held>> = BTreeMap::new();
+        for held in &self.listed {
+            let pod = (held.namespace.as_str(), held.pod.as_str());
+            listed.entry(pod).or_default().push(held);
+        }
         let stored = self.stored.as_deref().unwrap_or_default();
         let counts = stored.iter().filter_map(|stored| {
             let pod = pods
                 .get(&stored.pod)
                 .filter(|pod| !pods.has_ended(pod) && !self.over.contains(&pod.uid))?;
-            let is_listed = self.listed.iter().any(|held| pod.is(&held.namespace, &held.pod));
+            let listed = listed.get(&(pod.namespace.as_str(), pod.name.as_str()));
             // The kubelet strikes out what has ended only when it writes for another pod. A pod that it has stored more of
             // than init containers, and does not list, has ended.
-            let runs = is_listed || self.begun_anew || !stored_for_long(pod, self.of_pod(&pod.uid));
-            let held = stored.of(pod);
+            let runs = listed.is_some() || self.begun_anew || !stored_for_long(pod, self.of_pod(&pod.uid));
             let again =
-                |other: &&Held| (&other.container, other.resource) == (&held.container, held.resource);
-            let is_new = !self
-                .listed
-                .iter()
-                .filter(|held| pod.is(&held.namespace, &held.pod))
-                .any(|other| again(&other));
-            (runs && is_new).then_some(held)
+                |held: &&Held| (&held.container, held.resource) == (&stored.container, stored.resource);
+            let is_new = !listed.into_iter().flatten().copied().any(|held| again(&held));
+            (runs && is_new).then(|| stored.of(pod))
         });
         self.resolved = counts.collect();
     }
@@ -106,10 +106,10 @@ impl Usage {
         &mut self,
         pods: &Pods,
         resource: Resource,
-        ids: &[DeviceId],
+        ids: &Devices,
         whose: &[&PodOnNode],
     ) -> bool {
-        let is_one = |held: &&Held| held.resource == resource && ids.iter().any(|id| held.ids.contains(id));
+        let is_one = |held: &&Held| held.resource == resource && ids.contain_any(&held.ids);
         let over: Vec<_> = self
             .shown()
             .filter(is_one)
@@ -123,8 +123,7 @@ impl Usage {
             self.over.insert(pod.uid.clone());
             self.forget_held(pod);
         }
-        let is_one =
-            |stored: &&Stored| stored.resource == resource && ids.iter().any(|id| stored.ids.contains(id));
+        let is_one = |stored: &&Stored| stored.resource == resource && ids.contain_any(&stored.ids);
         let unknown = |stored: &&Stored| pods.get(&stored.pod).is_none();
         let stored = self.stored.iter().flatten().filter(is_one).filter(unknown);
         self.gone.extend(stored.map(|stored| stored.pod.clone()));
@@ -161,9 +160,9 @@ impl Usage {
     }
 
     /// Whether the kubelet has shown that one container holds these devices.
-    pub(super) fn shows(&self, resource: Resource, ids: &[DeviceId]) -> bool {
+    pub(super) fn shows(&self, resource: Resource, ids: &Devices) -> bool {
         self.shown()
-            .any(|held| held.resource == resource && ids.iter().all(|id| held.ids.contains(id)))
+            .any(|held| held.resource == resource && held.ids.contain_all(ids))
     }
 
     /// Whether the kubelet has shown that a container was given a resource, even if it may have ended since.
@@ -176,27 +175,29 @@ impl Usage {
     }
 
     /// Whether the checkpoint has these devices as a pod's, even if that may have ended since.
-    pub(super) fn has_stored(&self, pod: &PodUid, resource: Resource, ids: &[DeviceId]) -> bool {
+    pub(super) fn has_stored(&self, pod: &PodUid, resource: Resource, ids: &Devices) -> bool {
         self.of_pod(pod)
-            .any(|stored| stored.resource == resource && ids.iter().all(|id| stored.ids.contains(id)))
+            .any(|stored| stored.resource == resource && stored.ids.contain_all(ids))
     }
 
     /// Whether the kubelet has shown that a pod which is not known was given these devices.
-    pub(super) fn is_a_strangers(&self, resource: Resource, ids: &[DeviceId], pods: &Pods) -> bool {
-        let all = |held: &[DeviceId]| ids.iter().all(|id| held.contains(id));
+    pub(super) fn is_a_strangers(&self, resource: Resource, ids: &Devices, pods: &Pods) -> bool {
         let is_unknown = |uid: &PodUid| pods.get(uid).is_none() && !self.gone.contains(uid);
         let listed = self.listed.iter().any(|held| {
-            held.resource == resource && all(&held.ids) && pods.by_name(&held.namespace, &held.pod).is_none()
+            held.resource == resource
+                && held.ids.contain_all(ids)
+                && pods.by_name(&held.namespace, &held.pod).is_none()
         });
         let mut stored = self.stored.iter().flatten();
         listed
-            || stored.any(|stored| stored.resource == resource && all(&stored.ids) && is_unknown(&stored.pod))
+            || stored.any(|stored| {
+                stored.resource == resource && stored.ids.contain_all(ids) && is_unknown(&stored.pod)
+            })
     }
 
     /// Whether a pod holds any of `ids`.
-    pub(super) fn holds_any(&self, pod: &PodOnNode, ids: &[DeviceId]) -> bool {
-        self.of(pod)
-            .any(|held| held.ids.iter().any(|id| ids.contains(id)))
+    pub(super) fn holds_any(&self, pod: &PodOnNode, ids: &Devices) -> bool {
+        self.of(pod).any(|held| held.ids.contain_any(ids))
     }
 
     /// Whether a pod holds a device of a resource.
@@ -207,10 +208,7 @@ impl Usage {
 
     /// The GPU that a pod is on.
     pub(super) fn gpu_of(&self, pod: &PodOnNode) -> Option<GpuUuid> {
-        self.of(pod)
-            .flat_map(|held| held.ids.first())
-            .map(|id| id.gpu().clone())
-            .next()
+        self.of(pod).find_map(|held| held.ids.gpus().next().cloned())
     }
 
     /// Whether what is held still counts: not where its pod is known to have ended, since the kubelet takes the
@@ -291,8 +289,7 @@ impl Taken {
 pub(super) fn taken<'a>(pods: &Pods, held: impl Iterator<Item = &'a Held>) -> BTreeMap<GpuUuid, Taken> {
     let mut by_pod: BTreeMap<(&GpuUuid, &str, &str), Vec<&Held>> = BTreeMap::new();
     for held in held {
-        let gpus: BTreeSet<_> = held.ids.iter().map(DeviceId::gpu).collect();
-        for gpu in gpus {
+        for gpu in held.ids.gpus() {
             by_pod
                 .entry((gpu, &held.namespace, &held.pod))
                 .or_default()
@@ -313,11 +310,13 @@ fn taken_by(pod: Option<&PodOnNode>, gpu: &GpuUuid, held: &[&Held]) -> Taken {
     let amount = |resource: Resource| {
         let asked = demand.map_or(0, |demand| resource.of(demand.resources));
         let of_it = held.iter().filter(|held| held.resource == resource);
-        let ids = of_it.flat_map(|held| &held.ids).filter(|id| id.gpu() == gpu);
-        let most = u32::try_from(ids.clone().count()).unwrap_or(u32::MAX);
+        let most = of_it.clone().map(|held| held.ids.on(gpu)).sum::<usize>();
         // Telling which were handed on takes longer, and it is rarely needed.
-        let unlike = if most > asked {
-            ids.collect::<BTreeSet<_>>().len()
+        let unlike = if most > asked as usize {
+            of_it
+                .flat_map(|held| held.ids.numbers(gpu))
+                .collect::<BTreeSet<_>>()
+                .len()
         } else {
             0
         };

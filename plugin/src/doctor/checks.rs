@@ -2,10 +2,12 @@
 
 use super::Finding;
 use super::facts::{
-    Cuda, Driver, Facts, GpuFacts, Kubelet, Mps, PLUGIN_DIRECTORY, POD_RESOURCES_SOCKET, Processes, TRIED,
+    Checkpoint, Cuda, Driver, Facts, GpuFacts, Kubelet, Mps, PLUGIN_DIRECTORY, POD_RESOURCES_SOCKET,
+    Processes, TRIED,
 };
 use crate::cdi::{self, Inject, Injection, Specs, Wanted};
 use crate::cuda::Seen;
+use crate::kubelet::checkpoint::FILE as CHECKPOINT;
 use crate::mps::{Health, mps_client_limit};
 
 /// All findings, in the order of what needs what.
@@ -271,7 +273,24 @@ fn kubelet(kubelet: &Kubelet) -> Vec<Finding> {
             "mount /var/lib/kubelet/pod-resources into this pod from the host",
         )
     };
-    vec![plugin, pods]
+    vec![plugin, pods, checkpoint(&kubelet.checkpoint)]
+}
+
+/// Whether it is known after a restart what init containers hold.
+fn checkpoint(checkpoint: &Checkpoint) -> Finding {
+    let path = format!("{PLUGIN_DIRECTORY}/{CHECKPOINT}");
+    match checkpoint {
+        Checkpoint::Read(ours) => Finding::ok(
+            "kubelet",
+            format!("stores what it gave at {path}; {ours} entries are ours"),
+        ),
+        Checkpoint::Missing => Finding::ok(
+            "kubelet",
+            format!("has stored nothing at {path} as yet: it does once a plugin has listed its devices"),
+        ),
+        Checkpoint::Closed(why) => Finding::warning("kubelet", format!("{path}: {why}"), CLOSED_CHECKPOINT),
+        Checkpoint::Unknown(why) => Finding::warning("kubelet", format!("{path}: {why}"), UNKNOWN_CHECKPOINT),
+    }
 }
 
 fn processes(processes: &Processes) -> Finding {
@@ -313,5 +332,7 @@ const NO_LIMIT: &str =
 const NO_GPU: &str = "look at `dmesg` for the driver's errors, and at `lspci` for the GPU";
 const PREGENERATED: &str = "a generated specification ignores NVIDIA_DRIVER_CAPABILITIES: pods without penstock.dev/nvenc find the encoder too; use --inject env to withhold it";
 const NO_ENCODER: &str = "pods with penstock.dev/nvenc can't encode with it: install the driver's encoder library (libnvidia-encode) and generate it anew";
+const CLOSED_CHECKPOINT: &str = "run the plugin as root: the file is root's alone. Without it, a pod whose init container holds devices may be refused after a restart of the plugin";
+const UNKNOWN_CHECKPOINT: &str = "this kubelet is newer than this plugin: look for a newer Penstock. Until then, a pod whose init container holds devices may be refused after a restart of the plugin";
 const NO_DAEMON: &str =
     "pods can't have penstock.dev/mps: deploy penstock-plugin mps, and mount its directory here";

@@ -1,6 +1,7 @@
 //! What there is on a node, gathered without judgement.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 
@@ -11,6 +12,7 @@ use penstock_core::units::{SmPercent, VramBlocks};
 use crate::cdi::{self, DIRECTORIES, Inject, Specs, Wanted};
 use crate::cuda::{self, Seen};
 use crate::gpus::wanted;
+use crate::kubelet::checkpoint::{self, CheckpointError};
 use crate::mps::{Health, Layout, look};
 use crate::nvml::inventory::{Inventory, Unreadable};
 use crate::nvml::{in_full, open};
@@ -86,6 +88,33 @@ pub(super) struct Kubelet {
     pub(super) plugin_directory: bool,
     pub(super) plugin_socket: bool,
     pub(super) pod_resources_socket: bool,
+    pub(super) checkpoint: Checkpoint,
+}
+
+/// What comes of reading the kubelet's checkpoint.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) enum Checkpoint {
+    /// There is no such file.
+    #[default]
+    Missing,
+    /// As many entries are of our resources.
+    Read(usize),
+    /// It can't be opened, for this reason.
+    Closed(String),
+    /// It has another form than we know.
+    Unknown(String),
+}
+
+impl Checkpoint {
+    /// Of the file that the kubelet keeps in `directory`.
+    pub(super) fn look(directory: &Path) -> Self {
+        match checkpoint::read(&directory.join(checkpoint::FILE)) {
+            Ok(entries) => Self::Read(entries.len()),
+            Err(CheckpointError::Io(error)) if error.kind() == ErrorKind::NotFound => Self::Missing,
+            Err(error @ CheckpointError::Io(_)) => Self::Closed(error.to_string()),
+            Err(error @ CheckpointError::Form(_)) => Self::Unknown(error.to_string()),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Default)]
@@ -116,6 +145,7 @@ pub(super) async fn gather(
             plugin_directory: Path::new(PLUGIN_DIRECTORY).is_dir(),
             plugin_socket: is_socket(&Path::new(PLUGIN_DIRECTORY).join("kubelet.sock")),
             pod_resources_socket: is_socket(Path::new(POD_RESOURCES_SOCKET)),
+            checkpoint: Checkpoint::look(Path::new(PLUGIN_DIRECTORY)),
         },
         processes: processes(),
         kernel: text("/proc/sys/kernel/osrelease"),

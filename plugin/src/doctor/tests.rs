@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use penstock_core::ids::GpuUuid;
 
 use super::checks::all;
-use super::facts::{Cuda, Driver, Facts, Gpu, GpuFacts, Kubelet, Mps, Processes, enables_cdi};
+use super::facts::{Checkpoint, Cuda, Driver, Facts, Gpu, GpuFacts, Kubelet, Mps, Processes, enables_cdi};
 use super::*;
 use crate::cdi::{Specs, Wanted, read};
 use crate::cuda::Seen;
@@ -24,6 +24,7 @@ ok       CUDA         GPU-a: a CUDA program sees 58 SMs and 22905 MiB; with 50 %
 ok       engine       /etc/containerd/config.toml turns CDI off
 ok       kubelet      takes device plugins at /var/lib/kubelet/device-plugins
 ok       kubelet      tells which pod has what at /var/lib/kubelet/pod-resources/kubelet.sock
+ok       kubelet      stores what it gave at /var/lib/kubelet/device-plugins/kubelet_internal_checkpoint; 3 entries are ours
 ok       processes    the host's are visible; process 1 is systemd
 ok       kernel       Linux 6.8.0, cgroup v2
 "
@@ -166,6 +167,40 @@ fn a_gpu_that_does_not_answer_is_a_problem() {
 }
 
 #[test]
+fn a_checkpoint_that_is_not_understood_is_one_to_look_at_and_none_at_all_is_not() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("kubelet_internal_checkpoint");
+    let looked = || {
+        let mut facts = good();
+        facts.kubelet.checkpoint = Checkpoint::look(directory.path());
+        report(&facts)
+    };
+    let missing = looked();
+    assert!(
+        missing.contains("ok       kubelet      has stored nothing at /var/lib/kubelet/"),
+        "{missing}"
+    );
+    std::fs::write(&path, r#"{"Data":{"PodDeviceEntries":null},"Checksum":1}"#).unwrap();
+    assert!(looked().contains("kubelet_internal_checkpoint; 0 entries are ours"));
+    std::fs::write(&path, r#"{"Data":{"PodDeviceEntries":"elsewhere"}}"#).unwrap();
+    let other = looked();
+    for part in [
+        "warning  kubelet      /var/lib/kubelet/device-plugins/kubelet_internal_checkpoint: it has a form that is not",
+        "-> this kubelet is newer than this plugin",
+    ] {
+        assert!(other.contains(part), "{part} is not in:\n{other}");
+    }
+    // Nobody reads a directory, root neither.
+    std::fs::remove_file(&path).unwrap();
+    std::fs::create_dir(&path).unwrap();
+    let closed = looked();
+    assert!(
+        closed.contains("can't be opened") && closed.contains("-> run the plugin as root"),
+        "{closed}"
+    );
+}
+
+#[test]
 fn a_node_of_software_slices_needs_no_gpu() {
     let facts = Facts { gpu: None, ..good() };
     let findings = all(&facts);
@@ -252,6 +287,7 @@ fn good() -> Facts {
             plugin_directory: true,
             plugin_socket: true,
             pod_resources_socket: true,
+            checkpoint: Checkpoint::Read(3),
         },
         processes: Processes {
             first: "systemd".to_owned(),

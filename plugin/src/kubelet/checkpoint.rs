@@ -5,6 +5,7 @@
 //! Kubernetes 1.20, and where it can't be read we do with podresources alone. The kubelet writes it anew, and puts it in
 //! place by a rename, whenever a container has all that it asks for.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
@@ -16,11 +17,11 @@ use serde::Deserialize;
 use crate::assign::Stored;
 
 /// Its name.
-pub(super) const FILE: &str = "kubelet_internal_checkpoint";
+pub(crate) const FILE: &str = "kubelet_internal_checkpoint";
 
 /// Why it can't be read.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum CheckpointError {
+pub(crate) enum CheckpointError {
     /// There is none (yet), or it is not ours to read.
     #[error("it can't be opened: {0}")]
     Io(#[from] io::Error),
@@ -33,20 +34,20 @@ pub(super) enum CheckpointError {
 ///
 /// # Errors
 /// Where there is no such file, or it has another form.
-pub(super) fn read(path: &Path) -> Result<Vec<Stored>, CheckpointError> {
+pub(crate) fn read(path: &Path) -> Result<Vec<Stored>, CheckpointError> {
     parse(&std::fs::read(path)?)
 }
 
 fn parse(text: &[u8]) -> Result<Vec<Stored>, CheckpointError> {
-    let file: File = serde_json::from_slice(text)?;
+    let file: File<'_> = serde_json::from_slice(text)?;
     let mut reader = DeviceIds::default();
-    let ours = |entry: Entry| {
+    let ours = |entry: Entry<'_>| {
         let ids = entry.devices_by_numa_node.into_values().flatten();
         Some(Stored {
-            resource: Resource::from_name(&entry.resource)?,
-            pod: PodUid::new(entry.pod_uid).ok()?,
-            container: entry.container,
-            ids: ids.filter_map(|id| reader.read(&id).ok()).collect(),
+            resource: Resource::from_name(&entry.resource.0)?,
+            pod: PodUid::new(entry.pod_uid.0).ok()?,
+            container: entry.container.0.into_owned(),
+            ids: ids.filter_map(|id| reader.read(&id.0).ok()).collect(),
         })
     };
     let entries = file.data.entries.unwrap_or_default();
@@ -54,30 +55,34 @@ fn parse(text: &[u8]) -> Result<Vec<Stored>, CheckpointError> {
 }
 
 #[derive(Deserialize)]
-struct File {
-    #[serde(rename = "Data")]
-    data: Data,
+struct File<'a> {
+    #[serde(rename = "Data", borrow)]
+    data: Data<'a>,
 }
 
 #[derive(Deserialize)]
-struct Data {
+struct Data<'a> {
     /// `null` where nothing is held.
-    #[serde(rename = "PodDeviceEntries")]
-    entries: Option<Vec<Entry>>,
+    #[serde(rename = "PodDeviceEntries", borrow)]
+    entries: Option<Vec<Entry<'a>>>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Entry {
-    #[serde(rename = "PodUID")]
-    pod_uid: String,
-    #[serde(rename = "ContainerName")]
-    container: String,
-    #[serde(rename = "ResourceName")]
-    resource: String,
-    #[serde(rename = "DeviceIDs")]
-    devices_by_numa_node: BTreeMap<String, Vec<String>>,
+struct Entry<'a> {
+    #[serde(rename = "PodUID", borrow)]
+    pod_uid: Text<'a>,
+    #[serde(rename = "ContainerName", borrow)]
+    container: Text<'a>,
+    #[serde(rename = "ResourceName", borrow)]
+    resource: Text<'a>,
+    #[serde(rename = "DeviceIDs", borrow)]
+    devices_by_numa_node: BTreeMap<Text<'a>, Vec<Text<'a>>>,
 }
+
+/// As it stands in the file, unless there are escapes in it.
+#[derive(PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
 #[cfg(test)]
 mod tests {
@@ -98,7 +103,7 @@ mod tests {
             (stored.pod.as_str(), stored.container.as_str()),
             ("u-1", "shaders")
         );
-        let ids: Vec<_> = stored.ids.iter().map(ToString::to_string).collect();
+        let ids: Vec<_> = stored.ids.iter().map(|id| id.to_string()).collect();
         assert_eq!(
             (stored.resource, ids),
             (

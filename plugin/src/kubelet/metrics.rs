@@ -5,8 +5,10 @@
 use penstock_core::device::Resource;
 use penstock_core::metrics::{self, Metric};
 use penstock_core::packing::Resources;
-use prometheus::core::Collector;
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::MetricFamily;
 use prometheus::{Gauge, GaugeVec, IntCounterVec, Opts, Registry};
+use tokio::sync::watch;
 
 use super::known::{GpuKnown, NodeKnown, PodKnown};
 
@@ -19,6 +21,70 @@ pub(crate) struct Metrics {
     pub(super) refusals: IntCounterVec,
     /// The driver's errors, by GPU and code.
     pub(super) xids: IntCounterVec,
+    node: watch::Sender<NodeKnown>,
+}
+
+impl Metrics {
+    /// Registers them.
+    ///
+    /// # Errors
+    /// Where a name is registered already.
+    pub(crate) fn new(registry: &Registry) -> prometheus::Result<Self> {
+        let counters = |metric: Metric, labels: &[&str]| {
+            let counters = IntCounterVec::new(Opts::new(metric.name, metric.help), labels)?;
+            registry.register(Box::new(counters.clone()))?;
+            prometheus::Result::Ok(counters)
+        };
+        let allocations = counters(metrics::PLUGIN_ALLOCATIONS, &["resource"])?;
+        let refusals = counters(metrics::PLUGIN_REFUSALS, &["resource"])?;
+        // A counter that is not there until it counts can't be alerted on.
+        for resource in Resource::ALL {
+            allocations.with_label_values(&[short(resource)]);
+            refusals.with_label_values(&[short(resource)]);
+        }
+        let xids = counters(metrics::PLUGIN_XIDS, &["gpu", "xid"])?;
+        let (node, known) = watch::channel(NodeKnown::default());
+        let gauges = Gauges::new()?;
+        registry.register(Box::new(OfNode { known, gauges }))?;
+        Ok(Self {
+            allocations,
+            refusals,
+            xids,
+            node,
+        })
+    }
+
+    /// Shows the node as it is now, and nothing of what was.
+    pub(super) fn show(&self, node: NodeKnown) {
+        self.node.send_replace(node);
+    }
+}
+
+/// The metrics of the node: made when somebody asks for them, since there are many and they change often.
+struct OfNode {
+    known: watch::Receiver<NodeKnown>,
+    /// By which the registry knows what they will be.
+    gauges: Gauges,
+}
+
+impl Collector for OfNode {
+    fn desc(&self) -> Vec<&Desc> {
+        self.gauges.all().into_iter().flat_map(Collector::desc).collect()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        // The same was done when they were registered, so it works.
+        let Ok(gauges) = Gauges::new() else {
+            return Vec::new();
+        };
+        gauges.show(&self.known.borrow());
+        gauges.all().into_iter().flat_map(Collector::collect).collect()
+    }
+}
+
+/// What there is to say of a node.
+#[derive(Debug)]
+struct Gauges {
     registered: Gauge,
     capacity: GaugeVec,
     allocated: GaugeVec,
@@ -31,7 +97,7 @@ pub(crate) struct Metrics {
 }
 
 /// What was measured of a GPU, or of a pod on one.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 struct Load {
     encoder: GaugeVec,
     sm: GaugeVec,
@@ -40,64 +106,39 @@ struct Load {
     fps: GaugeVec,
 }
 
-impl Metrics {
-    /// Registers them.
-    ///
-    /// # Errors
-    /// Where a name is registered already.
-    pub(crate) fn new(registry: &Registry) -> prometheus::Result<Self> {
-        let new = New(registry);
-        let allocations = new.counters(metrics::PLUGIN_ALLOCATIONS, &["resource"])?;
-        let refusals = new.counters(metrics::PLUGIN_REFUSALS, &["resource"])?;
-        // A counter that is not there until it counts can't be alerted on.
-        for resource in Resource::ALL {
-            allocations.with_label_values(&[short(resource)]);
-            refusals.with_label_values(&[short(resource)]);
-        }
+impl Gauges {
+    fn new() -> prometheus::Result<Self> {
+        let registered = metrics::PLUGIN_REGISTERED;
         Ok(Self {
-            allocations,
-            refusals,
-            xids: new.counters(metrics::PLUGIN_XIDS, &["gpu", "xid"])?,
-            registered: new.gauge(metrics::PLUGIN_REGISTERED)?,
-            capacity: new.gauges(metrics::PLUGIN_CAPACITY, &["gpu", "model", "resource"])?,
-            allocated: new.gauges(metrics::PLUGIN_ALLOCATED, &["gpu", "resource"])?,
-            healthy: new.gauges(metrics::PLUGIN_HEALTHY, &["gpu", "resource"])?,
+            registered: Gauge::new(registered.name, registered.help)?,
+            capacity: gauges(metrics::PLUGIN_CAPACITY, &["gpu", "model", "resource"])?,
+            allocated: gauges(metrics::PLUGIN_ALLOCATED, &["gpu", "resource"])?,
+            healthy: gauges(metrics::PLUGIN_HEALTHY, &["gpu", "resource"])?,
             gpu: Load {
-                encoder: new.gauges(metrics::PLUGIN_GPU_ENCODER, GPU)?,
-                sm: new.gauges(metrics::PLUGIN_GPU_SM, GPU)?,
-                memory: new.gauges(metrics::PLUGIN_GPU_MEMORY, GPU)?,
-                sessions: new.gauges(metrics::PLUGIN_GPU_SESSIONS, GPU)?,
-                fps: new.gauges(metrics::PLUGIN_GPU_FPS, GPU)?,
+                encoder: gauges(metrics::PLUGIN_GPU_ENCODER, GPU)?,
+                sm: gauges(metrics::PLUGIN_GPU_SM, GPU)?,
+                memory: gauges(metrics::PLUGIN_GPU_MEMORY, GPU)?,
+                sessions: gauges(metrics::PLUGIN_GPU_SESSIONS, GPU)?,
+                fps: gauges(metrics::PLUGIN_GPU_FPS, GPU)?,
             },
             pod: Load {
-                encoder: new.gauges(metrics::PLUGIN_POD_ENCODER, POD)?,
-                sm: new.gauges(metrics::PLUGIN_POD_SM, POD)?,
-                memory: new.gauges(metrics::PLUGIN_POD_MEMORY, POD)?,
-                sessions: new.gauges(metrics::PLUGIN_POD_SESSIONS, POD)?,
-                fps: new.gauges(metrics::PLUGIN_POD_FPS, POD)?,
+                encoder: gauges(metrics::PLUGIN_POD_ENCODER, POD)?,
+                sm: gauges(metrics::PLUGIN_POD_SM, POD)?,
+                memory: gauges(metrics::PLUGIN_POD_MEMORY, POD)?,
+                sessions: gauges(metrics::PLUGIN_POD_SESSIONS, POD)?,
+                fps: gauges(metrics::PLUGIN_POD_FPS, POD)?,
             },
-            pod_slice: new.gauges(
+            pod_slice: gauges(
                 metrics::PLUGIN_POD_SLICE,
                 &["gpu", "namespace", "pod", "resource"],
             )?,
-            pod_units: new.gauges(metrics::PLUGIN_POD_ENCODER_UNITS, POD)?,
-            pod_over: new.gauges(metrics::PLUGIN_POD_OVER_SLICE, POD)?,
+            pod_units: gauges(metrics::PLUGIN_POD_ENCODER_UNITS, POD)?,
+            pod_over: gauges(metrics::PLUGIN_POD_OVER_SLICE, POD)?,
         })
     }
 
-    /// Shows the node as it is now, and nothing of what was.
-    pub(super) fn show(&self, node: &NodeKnown) {
-        self.forget();
-        self.registered.set(f64::from(u8::from(node.registered)));
-        for gpu in &node.gpus {
-            self.show_gpu(gpu);
-        }
-        for pod in &node.pods {
-            self.show_pod(pod);
-        }
-    }
-
-    fn forget(&self) {
+    fn all(&self) -> Vec<&dyn Collector> {
+        let mut all: Vec<&dyn Collector> = vec![&self.registered];
         for gauges in [
             &self.capacity,
             &self.allocated,
@@ -106,10 +147,24 @@ impl Metrics {
             &self.pod_units,
             &self.pod_over,
         ] {
-            gauges.reset();
+            all.push(gauges);
         }
-        self.gpu.forget();
-        self.pod.forget();
+        for load in [&self.gpu, &self.pod] {
+            for gauges in [&load.encoder, &load.sm, &load.memory, &load.sessions, &load.fps] {
+                all.push(gauges);
+            }
+        }
+        all
+    }
+
+    fn show(&self, node: &NodeKnown) {
+        self.registered.set(f64::from(u8::from(node.registered)));
+        for gpu in &node.gpus {
+            self.show_gpu(gpu);
+        }
+        for pod in &node.pods {
+            self.show_pod(pod);
+        }
     }
 
     fn show_gpu(&self, gpu: &GpuKnown) {
@@ -178,12 +233,8 @@ impl Metrics {
     }
 }
 
-impl Load {
-    fn forget(&self) {
-        for gauges in [&self.encoder, &self.sm, &self.memory, &self.sessions, &self.fps] {
-            gauges.reset();
-        }
-    }
+fn gauges(metric: Metric, labels: &[&str]) -> prometheus::Result<GaugeVec> {
+    GaugeVec::new(Opts::new(metric.name, metric.help), labels)
 }
 
 /// What is not known is left out.
@@ -220,28 +271,6 @@ fn as_number(bytes: u64) -> f64 {
     bytes as f64
 }
 
-/// Makes metrics and registers them.
-struct New<'a>(&'a Registry);
-
-impl New<'_> {
-    fn gauges(&self, metric: Metric, labels: &[&str]) -> prometheus::Result<GaugeVec> {
-        self.registered(GaugeVec::new(Opts::new(metric.name, metric.help), labels)?)
-    }
-
-    fn gauge(&self, metric: Metric) -> prometheus::Result<Gauge> {
-        self.registered(Gauge::new(metric.name, metric.help)?)
-    }
-
-    fn counters(&self, metric: Metric, labels: &[&str]) -> prometheus::Result<IntCounterVec> {
-        self.registered(IntCounterVec::new(Opts::new(metric.name, metric.help), labels)?)
-    }
-
-    fn registered<C: Collector + Clone + 'static>(&self, metric: C) -> prometheus::Result<C> {
-        self.0.register(Box::new(metric.clone()))?;
-        Ok(metric)
-    }
-}
-
 const GPU: &[&str] = &["gpu"];
 const POD: &[&str] = &["gpu", "namespace", "pod"];
 
@@ -256,7 +285,7 @@ pub(super) mod tests {
     fn metrics_say_what_is_known_and_nothing_of_what_was() {
         let registry = Registry::new();
         let metrics = Metrics::new(&registry).unwrap();
-        metrics.show(&node());
+        metrics.show(node());
         let text = shown(&registry);
         let pod = r#"gpu="GPU-1",namespace="games",pod="a""#;
         for line in [
@@ -281,7 +310,7 @@ pub(super) mod tests {
             pods: Vec::new(),
             ..node()
         };
-        metrics.show(&later);
+        metrics.show(later);
         let text = shown(&registry);
         assert!(!text.contains(r#"pod="a""#), "{text}");
     }

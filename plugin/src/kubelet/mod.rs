@@ -12,7 +12,7 @@
 //!                              report    who holds what and uses what ──► metrics, GpuNode, Events
 //! ```
 
-mod checkpoint;
+pub(crate) mod checkpoint;
 mod container_answer;
 mod devices;
 mod known;
@@ -245,7 +245,8 @@ fn unchanging(tasks: &mut JoinSet<std::io::Result<()>>, offer: GpuOffer, model: 
 /// The node's CPU as a GPU. It has no SMs and no video memory of a GPU's, but pods that ask for them shall run here
 /// too.
 async fn software_offer(args: &Args, settings: &Settings) -> anyhow::Result<(GpuOffer, String)> {
-    let offer = standalone::software_offer(&args.capacity, settings, args.streamer.as_deref()).await?;
+    let (streamer, node) = (args.streamer.as_deref(), args.node_name.as_ref());
+    let offer = standalone::software_offer(&args.capacity, settings, streamer, node).await?;
     let memory_info = std::fs::read_to_string(MEMORY_INFO)
         .with_context(|| format!("reading from {MEMORY_INFO} how much memory this node has"))?;
     let gpu = GpuOffer {

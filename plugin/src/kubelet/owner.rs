@@ -9,7 +9,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use penstock_core::device::{DeviceId, Resource};
+use penstock_core::device::Resource;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::sleep_until;
 use tokio_util::sync::CancellationToken;
@@ -17,8 +17,8 @@ use tokio_util::sync::CancellationToken;
 use super::container_answer::ContainerAnswer;
 use super::devices::Lists;
 use super::metrics::{self, Metrics};
-use super::pod_resources::{Holdings, Looks, PodDevices, foreign_gpus, held};
-use crate::assign::{Assigner, GpuOffer, Grant, Occupancy, Outcome};
+use super::pod_resources::{Foreign, Holdings, Looks};
+use crate::assign::{Assigner, Devices, GpuOffer, Grant, Occupancy, Outcome};
 use crate::pods::PodEvent;
 
 /// Builds what a container gets; the same for every resource of one container.
@@ -39,18 +39,18 @@ pub(super) enum Question {
     /// Which devices to take.
     Preferred {
         /// These can be had.
-        available: Vec<DeviceId>,
+        available: Devices,
         /// These have to be among them.
-        must_include: Vec<DeviceId>,
+        must_include: Devices,
         /// That many.
         size: usize,
         /// Takes the answer.
-        answer: oneshot::Sender<Result<Vec<DeviceId>, String>>,
+        answer: oneshot::Sender<Result<Devices, String>>,
     },
     /// What the container that has these devices gets.
     Allocate {
         /// The devices.
-        ids: Vec<DeviceId>,
+        ids: Devices,
         /// Takes the answer.
         answer: oneshot::Sender<Result<ContainerAnswer, String>>,
     },
@@ -216,9 +216,8 @@ impl Owner {
         let holdings = Arc::clone(&self.inputs.holdings.borrow_and_update());
         self.asked_kubelet = false;
         self.held_known = true;
-        let listed = held(&holdings.listed);
         self.assigner
-            .set_held(Instant::now(), &listed, holdings.stored.as_deref());
+            .set_held(Instant::now(), &holdings.listed, holdings.stored.as_deref());
         // What other plugins hold may have changed too.
         self.gpus_changed();
     }
@@ -231,7 +230,7 @@ impl Owner {
 
     fn gpus_changed(&mut self) {
         let mut gpus = self.inputs.gpus.borrow_and_update().clone().unwrap_or_default();
-        mark_foreign(&mut gpus, &self.inputs.holdings.borrow().listed);
+        mark_foreign(&mut gpus, &self.inputs.holdings.borrow().foreign);
         self.outputs.lists.publish(&gpus);
         self.assigner.set_gpus(gpus);
         self.ask_all_again();
@@ -346,8 +345,7 @@ async fn change_of(pods: &mut Option<mpsc::Receiver<PodEvent>>) -> Option<PodEve
 }
 
 /// Makes what another plugin handed out unhealthy for us.
-fn mark_foreign(gpus: &mut [GpuOffer], holdings: &[PodDevices]) {
-    let foreign = foreign_gpus(holdings);
+fn mark_foreign(gpus: &mut [GpuOffer], foreign: &Foreign) {
     for gpu in gpus {
         let Some(why) = foreign.get(&gpu.uuid) else {
             continue;

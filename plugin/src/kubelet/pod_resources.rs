@@ -1,8 +1,7 @@
 //! What containers hold, as the kubelet tells it: by its podresources interface, and in its checkpoint.
 //!
 //! ```text
-//!   at start, every 10 s, and shortly after an allocation ──► List, checkpoint ──► Holdings ─┬─► held: what is ours
-//!                                                                                            └─► foreign_gpus
+//!   at start, every 10 s, and shortly after an allocation ──► List, checkpoint ──► Holdings
 //! ```
 
 use std::collections::BTreeMap;
@@ -19,76 +18,107 @@ use tokio_util::sync::CancellationToken;
 use super::checkpoint;
 use super::proto::pod_resources::pod_resources_lister_client::PodResourcesListerClient;
 use super::proto::pod_resources::{
-    ContainerResources, DynamicResource, ListPodResourcesRequest, ListPodResourcesResponse,
+    ContainerDevices, ContainerResources, ListPodResourcesRequest, ListPodResourcesResponse,
 };
 use super::socket;
 use crate::assign::{Held, Stored};
 
-/// The devices of one resource, whoever offers it, that one container holds.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct PodDevices {
-    /// The pod's namespace.
-    pub(crate) namespace: String,
-    /// The pod's name.
-    pub(crate) pod: String,
-    /// The container.
-    pub(crate) container: String,
-    /// The resource's name; of a DRA claim, its driver's.
-    pub(crate) resource: String,
-    /// The devices by the names that their plugin gave them; of a DRA claim, the names of its CDI devices.
-    pub(crate) ids: Vec<String>,
-}
-
 /// All that the kubelet says of what containers hold.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Holdings {
-    /// What podresources lists, of all plugins.
-    pub(crate) listed: Vec<PodDevices>,
+    /// What podresources lists of ours.
+    pub(crate) listed: Vec<Held>,
+    /// The GPUs that other plugins have handed out.
+    pub(crate) foreign: Foreign,
     /// What the checkpoint has of ours, where it can be read.
     pub(crate) stored: Option<Vec<Stored>>,
 }
 
-/// What is held of our resources. A device ID that is none of ours is left out.
-pub(crate) fn held(holdings: &[PodDevices]) -> Vec<Held> {
-    let mut reader = DeviceIds::default();
-    let ours = |devices: &PodDevices| {
-        Some(Held {
-            namespace: devices.namespace.clone(),
-            pod: devices.pod.clone(),
-            container: devices.container.clone(),
-            resource: Resource::from_name(&devices.resource)?,
-            ids: devices.ids.iter().filter_map(|id| reader.read(id).ok()).collect(),
-        })
-    };
-    holdings.iter().filter_map(ours).collect()
+/// GPUs that are others', each with the reason why it is not for us.
+pub(crate) type Foreign = BTreeMap<GpuUuid, String>;
+
+/// A container, and whose.
+#[derive(Debug, Clone, Copy)]
+struct Holder<'a> {
+    namespace: &'a str,
+    pod: &'a str,
+    container: &'a str,
 }
 
-/// The GPUs that other plugins have handed out, each with the reason why it is not for us.
-pub(crate) fn foreign_gpus(holdings: &[PodDevices]) -> BTreeMap<GpuUuid, String> {
-    let mut foreign = BTreeMap::new();
-    for devices in holdings {
-        if Resource::from_name(&devices.resource).is_some() {
-            continue;
-        }
-        for gpu in devices.ids.iter().filter_map(|id| gpu_named_in(id)) {
-            foreign.entry(gpu).or_insert_with(|| why_foreign(devices));
+/// What is held of our resources, and which GPUs are others'. A device ID of our resources that is none of ours is left
+/// out.
+fn read(answer: &ListPodResourcesResponse) -> (Vec<Held>, Foreign) {
+    let (mut ours, mut foreign) = (Vec::new(), Foreign::new());
+    let mut reader = DeviceIds::default();
+    for pod in &answer.pod_resources {
+        for container in &pod.containers {
+            let holder = Holder {
+                namespace: &pod.namespace,
+                pod: &pod.name,
+                container: &container.name,
+            };
+            for resource in Resource::ALL {
+                ours.extend(held(holder, resource, &container.devices, &mut reader));
+            }
+            for (resource, id) in others(container) {
+                if let Some(gpu) = gpu_named_in(id) {
+                    foreign.entry(gpu).or_insert_with(|| holder.why_foreign(resource));
+                }
+            }
         }
     }
-    foreign
+    (ours, foreign)
 }
 
-fn why_foreign(devices: &PodDevices) -> String {
-    let PodDevices {
-        namespace,
-        pod,
-        container,
+/// One resource of one container, where it holds any: the kubelet may say each device on its own.
+fn held(
+    holder: Holder<'_>,
+    resource: Resource,
+    devices: &[ContainerDevices],
+    reader: &mut DeviceIds,
+) -> Option<Held> {
+    let of_it = devices.iter().filter(|of| of.resource_name == resource.name());
+    of_it.clone().next()?;
+    let ids = of_it.flat_map(|of| &of.device_ids);
+    Some(Held {
+        namespace: holder.namespace.to_owned(),
+        pod: holder.pod.to_owned(),
+        container: holder.container.to_owned(),
         resource,
-        ..
-    } = devices;
-    format!(
-        "another device plugin has handed this GPU out, as {resource} to container {container} of pod \
-         {namespace}/{pod}: end that pod, or opt the GPU out of one of the two plugins"
-    )
+        ids: ids.filter_map(|id| reader.read(id).ok()).collect(),
+    })
+}
+
+/// What a container holds of other plugins and DRA drivers: the resource's or the driver's name, and the device's, which
+/// of a claim is its CDI name.
+fn others(container: &ContainerResources) -> impl Iterator<Item = (&str, &str)> {
+    let is_theirs = |of: &&ContainerDevices| Resource::from_name(&of.resource_name).is_none();
+    let devices = container.devices.iter().filter(is_theirs).flat_map(|of| {
+        let ids = of.device_ids.iter();
+        ids.map(|id| (of.resource_name.as_str(), id.as_str()))
+    });
+    let claims = container.dynamic_resources.iter();
+    let claimed = { claims }
+        .flat_map(|claim| &claim.claim_resources)
+        .flat_map(|of| {
+            let names = of.cdi_devices.iter();
+            names.map(|device| (of.driver_name.as_str(), device.name.as_str()))
+        });
+    devices.chain(claimed)
+}
+
+impl Holder<'_> {
+    fn why_foreign(self, resource: &str) -> String {
+        let Self {
+            namespace,
+            pod,
+            container,
+        } = self;
+        format!(
+            "another device plugin has handed this GPU out, as {resource} to container {container} of pod \
+             {namespace}/{pod}: end that pod, or opt the GPU out of one of the two plugins"
+        )
+    }
 }
 
 /// The GPU or MIG instance that another plugin's device ID names: `GPU-…`, `GPU-…::3` (time slicing), `GPU-…-3`
@@ -133,10 +163,11 @@ impl Looker {
         let (mut said, mut said_of_checkpoint) = (false, false);
         loop {
             let looked = match self.look().await {
-                Ok(listed) => {
-                    let stored = self.stored(&mut said_of_checkpoint);
-                    Ok(Holdings { listed, stored })
-                }
+                Ok((listed, foreign)) => Ok(Holdings {
+                    listed,
+                    foreign,
+                    stored: self.stored(&mut said_of_checkpoint),
+                }),
                 Err(error) => Err(error),
             };
             self.tell(looked, &mut said);
@@ -153,7 +184,7 @@ impl Looker {
         }
     }
 
-    async fn look(&self) -> anyhow::Result<Vec<PodDevices>> {
+    async fn look(&self) -> anyhow::Result<(Vec<Held>, Foreign)> {
         let path = self.socket.display();
         let doing = || format!("asking the kubelet at {path} which pod holds which device");
         let channel = socket::connect(&self.socket).await.with_context(doing)?;
@@ -162,7 +193,9 @@ impl Looker {
             .list(ListPodResourcesRequest {})
             .await
             .with_context(doing)?;
-        Ok(flatten(answer.into_inner()))
+        // Calls of the kubelet may have come meanwhile.
+        tokio::task::yield_now().await;
+        Ok(read(&answer.into_inner()))
     }
 
     /// What is in the checkpoint: a file of some hundred KiB at most, of the page cache. Says once that it can't be read.
@@ -203,49 +236,6 @@ impl Looker {
     }
 }
 
-/// One entry per container and resource: the kubelet may say each device on its own.
-fn flatten(answer: ListPodResourcesResponse) -> Vec<PodDevices> {
-    let mut holdings = Vec::new();
-    for pod in answer.pod_resources {
-        for container in pod.containers {
-            let name = container.name.clone();
-            holdings.extend(
-                by_resource(container)
-                    .into_iter()
-                    .map(|(resource, ids)| PodDevices {
-                        namespace: pod.namespace.clone(),
-                        pod: pod.name.clone(),
-                        container: name.clone(),
-                        resource,
-                        ids,
-                    }),
-            );
-        }
-    }
-    holdings
-}
-
-fn by_resource(container: ContainerResources) -> BTreeMap<String, Vec<String>> {
-    let mut resources: BTreeMap<_, Vec<_>> = BTreeMap::new();
-    for devices in container.devices {
-        let ids = resources.entry(devices.resource_name).or_default();
-        ids.extend(devices.device_ids);
-    }
-    for (driver, device) in container.dynamic_resources.into_iter().flat_map(claimed) {
-        resources.entry(driver).or_default().push(device);
-    }
-    resources
-}
-
-/// The driver and CDI name of each device that a claim holds.
-fn claimed(claim: DynamicResource) -> impl Iterator<Item = (String, String)> {
-    claim.claim_resources.into_iter().flat_map(|claimed| {
-        let driver = claimed.driver_name;
-        let devices = claimed.cdi_devices.into_iter();
-        devices.map(move |device| (driver.clone(), device.name))
-    })
-}
-
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 const SETTLE: Duration = Duration::from_millis(200);
 /// Room for some 100,000 devices.
@@ -256,15 +246,13 @@ const GPU_UUID_LEN: usize = 40;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kubelet::proto::pod_resources::{CdiDevice, ClaimResource, ContainerDevices, PodResources};
+    use crate::kubelet::proto::pod_resources::{CdiDevice, ClaimResource, DynamicResource, PodResources};
 
     #[test]
     fn devices_that_come_one_by_one_are_put_together() {
         let answer = pod("a", vec![ours(0), ours(1), device("nvidia.com/gpu", GPU)]);
-        let holdings = flatten(answer);
-        assert_eq!(holdings.len(), 2);
-        let held = held(&holdings);
-        assert_eq!(held.len(), 1);
+        let (held, foreign) = read(&answer);
+        assert_eq!((held.len(), foreign.len()), (1, 1));
         assert_eq!((held[0].resource, held[0].ids.len()), (Resource::Nvenc, 2));
         assert_eq!(
             (&*held[0].namespace, &*held[0].pod, &*held[0].container),
@@ -281,7 +269,7 @@ mod tests {
             format!("nvidia.com/gpu={GPU}"),
         ];
         for id in ids {
-            let foreign = foreign_gpus(&flatten(pod("b", vec![device("nvidia.com/gpu", &id)])));
+            let foreign = foreign(&pod("b", vec![device("nvidia.com/gpu", &id)]));
             let why = &foreign[&GpuUuid::new(GPU).unwrap()];
             assert!(why.contains("nvidia.com/gpu") && why.contains("games/b"), "{why}");
         }
@@ -293,14 +281,14 @@ mod tests {
             "GPU-zzzzzzzz-zzzz-zzzz-zzzz-zzzzzzzzzzzz",
             "MIG-é",
         ] {
-            let foreign = foreign_gpus(&flatten(pod("b", vec![device("nvidia.com/gpu", id)])));
-            assert_eq!(foreign, BTreeMap::new(), "{id}");
+            let foreign = foreign(&pod("b", vec![device("nvidia.com/gpu", id)]));
+            assert_eq!(foreign, Foreign::new(), "{id}");
         }
     }
 
     #[test]
     fn our_own_are_not_foreign() {
-        assert_eq!(foreign_gpus(&flatten(pod("a", vec![ours(0)]))), BTreeMap::new());
+        assert_eq!(foreign(&pod("a", vec![ours(0)])), Foreign::new());
     }
 
     #[test]
@@ -317,11 +305,15 @@ mod tests {
             claim_resources: vec![claimed],
             ..DynamicResource::default()
         }];
+        let foreign = foreign(&answer);
         assert!(
-            foreign_gpus(&flatten(answer))
-                .values()
-                .all(|why| why.contains("gpu.nvidia.com"))
+            foreign[&GpuUuid::new(GPU).unwrap()].contains("as gpu.nvidia.com to container app"),
+            "{foreign:?}"
         );
+    }
+
+    fn foreign(answer: &ListPodResourcesResponse) -> Foreign {
+        read(answer).1
     }
 
     fn pod(name: &str, devices: Vec<ContainerDevices>) -> ListPodResourcesResponse {

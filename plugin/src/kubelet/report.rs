@@ -117,10 +117,10 @@ impl Reporter {
 
     fn tell(&mut self) {
         let Some(known) = self.known() else { return };
-        self.metrics.show(&known);
         if let Some(cluster) = &mut self.cluster {
             cluster.tell(&known);
         }
+        self.metrics.show(known);
     }
 
     fn known(&mut self) -> Option<NodeKnown> {

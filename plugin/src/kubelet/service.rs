@@ -2,7 +2,7 @@
 
 use futures_util::StreamExt as _;
 use futures_util::stream::{self, BoxStream};
-use penstock_core::device::{DeviceId, DeviceIds, Resource};
+use penstock_core::device::{DeviceIds, Resource};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
@@ -16,6 +16,7 @@ use super::proto::device_plugin::{
     ListAndWatchResponse, PreStartContainerRequest, PreStartContainerResponse, PreferredAllocationRequest,
     PreferredAllocationResponse,
 };
+use crate::assign::Devices;
 
 /// One resource, for the time of one registration.
 #[derive(Debug, Clone)]
@@ -120,7 +121,7 @@ impl Service {
                 "a bug: {found} devices were preferred where {size} were asked for"
             )));
         }
-        let device_ids = preferred.iter().map(DeviceId::to_string).collect();
+        let device_ids = preferred.iter().map(|id| id.to_string()).collect();
         Ok(ContainerPreferredAllocationResponse { device_ids })
     }
 
@@ -154,7 +155,7 @@ impl Service {
     }
 }
 
-fn parse(ids: &[String]) -> Result<Vec<DeviceId>, Status> {
+fn parse(ids: &[String]) -> Result<Devices, Status> {
     let mut reader = DeviceIds::default();
     let parsed = ids.iter().map(|id| reader.read(id));
     parsed

@@ -30,6 +30,7 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow, bail};
 use axum::Router;
 use axum::serve::Listener;
+use penstock_core::ids::NodeName;
 use penstock_core::packing::Resources;
 use penstock_core::units::{EncoderUnits, SmPercent, VramBlocks};
 use penstock_core::wire::agent::SliceSpec;
@@ -184,7 +185,7 @@ async fn start_and_serve(args: &Args, told_to_end: &CancellationToken) -> anyhow
 }
 
 /// The machine's CPU as a GPU, of the capacity that was told, or that `settings` say, or else that `streamer` (where it
-/// is not told, the one beside this program) measures.
+/// is not told, the one beside this program) measures. `node` is what a cluster calls the machine.
 ///
 /// # Errors
 /// Where it can't be measured or named; the words say what to do.
@@ -192,6 +193,7 @@ pub(crate) async fn software_offer(
     capacity: &Capacity,
     settings: &Settings,
     streamer: Option<&Path>,
+    node: Option<&NodeName>,
 ) -> anyhow::Result<Offer> {
     let units = match capacity.units.or(settings.software_units()) {
         Some(units) => EncoderUnits(units.get()),
@@ -200,7 +202,7 @@ pub(crate) async fn software_offer(
             software::units(&measured, capacity.headroom)?
         }
     };
-    software::offer(units)
+    software::offer(units, node)
 }
 
 impl FirstSlices {

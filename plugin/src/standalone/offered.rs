@@ -48,7 +48,7 @@ impl Offered {
         registry: &Registry,
     ) -> anyhow::Result<Self> {
         let cpu = async || {
-            software_offer(capacity, &gpus.config()?, Some(streamer))
+            software_offer(capacity, &gpus.config()?, Some(streamer), None)
                 .await
                 .map(Self::Software)
         };

@@ -1,4 +1,5 @@
-//! The software "GPU" of a machine that has none: x264 on its CPU, under `CPU-<machine id>`.
+//! The software "GPU" of a machine that has none: x264 on its CPU, under `CPU-<machine id>`, or `CPU-<node>` in a
+//! cluster: in a container neither the machine's ID nor its host name is to be had.
 //!
 //! ```text
 //!   --units N, or the configuration's software.nvenc ────────┐
@@ -13,7 +14,7 @@ use std::thread::available_parallelism;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use penstock_core::ids::GpuUuid;
+use penstock_core::ids::{GpuUuid, NodeName};
 use penstock_core::packing::Resources;
 use penstock_core::units::EncoderUnits;
 use penstock_shell::children::{self, guard};
@@ -35,15 +36,16 @@ pub(super) struct Calibration {
     megapixels_per_second: f64,
 }
 
-/// The software GPU with `units`. It has no SMs and no video memory, and so offers none.
+/// The software GPU with `units`, of the cluster's node if it is one. It has no SMs and no video memory, and so offers
+/// none.
 ///
 /// # Errors
 /// Where the machine has no usable name.
-pub(super) fn offer(units: EncoderUnits) -> anyhow::Result<Offer> {
+pub(super) fn offer(units: EncoderUnits, node: Option<&NodeName>) -> anyhow::Result<Offer> {
     let cores = available_parallelism().map_or(1, usize::from);
     let plural = if cores == 1 { "" } else { "s" };
     Ok(Offer {
-        uuid: uuid()?,
+        uuid: uuid(node)?,
         model: format!("software (x264, {cores} core{plural})"),
         capacity: Resources {
             nvenc: units,
@@ -126,10 +128,13 @@ fn parse(said: &str) -> anyhow::Result<Calibration> {
     })
 }
 
-fn uuid() -> anyhow::Result<GpuUuid> {
-    let machine_id = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
-    let host_name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    uuid_of(&machine_id, &host_name).context("naming this machine's software encoder")
+fn uuid(node: Option<&NodeName>) -> anyhow::Result<GpuUuid> {
+    let read = |path| std::fs::read_to_string(path).unwrap_or_default();
+    let named = match node {
+        Some(node) => uuid_of("", node.as_str()),
+        None => uuid_of(&read("/etc/machine-id"), &read("/proc/sys/kernel/hostname")),
+    };
+    named.context("naming this machine's software encoder")
 }
 
 /// `CPU-<machine id>`, or `CPU-<host name>` on a machine that has no ID (yet).
@@ -192,6 +197,12 @@ mod tests {
         assert_eq!(name("", "bad name/é\n"), "CPU-badname");
         assert_eq!(name("", ""), "CPU-local");
         assert_eq!(name("", &"x".repeat(200)).len(), 54);
+    }
+
+    #[test]
+    fn a_node_of_a_cluster_goes_by_its_name() {
+        let node = "node-7.example".parse().unwrap();
+        assert_eq!(uuid(Some(&node)).unwrap().as_str(), "CPU-node-7.example");
     }
 
     fn manages(megapixels_per_second: f64) -> Calibration {

@@ -175,7 +175,8 @@ impl Shared {
             .allocate(request)
             .await
             .map_err(|status| in_words(&status))?;
-        self.books().took.allocate.push(asked.elapsed());
+        let took = asked.elapsed();
+        self.books().took.allocate.push(took);
         let mut responses = answer.into_inner().container_responses;
         assert_eq!(responses.len(), 1, "one container was asked for");
         Ok(Allocated {
@@ -255,7 +256,8 @@ impl Shared {
         };
         let asked = Instant::now();
         let answer = client.get_preferred_allocation(request).await;
-        self.books().took.preferred.push(asked.elapsed());
+        let took = asked.elapsed();
+        self.books().took.preferred.push(took);
         let answer = answer.map_err(|status| {
             format!(
                 "device plugin GetPreferredAllocation rpc failed with err: {}",

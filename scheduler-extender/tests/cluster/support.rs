@@ -23,6 +23,7 @@ pub(crate) fn cluster() -> FakeKube {
     }
     kube.apply_manifests(&manifests("crd"));
     kube.apply_manifests(&manifests("base/scheduler"));
+    kube.apply_manifests(&manifests("components/scheduler-name"));
     kube
 }
 

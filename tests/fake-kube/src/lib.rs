@@ -28,6 +28,7 @@ mod selector;
 mod server;
 mod status;
 mod store;
+pub mod story;
 mod verbs;
 mod watch;
 

@@ -2,11 +2,10 @@
 
 #![allow(clippy::unwrap_used)] // Here a panic is a failed test.
 
-mod support;
-
 use std::pin::pin;
 use std::time::Duration;
 
+use fake_kube::story::{Cluster, from, names, refusal, story};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Binding, ConfigMap, Event as CoreEvent, Pod};
@@ -18,8 +17,6 @@ use kube::api::{
 use kube::runtime::watcher::{self, watcher};
 use kube::{Api, ResourceExt as _};
 use serde_json::{Value, json};
-
-use support::{Cluster, from, names, refusal, story};
 
 #[tokio::test]
 async fn objects_are_made_changed_and_deleted() {

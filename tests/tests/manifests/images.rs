@@ -9,13 +9,7 @@ use crate::overlay::{Overlay, read, root};
 #[test]
 fn every_image_that_the_manifests_name_has_a_recipe() -> anyhow::Result<()> {
     let version = format!(":{}", env!("CARGO_PKG_VERSION"));
-    let script = read("scripts/images")?;
-    let built = script.lines().find_map(|line| line.strip_prefix("for image in "));
-    let built: BTreeSet<_> = built
-        .and_then(|line| line.strip_suffix("; do"))
-        .context("scripts/images has a list")?
-        .split(' ')
-        .collect();
+    let built = built_in_order()?;
     for overlay in Overlay::all()? {
         for container in overlay.workloads().flat_map(|workload| workload.ours()) {
             let image = container.image();
@@ -27,17 +21,57 @@ fn every_image_that_the_manifests_name_has_a_recipe() -> anyhow::Result<()> {
                 root().join(format!("images/{name}/Containerfile")).is_file(),
                 "{name}"
             );
-            assert!(built.contains(name), "scripts/images does not build {name}");
+            assert!(
+                built.iter().any(|built| built == name),
+                "scripts/images does not build {name}"
+            );
         }
     }
     Ok(())
 }
 
+/// A recipe begins with images of ours that were built before it, of this version.
+#[test]
+fn images_are_built_after_those_that_they_are_made_from() -> anyhow::Result<()> {
+    let built = built_in_order()?;
+    let mut seen = 0;
+    for (name, recipe) in recipes()? {
+        let place = built.iter().position(|built| *built == name);
+        let place = place.with_context(|| format!("scripts/images does not build {name}"))?;
+        for from in words_after(&recipe, "FROM").filter_map(|from| from.strip_prefix("penstock-")) {
+            let (from, version) = from.split_once(':').context("a version")?;
+            assert_eq!(version, env!("CARGO_PKG_VERSION"), "{name}");
+            assert!(
+                built[..place].iter().any(|built| built == from),
+                "{name} before {from}"
+            );
+            seen += 1;
+        }
+    }
+    assert_eq!(seen, 6);
+    Ok(())
+}
+
+/// `penstock-turn:0.1.0` is `docker.io/library/penstock-turn:0.1.0` to a kubelet, and to podman it is not.
+#[test]
+fn images_have_the_name_that_a_kubelet_looks_for() -> anyhow::Result<()> {
+    let script = read("scripts/images")?;
+    assert!(script.contains("--tag \"docker.io/library/$name\""), "{script}");
+    Ok(())
+}
+
 #[test]
 fn recipes_copy_what_there_is_and_start_what_they_built() -> anyhow::Result<()> {
+    let build = read("images/build/Containerfile")?;
+    let packages: Vec<_> = words_after(&build, "-p").collect();
+    assert_eq!(packages.len(), 5);
+    for package in &packages {
+        let crates = package.strip_prefix("penstock-").unwrap_or_default();
+        let manifest = read(&format!("{crates}/Cargo.toml"))?;
+        assert!(manifest.contains(&format!("name = \"{package}\"")), "{package}");
+    }
     for (name, recipe) in recipes()? {
         let lines = instructions(&recipe);
-        let packages: Vec<_> = words_after(&recipe, "-p").collect();
         for copy in lines.iter().filter_map(|line| line.strip_prefix("COPY ")) {
             let words: Vec<_> = copy.split_whitespace().collect();
             let (_, sources) = words.split_last().context("COPY has a target")?;
@@ -53,13 +87,12 @@ fn recipes_copy_what_there_is_and_start_what_they_built() -> anyhow::Result<()> 
                 }),
             }
         }
-        for package in &packages {
-            let crates = package.strip_prefix("penstock-").unwrap_or_default();
-            let manifest = read(&format!("{crates}/Cargo.toml"))?;
-            assert!(
-                manifest.contains(&format!("name = \"{package}\"")),
-                "{name}: {package}"
-            );
+        // Optimised, and of the versions that were tested.
+        let builds = lines.iter().filter(|line| line.contains("cargo build"));
+        builds.for_each(|line| assert!(line.contains("--release --locked"), "{name}: {line}"));
+        // Nothing runs in it.
+        if name == "build" {
+            continue;
         }
         // The demo's has the streamer's.
         if name != "demo" {
@@ -69,9 +102,6 @@ fn recipes_copy_what_there_is_and_start_what_they_built() -> anyhow::Result<()> 
         }
         let user = lines.iter().rfind(|line| line.starts_with("USER "));
         assert_eq!(user.map(String::as_str), Some("USER 65532:65532"), "{name}");
-        // Optimised, and of the versions that were tested.
-        let builds = lines.iter().filter(|line| line.contains("cargo build"));
-        builds.for_each(|line| assert!(line.contains("--release --locked"), "{name}: {line}"));
     }
     Ok(())
 }
@@ -139,6 +169,15 @@ fn nothing_that_was_built_here_goes_into_an_image() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The images that scripts/images builds, in its order.
+fn built_in_order() -> anyhow::Result<Vec<String>> {
+    let script = read("scripts/images")?;
+    let list = script.lines().find_map(|line| line.strip_prefix("for image in "));
+    let list = list.and_then(|line| line.strip_suffix("; do"));
+    let list = list.context("scripts/images has a list")?;
+    Ok(list.split(' ').map(str::to_owned).collect())
+}
+
 fn recipes() -> anyhow::Result<Vec<(String, String)>> {
     let mut recipes = Vec::new();
     for entry in std::fs::read_dir(root().join("images"))? {
@@ -146,7 +185,7 @@ fn recipes() -> anyhow::Result<Vec<(String, String)>> {
         let recipe = read(&format!("images/{name}/Containerfile"))?;
         recipes.push((name, recipe));
     }
-    assert_eq!(recipes.len(), 6);
+    assert_eq!(recipes.len(), 7);
     Ok(recipes)
 }
 

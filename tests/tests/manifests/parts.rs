@@ -33,6 +33,115 @@ fn the_demo_asks_nothing_of_a_bare_cluster() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// An older cluster would refuse what it does not know, and a newer scheduler wait for ever for what an older cluster does
+/// not have.
+#[test]
+fn kubernetes_1_30_has_all_that_the_overlays_ask_for() -> anyhow::Result<()> {
+    for overlay in Overlay::all()? {
+        for object in &overlay.objects {
+            let version = object["apiVersion"].as_str().unwrap_or_default();
+            let of_the_operator = version == "monitoring.coreos.com/v1";
+            assert!(
+                SERVED_SINCE_1_30.contains(&version) || of_the_operator,
+                "{}: {version} {}",
+                overlay.name,
+                object["kind"]
+            );
+            // These are of a group that has others.
+            assert_ne!(object["kind"], "MutatingAdmissionPolicy", "{}", overlay.name);
+        }
+        let Ok(scheduler) = overlay.workload("penstock-scheduler") else {
+            continue;
+        };
+        let scheduler = scheduler.containers().remove(1);
+        let version = scheduler
+            .image()
+            .strip_prefix("registry.k8s.io/kube-scheduler:v1.31.");
+        assert!(version.is_some(), "{}", scheduler.image());
+        // What it has had since 1.31, and newer ones have too.
+        let path = |probe: &str| scheduler.object[probe]["httpGet"]["path"].clone();
+        assert_eq!(path("startupProbe"), "/livez");
+        assert_eq!(path("livenessProbe"), "/livez");
+        assert_eq!(path("readinessProbe"), "/readyz");
+    }
+    Ok(())
+}
+
+const SERVED_SINCE_1_30: [&str; 6] = [
+    "v1",
+    "apps/v1",
+    "apiextensions.k8s.io/v1",
+    "autoscaling/v2",
+    "policy/v1",
+    "rbac.authorization.k8s.io/v1",
+];
+
+/// Two cores, of which kubeadm's own pods ask for one, or kind's. No file of the node's is needed but the kubelet's:
+/// not every distribution has the others.
+#[test]
+fn the_demo_fits_a_small_node() -> anyhow::Result<()> {
+    let demo = Overlay::render("overlays/demo")?;
+    let mut millicores = 0;
+    for workload in demo.workloads() {
+        if !workload.pod()["nodeSelector"].is_null() {
+            continue;
+        }
+        let replicas = workload.object["spec"]["replicas"].as_u64().unwrap_or(1);
+        for container in workload.containers() {
+            let cpu = &container.object["resources"]["requests"]["cpu"];
+            let cpu = cpu
+                .as_str()
+                .and_then(|cpu| cpu.strip_suffix('m'))
+                .context("in millicores")?;
+            millicores += replicas * cpu.parse::<u64>()?;
+        }
+        for volume in list(&workload.pod()["volumes"]) {
+            let path = volume["hostPath"]["path"].as_str().unwrap_or("/var/lib/kubelet/");
+            assert!(path.starts_with("/var/lib/kubelet/"), "{}: {path}", workload.name);
+        }
+    }
+    assert!((300..=800).contains(&millicores), "{millicores}m");
+    Ok(())
+}
+
+/// What it would measure on a node where everything starts at once may be too little for any.
+#[test]
+fn the_demos_node_offers_a_slice_to_each_streamer() -> anyhow::Result<()> {
+    let demo = Overlay::render("overlays/demo")?;
+    let plugin = demo.workload("penstock-plugin-software")?.containers().remove(0);
+    let offered: u64 = plugin.argument("--units").context("--units")?.parse()?;
+    let streamer = demo.workload("penstock-streamer")?;
+    let replicas = streamer.object["spec"]["replicas"].as_u64().context("replicas")?;
+    let asks = &streamer.containers()[0].object["resources"]["limits"][RESOURCE_NVENC];
+    let asks: u64 = asks.as_str().context("encoder units")?.parse()?;
+    assert!(
+        offered >= replicas * asks,
+        "{offered} for {replicas} times {asks}"
+    );
+    Ok(())
+}
+
+/// Where all slices are taken, a new streamer waits for an old one to end.
+#[test]
+fn streamers_are_replaced_without_a_slice_to_spare() -> anyhow::Result<()> {
+    for overlay in Overlay::all()? {
+        let Ok(streamer) = overlay.workload("penstock-streamer") else {
+            continue;
+        };
+        assert_eq!(
+            streamer.object["spec"]["strategy"]["rollingUpdate"]["maxSurge"],
+            0
+        );
+        // Encoders may take all of a node's CPU, and a restart ends the session.
+        let streamer = streamer.containers().remove(0);
+        for probe in ["livenessProbe", "readinessProbe"] {
+            let patience = streamer.object[probe]["timeoutSeconds"].as_u64();
+            assert!(patience >= Some(5), "{probe}");
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn every_file_belongs_to_a_kustomization() -> anyhow::Result<()> {
     let mut seen = 0;

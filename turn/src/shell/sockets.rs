@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
+use penstock_shell::open_files;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with, sockopt};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::datagrams;
 use crate::core::server::OpenFailure;
@@ -148,14 +148,7 @@ pub(super) fn route_to(client: SocketAddr) -> io::Result<IpAddr> {
 
 /// Lets this process have as many files open as the system does, and says how many of `wanted` sockets that is room for.
 pub fn raise_open_files(wanted: usize) -> usize {
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: limit.maximum,
-        maximum: limit.maximum,
-    };
-    // What can't be raised stays as it is, and the caller makes do with it.
-    let _ = setrlimit(Resource::Nofile, raised);
-    match getrlimit(Resource::Nofile).current {
+    match open_files::raise_limit() {
         Some(files) => wanted.min(files.saturating_sub(OTHER_FILES) as usize),
         None => wanted,
     }

@@ -1,6 +1,7 @@
 //! Against a stand-in API server, by the role in the manifests and nothing beyond.
 
 use std::path::Path;
+use std::time::Duration;
 
 use fake_kube::FakeKube;
 use serde_json::{Value, json};

@@ -116,7 +116,7 @@ impl Kubelet {
                 pod: PodUid::new(pod.replace("pod", "uid")).unwrap(),
                 container: container.clone(),
                 resource: *resource,
-                ids: ids.clone(),
+                ids: ids.iter().cloned().collect(),
             }));
         }
         list
@@ -130,7 +130,7 @@ impl Kubelet {
                 pod: pod.clone(),
                 container: container.clone(),
                 resource: *resource,
-                ids: ids.clone(),
+                ids: ids.iter().cloned().collect(),
             }));
         }
         list

@@ -1,12 +1,13 @@
 //! A cluster to tell stories with: the stand-in, or a real one where `PENSTOCK_TEST_KUBECONFIG` names its
 //! kubeconfig. `KUBECONFIG` alone changes nothing: nobody's cluster is touched by accident.
 
+#![expect(clippy::unwrap_used, reason = "this is for tests: a panic is their verdict")]
+
 use std::future::Future;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fake_kube::FakeKube;
 use k8s_openapi::api::authentication::v1::TokenRequest;
 use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
@@ -17,16 +18,23 @@ use kube::{Api, Client, Config};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
+use crate::FakeKube;
+
 /// A cluster, and a namespace in it for one story.
-pub(crate) struct Cluster {
-    pub(crate) namespace: String,
+pub struct Cluster {
+    /// The namespace.
+    pub namespace: String,
+    kubeconfig: Kubeconfig,
     config: Config,
     /// Kept running until all is cleaned up.
     fake: Option<Arc<FakeKube>>,
 }
 
 /// Tells a story in a namespace of its own, which goes afterwards, however the story ends.
-pub(crate) async fn story<F>(tell: impl FnOnce(Cluster) -> F + Send + 'static)
+///
+/// # Panics
+/// Where the story does, or the cluster does not take what it needs.
+pub async fn story<F>(tell: impl FnOnce(Cluster) -> F + Send + 'static)
 where
     F: Future<Output = ()> + Send + 'static,
 {
@@ -67,23 +75,27 @@ impl Cluster {
             }
         };
         let options = KubeConfigOptions::default();
-        let config = Config::from_custom_kubeconfig(kubeconfig, &options)
+        let config = Config::from_custom_kubeconfig(kubeconfig.clone(), &options)
             .await
             .unwrap();
         Self {
             namespace,
+            kubeconfig,
             config,
             fake: fake.map(Arc::new),
         }
     }
 
-    /// The administrator's.
-    pub(crate) fn client(&self) -> Client {
+    /// The administrator's client.
+    ///
+    /// # Panics
+    /// Where the kubeconfig makes no sense.
+    pub fn client(&self) -> Client {
         Client::try_from(self.config.clone()).unwrap()
     }
 
     /// The objects of a kind in the story's namespace.
-    pub(crate) fn api<K>(&self) -> Api<K>
+    pub fn api<K>(&self) -> Api<K>
     where
         K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>,
     {
@@ -91,7 +103,30 @@ impl Cluster {
     }
 
     /// A client of a new service account that may do what `rules` say in the namespace.
-    pub(crate) async fn account(&self, name: &str, rules: Value) -> Client {
+    ///
+    /// # Panics
+    /// Where there is one of that name.
+    pub async fn account(&self, name: &str, rules: Value) -> Client {
+        let mut config = self.config.clone();
+        config.auth_info = self.new_account(name, rules).await;
+        Client::try_from(config).unwrap()
+    }
+
+    /// The same account for a program: writes its kubeconfig to `file`.
+    ///
+    /// # Panics
+    /// Where there is one of that name, or the file can't be written.
+    pub async fn account_file(&self, name: &str, rules: Value, file: &Path) {
+        let mut kubeconfig = self.kubeconfig.clone();
+        let auth_info = Some(self.new_account(name, rules).await);
+        // Under the name of whoever is used else.
+        for user in &mut kubeconfig.auth_infos {
+            user.auth_info.clone_from(&auth_info);
+        }
+        std::fs::write(file, serde_yaml_ng::to_string(&kubeconfig).unwrap()).unwrap();
+    }
+
+    async fn new_account(&self, name: &str, rules: Value) -> AuthInfo {
         let create = PostParams::default();
         let metadata = json!({ "name": name });
         let accounts = self.api::<ServiceAccount>();
@@ -112,20 +147,21 @@ impl Cluster {
             .create_subresource::<_, TokenRequest>("token", name, &create, &request)
             .await;
         let token = answer.unwrap().status.unwrap().token;
-        let mut config = self.config.clone();
-        config.auth_info = AuthInfo {
-            token: Some(token.unwrap().into()),
-            ..AuthInfo::default()
-        };
         if self.fake.is_none() {
             // A real server takes a moment to see new roles.
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
-        Client::try_from(config).unwrap()
+        AuthInfo {
+            token: Some(token.into()),
+            ..AuthInfo::default()
+        }
     }
 
     /// Defines a kind `Probe` of this story's own, with a status of its own.
-    pub(crate) async fn probes(&self) -> Api<DynamicObject> {
+    ///
+    /// # Panics
+    /// Where that is refused.
+    pub async fn probes(&self) -> Api<DynamicObject> {
         let definitions: Api<CustomResourceDefinition> = Api::all(self.client());
         let group = format!("{}.example.com", self.namespace);
         let definition = from(json!({
@@ -149,7 +185,7 @@ impl Cluster {
     }
 
     /// What [`Self::probes`] defines.
-    pub(crate) fn probe_kind(&self) -> ApiResource {
+    pub fn probe_kind(&self) -> ApiResource {
         let group = format!("{}.example.com", self.namespace);
         ApiResource {
             api_version: format!("{group}/v1"),
@@ -223,12 +259,18 @@ fn schema() -> Value {
 }
 
 /// A typed object from JSON.
-pub(crate) fn from<T: DeserializeOwned>(value: Value) -> T {
+///
+/// # Panics
+/// Where it is none.
+pub fn from<T: DeserializeOwned>(value: Value) -> T {
     serde_json::from_value(value).unwrap()
 }
 
 /// Code, reason and message of a refusal.
-pub(crate) fn refusal<T>(outcome: kube::Result<T>) -> (u16, String, String) {
+///
+/// # Panics
+/// Where nothing was refused.
+pub fn refusal<T>(outcome: kube::Result<T>) -> (u16, String, String) {
     match outcome {
         Err(kube::Error::Api(status)) => (status.code, status.reason.clone(), status.message.clone()),
         Err(error) => panic!("no refusal: {error}"),
@@ -237,6 +279,6 @@ pub(crate) fn refusal<T>(outcome: kube::Result<T>) -> (u16, String, String) {
 }
 
 /// The names of objects.
-pub(crate) fn names<K: kube::ResourceExt>(objects: &[K]) -> Vec<String> {
+pub fn names<K: kube::ResourceExt>(objects: &[K]) -> Vec<String> {
     objects.iter().map(|object| object.name_any()).collect()
 }

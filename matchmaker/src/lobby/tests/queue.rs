@@ -1,0 +1,223 @@
+//! Who waits, who comes next, and what they hear of it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use penstock_core::ids::SessionId;
+use penstock_core::wire::link::{RefusedReason, Role};
+use penstock_core::wire::signalling::{Notice, ToPlayer};
+use penstock_core::wire::status::StreamerState;
+
+use super::*;
+
+#[test]
+fn whoever_waited_longest_is_first() {
+    let mut story = Story::new();
+    for name in ["zoe", "bob", "ann"] {
+        story.join(name);
+    }
+    let free = story.streamer(1, StreamerState::Free);
+    assert_eq!(claims(&free), ["zoe"]);
+    story.claimed(dialled(&free), "s1");
+    let next = story.streamer(2, StreamerState::Free);
+    assert_eq!(claims(&next), ["bob"]);
+}
+
+#[test]
+fn the_queue_hears_its_places() {
+    let mut story = Story::new();
+    assert_eq!(texts(&story.join("ann"), "ann"), ["queued 1/1"]);
+    assert_eq!(texts(&story.join("bob"), "bob"), ["queued 2/2"]);
+    assert!(
+        story.tick(0).is_empty(),
+        "not more often than a few times a second"
+    );
+    assert_eq!(texts(&story.tick(200), "ann"), ["queued 1/2"]);
+    story.leave("ann");
+    assert_eq!(texts(&story.tick(200), "bob"), ["queued 1/1"]);
+}
+
+/// A message to everybody whenever anybody comes or goes would cost more than all else.
+#[test]
+fn a_long_queue_hears_its_places_in_turns() {
+    let mut story = Story::new();
+    let (most, mut places) = (5_000, BTreeMap::new());
+    for n in 1..=most {
+        let name = format!("p{n}");
+        assert_eq!(
+            texts(&story.join(&name), &name),
+            [format!("queued {n}/{n}")],
+            "at once"
+        );
+    }
+    let mut hear = |commands: &[Command]| {
+        for command in commands {
+            let Command::Send {
+                player,
+                message:
+                    ToPlayer::Matchmaker(Notice::Queued {
+                        position, waiting, ..
+                    }),
+            } = command
+            else {
+                continue;
+            };
+            places.insert(player.clone(), (*position, *waiting));
+        }
+        commands.len()
+    };
+    hear(&story.tick(200));
+    story.leave("p1");
+    let steps = POSITIONS_OF_ALL_EVERY.as_millis() / POSITIONS_EVERY.as_millis();
+    let share = usize::try_from(most / steps).unwrap();
+    for step in 0..=steps + 1 {
+        let told = hear(&story.tick(200));
+        assert!(told <= share + NEAR_THE_FRONT, "{told} messages");
+        if step == 0 {
+            assert!(told >= NEAR_THE_FRONT, "those in front hear of it at once");
+        }
+    }
+    let waiting = u32::try_from(most - 1).unwrap();
+    for n in 2..=most {
+        let place = u32::try_from(n - 1).unwrap();
+        assert_eq!(places[&id(&format!("p{n}"))], (place, waiting));
+    }
+}
+
+#[test]
+fn a_claim_says_how_long_its_player_waited() {
+    let mut story = Story::new();
+    story.join("ann");
+    story.tick(1500);
+    let commands = story.streamer(1, StreamerState::Free);
+    let Some(Command::Dial { claim, .. }) = commands.iter().find(|c| matches!(c, Command::Dial { .. }))
+    else {
+        panic!("{commands:?}")
+    };
+    assert_eq!((claim.waited_ms, claim.role), (1500, Role::Player));
+}
+
+#[test]
+fn a_refused_player_keeps_its_place() {
+    let (mut story, link) = Story::claiming();
+    story.join("bob");
+    let refused = story.refused(link, RefusedReason::Busy);
+    assert!(
+        claims(&refused).is_empty(),
+        "a streamer that just said no is left alone"
+    );
+    assert_eq!(texts(&refused, "ann"), ["queued 1/2"]);
+    assert_eq!(claims(&story.tick(1000)), ["ann"]);
+}
+
+#[test]
+fn a_streamer_that_says_it_is_free_again_is_asked_at_once() {
+    let (mut story, link) = Story::claiming();
+    story.refused(link, RefusedReason::Starting);
+    assert_eq!(claims(&story.streamer(1, StreamerState::Free)), ["ann"]);
+}
+
+#[test]
+fn the_longest_wait_is_time_without_a_streamer() {
+    let (mut story, link) = Story::playing();
+    assert_eq!(story.lobby.queue(story.now), QueueView::default());
+    story.now += Duration::from_secs(600);
+    story.join("bob");
+    story.now += Duration::from_secs(7);
+    let waits = |story: &Story| {
+        let queue = story.lobby.queue(story.now);
+        (queue.waiting, queue.longest_wait.map(|wait| wait.as_secs()))
+    };
+    assert_eq!(waits(&story), (1, Some(7)));
+    // Ann comes before Bob now, but has only begun to wait.
+    story.handle(Input::LinkClosed { link });
+    assert_eq!(waits(&story), (2, Some(7)));
+    story.now += Duration::from_secs(1);
+    story.handle(Input::Left {
+        player: id("bob"),
+        parting: Parting::ForGood,
+    });
+    assert_eq!(waits(&story), (1, Some(1)));
+    assert_eq!(story.lobby.queue(story.now).expected_wait_seconds, None);
+}
+
+#[test]
+fn the_expected_wait_follows_how_fast_places_became_free() {
+    let mut story = Story::new();
+    for name in ["a1", "a2", "a3", "a4", "a5"] {
+        story.join(name);
+    }
+    for number in 1..=3 {
+        story.tick(20_000);
+        let link = dialled(&story.streamer(number, StreamerState::Free));
+        story.claimed(link, "s");
+        story.streamer(number, StreamerState::Busy);
+    }
+    assert_eq!(texts(&story.tick(200), "a5"), ["queued 2/2, 50 s"]);
+    assert_eq!(texts(&story.leave("a4"), "a5"), Vec::<String>::new());
+    assert_eq!(texts(&story.tick(200), "a5"), ["queued 1/1, 30 s"]);
+}
+
+#[test]
+fn a_streamer_for_several_is_filled_before_the_next_begins() {
+    let mut story = Story::new();
+    let several = |story: &mut Story, number: u16, players: u32| {
+        let mut status = status(number, StreamerState::Free, None);
+        (status.max_players, status.players) = (3, players);
+        story.handle(Input::Status {
+            address: address(number),
+            status,
+        })
+    };
+    several(&mut story, 1, 0);
+    several(&mut story, 2, 1);
+    let mut places = Vec::new();
+    for name in ["ann", "bob", "cat"] {
+        let commands = story.join(name);
+        places.extend(commands.iter().filter_map(|command| match command {
+            Command::Dial { address, .. } => Some(*address),
+            _ => None,
+        }));
+    }
+    // The second streamer has one player and one of ours asks for a place there, and both may be the same.
+    assert_eq!(places, [address(2), address(2), address(1)]);
+}
+
+#[test]
+fn who_asks_for_what_is_not_free_holds_up_nobody_who_asks_for_something_else() {
+    let mut story = Story::new();
+    let ask = |name: &str, application: &str| Input::Joined {
+        player: id(name),
+        session: SessionId::new(name).unwrap(),
+        want: Want::Play(Wish {
+            application: application.parse().ok(),
+            ..Wish::default()
+        }),
+        back: Return::Later,
+    };
+    story.handle(ask("ann", "go"));
+    story.handle(ask("bob", "chess"));
+    story.handle(ask("eve", ""));
+    let streams = |number, application: &str| {
+        let mut status = status(number, StreamerState::Free, None);
+        status.application = application.parse().ok();
+        Input::Status {
+            address: address(number),
+            status,
+        }
+    };
+    let dialled = |commands: Vec<Command>| {
+        let claims = commands.into_iter().filter_map(|command| match command {
+            Command::Dial { address, claim, .. } => Some((claim.player_id.to_string(), address.port())),
+            _ => None,
+        });
+        claims.collect::<Vec<_>>()
+    };
+    assert_eq!(dialled(story.handle(streams(1, "ludo"))), [("eve".to_owned(), 1)]);
+    assert_eq!(
+        dialled(story.handle(streams(2, "chess"))),
+        [("bob".to_owned(), 2)]
+    );
+    assert_eq!(dialled(story.handle(streams(3, ""))), []);
+    assert_eq!(dialled(story.handle(streams(4, "go"))), [("ann".to_owned(), 4)]);
+}
