@@ -14,6 +14,7 @@ use penstock_turn::shell::gathering::{Gathering, Round};
 use penstock_turn::shell::sockets;
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll;
+use rustix::fd::OwnedFd;
 
 struct Relay {
     socket: UdpSocket,
@@ -28,15 +29,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
     println!("{}", listener.local_addr()?);
     std::io::stdout().flush()?;
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-    let watch = |socket: &UdpSocket, token| {
-        epoll::add(
-            &epoll,
-            socket,
-            epoll::EventData::new_u64(token),
-            epoll::EventFlags::IN,
-        )
-    };
-    watch(&listener, LISTENER)?;
+    watch(&epoll, &listener, LISTENER)?;
     let mut relays: Vec<Relay> = Vec::new();
     let mut by_client: HashMap<SocketAddr, usize> = HashMap::new();
     let mut inbox = Inbox::new(64);
@@ -75,7 +68,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
                 let peer = std::str::from_utf8(peer)?.parse().context("a peer's address")?;
                 let socket = sockets::udp("127.0.0.1:0".parse()?)?;
                 listener.send_to(socket.local_addr()?.to_string().as_bytes(), message.from)?;
-                watch(&socket, relays.len() as u64)?;
+                watch(&epoll, &socket, relays.len() as u64)?;
                 by_client.insert(message.from, relays.len());
                 relays.push(Relay {
                     socket,
@@ -94,6 +87,15 @@ pub(crate) fn run() -> anyhow::Result<()> {
             std::thread::sleep(pause);
         }
     }
+}
+
+fn watch(epoll: &OwnedFd, socket: &UdpSocket, token: u64) -> rustix::io::Result<()> {
+    epoll::add(
+        epoll,
+        socket,
+        epoll::EventData::new_u64(token),
+        epoll::EventFlags::IN,
+    )
 }
 
 /// Runs of equal datagrams from one sender go out as one message.

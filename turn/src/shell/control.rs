@@ -82,9 +82,9 @@ impl Control {
         }
     }
 
-    /// Whether no shard has allocations.
-    pub(super) fn is_nobody_busy(&self) -> bool {
-        self.busy_shards.load(Ordering::Relaxed) == 0
+    /// How many shards have allocations.
+    pub(super) fn busy_shards(&self) -> usize {
+        self.busy_shards.load(Ordering::Relaxed)
     }
 
     /// Whether it was told.

@@ -29,7 +29,7 @@ use super::outbox::{Outbox, Segmentation};
 use super::sockets::{Listener, Sockets, open_failure, route_to, udp};
 use super::streams::{StreamListener, Streams, first_message};
 use crate::addresses::Addresses;
-use crate::core::server::{Command, OpenFailure, Rules, Server};
+use crate::core::server::{Command, OpenFailure, Server};
 use crate::core::shared::Shared;
 use crate::core::wire::NotOurs;
 use crate::core::{FiveTuple, Now, RelayId, Transport};
@@ -222,7 +222,7 @@ impl Shard {
     /// some of the others', to shards that don't know them.
     fn is_done(&self, now: Instant) -> bool {
         self.deadline
-            .is_some_and(|deadline| now >= deadline || self.control.is_nobody_busy())
+            .is_some_and(|deadline| now >= deadline || self.control.busy_shards() == 0)
     }
 
     fn wake(&mut self, now: Instant) {

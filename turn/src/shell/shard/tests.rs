@@ -19,6 +19,7 @@ use crate::core::family::ByFamily;
 use crate::core::nonce::Nonces;
 use crate::core::peers::PeerPolicy;
 use crate::core::server::Config;
+use crate::core::server::Rules;
 use crate::core::shared::{Limits, Shared};
 use crate::core::throttle::Rate;
 
@@ -66,7 +67,7 @@ fn each_client_is_served_by_one_of_several_shards_and_all_shards_serve() {
         assert_eq!(received_by(client), channel_data);
     }
     // That one of three stays without any of 40 clients happens once in millions of runs.
-    assert_eq!(controls[0].busy_shards.load(Ordering::Relaxed), 3);
+    assert_eq!(controls[0].busy_shards(), 3);
     controls.iter().for_each(|control| control.drain().unwrap());
     threads.into_iter().for_each(|thread| thread.join().unwrap());
 }
@@ -77,6 +78,17 @@ fn an_address_that_another_server_has_is_not_shared_with_it() {
     one.beside().unwrap();
     let error = Listener::bind(one.local).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+}
+
+#[test]
+fn a_round_that_left_something_says_so() {
+    let (mut shard, client, _peer) = with_channel();
+    for _ in 0..=MESSAGES_PER_READ {
+        client.send(b"\x40\x00\x00\x04four").unwrap();
+    }
+    let (mut events, mut inbox) = (Vec::with_capacity(1), Inbox::new(MESSAGES_PER_READ));
+    assert!(shard.turn(&mut events, &mut inbox).unwrap().is_more);
+    assert!(!shard.turn(&mut events, &mut inbox).unwrap().is_more);
 }
 
 #[test]
