@@ -151,7 +151,8 @@ pub struct Options {
     #[arg(long, env = "PENSTOCK_TURN_ONLY_ALLOWED_PEERS")]
     pub only_allowed_peers: bool,
 
-    /// How many allocations there may be in all [default: one for each relay port]
+    /// How many allocations there may be in all [default: one for each relay port, as far as files may be
+    /// open (ulimit -Hn)]
     #[arg(long, env = "PENSTOCK_TURN_MAX_ALLOCATIONS", value_name = "N")]
     pub max_allocations: Option<usize>,
 

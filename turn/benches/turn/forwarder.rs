@@ -8,11 +8,13 @@ use std::num::NonZeroU64;
 use std::time::Instant;
 
 use anyhow::Context as _;
+use penstock_turn::shell::clock;
 use penstock_turn::shell::datagrams::{self, Inbox, Message};
-use penstock_turn::shell::gathering::Gathering;
+use penstock_turn::shell::gathering::{Gathering, Round};
 use penstock_turn::shell::sockets;
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll;
+use rustix::fd::OwnedFd;
 
 struct Relay {
     socket: UdpSocket,
@@ -27,32 +29,26 @@ pub(crate) fn run() -> anyhow::Result<()> {
     println!("{}", listener.local_addr()?);
     std::io::stdout().flush()?;
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-    let watch = |socket: &UdpSocket, token| {
-        epoll::add(
-            &epoll,
-            socket,
-            epoll::EventData::new_u64(token),
-            epoll::EventFlags::IN,
-        )
-    };
-    watch(&listener, LISTENER)?;
+    watch(&epoll, &listener, LISTENER)?;
     let mut relays: Vec<Relay> = Vec::new();
     let mut by_client: HashMap<SocketAddr, usize> = HashMap::new();
     let mut inbox = Inbox::new(64);
     let mut events: Vec<epoll::Event> = Vec::with_capacity(256);
-    let mut gathering = Gathering::new(Instant::now());
     rustix::thread::set_current_timer_slack(NonZeroU64::new(5000))?;
+    let mut gathering = Gathering::new(Instant::now(), clock::wake_up_cost());
     loop {
         match epoll::wait(&epoll, spare_capacity(&mut events), None) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
         let (began, arrivals) = (Instant::now(), events.len());
+        let mut is_more = false;
         for event in events.drain(..) {
             let token = event.data.u64();
             if token != LISTENER {
                 let relay = &relays[token as usize];
                 if inbox.receive(&relay.socket).is_ok() {
+                    is_more |= inbox.is_full();
                     forward(&inbox, |_| Some((&listener, relay.client)));
                 }
                 continue;
@@ -60,6 +56,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
             if inbox.receive(&listener).is_err() {
                 continue;
             }
+            is_more |= inbox.is_full();
             forward(&inbox, |from| {
                 let relay = &relays[*by_client.get(&from)?];
                 Some((&relay.socket, relay.peer))
@@ -71,7 +68,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
                 let peer = std::str::from_utf8(peer)?.parse().context("a peer's address")?;
                 let socket = sockets::udp("127.0.0.1:0".parse()?)?;
                 listener.send_to(socket.local_addr()?.to_string().as_bytes(), message.from)?;
-                watch(&socket, relays.len() as u64)?;
+                watch(&epoll, &socket, relays.len() as u64)?;
                 by_client.insert(message.from, relays.len());
                 relays.push(Relay {
                     socket,
@@ -80,10 +77,25 @@ pub(crate) fn run() -> anyhow::Result<()> {
                 });
             }
         }
-        if let Some(pause) = gathering.pause(began, Instant::now(), arrivals) {
+        let round = Round {
+            began,
+            ended: Instant::now(),
+            arrivals,
+            is_more,
+        };
+        if let Some(pause) = gathering.pause(round) {
             std::thread::sleep(pause);
         }
     }
+}
+
+fn watch(epoll: &OwnedFd, socket: &UdpSocket, token: u64) -> rustix::io::Result<()> {
+    epoll::add(
+        epoll,
+        socket,
+        epoll::EventData::new_u64(token),
+        epoll::EventFlags::IN,
+    )
 }
 
 /// Runs of equal datagrams from one sender go out as one message.

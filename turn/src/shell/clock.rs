@@ -1,6 +1,8 @@
 //! The only place that reads the clocks.
 
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
+
+use rustix::time::{ClockId, clock_gettime};
 
 use crate::core::Now;
 
@@ -13,5 +15,35 @@ pub(super) fn read() -> Now {
         unix: SystemTime::now()
             .duration_since(SystemTime::UNIX_EPOCH)
             .unwrap_or_default(),
+    }
+}
+
+/// The CPU time that this machine takes to put this thread to sleep and wake it up, measured by some short naps.
+pub fn wake_up_cost() -> Duration {
+    let mut costs: [Duration; NAPS] = std::array::from_fn(|_| {
+        let before = cpu_time();
+        std::thread::sleep(NAP);
+        cpu_time().saturating_sub(before)
+    });
+    costs.sort_unstable();
+    costs[NAPS / 2]
+}
+
+/// What this thread has had of it.
+fn cpu_time() -> Duration {
+    Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap_or_default()
+}
+
+const NAPS: usize = 15;
+const NAP: Duration = Duration::from_micros(500);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waking_up_costs_something_and_less_than_a_nap() {
+        let cost = wake_up_cost();
+        assert!((Duration::from_nanos(100)..NAP).contains(&cost), "{cost:?}");
     }
 }

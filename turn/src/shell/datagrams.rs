@@ -86,13 +86,7 @@ impl Inbox {
         inbox
     }
 
-    /// How many messages there is room for.
-    pub fn capacity(&self) -> usize {
-        self.headers.len()
-    }
-
-    /// Receives what there is, without waiting, and gives the number of messages. Fewer than [`Self::capacity`] means
-    /// that there was no more.
+    /// Receives what there is, without waiting, and gives the number of messages.
     ///
     /// # Errors
     /// `WouldBlock` where there is nothing; others as recvmmsg(2).
@@ -114,6 +108,11 @@ impl Inbox {
         };
         self.received = usize::try_from(received).map_err(|_| io::Error::last_os_error())?;
         Ok(self.received)
+    }
+
+    /// Whether the last [`Self::receive`] may have left something.
+    pub fn is_full(&self) -> bool {
+        self.received == self.headers.len()
     }
 
     /// What the last [`Self::receive`] brought.

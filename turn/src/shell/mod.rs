@@ -11,8 +11,9 @@
 //! They share the nonces' key, and what is asked for when an allocation is made: quotas and ports.
 
 mod addresses;
-mod clock;
+pub mod clock;
 mod connection;
+mod control;
 pub mod datagrams;
 pub mod gathering;
 mod metrics;
@@ -40,10 +41,11 @@ use crate::core::family::Family;
 use crate::core::nonce::Nonces;
 use crate::core::peers::PeerPolicy;
 use crate::core::server::{Config, Rules, Server};
-use crate::core::shared::Shared;
+use crate::core::shared::{Limits, Shared};
 use crate::options::Settings;
+use control::{Control, News};
 use metrics::Meter;
-use shard::{Control, News, Shard, StreamSetup};
+use shard::{Shard, StreamSetup};
 use sockets::Listener;
 use status::{Listeners, Status};
 use streams::StreamListener;
@@ -115,7 +117,8 @@ fn hint(error: &io::Error, option: &str) -> String {
 /// # Errors
 /// [`Error`] says what to do.
 pub async fn run(settings: Settings, read_again: impl Fn() -> Result<Settings, String>) -> Result<(), Error> {
-    let settings = located(settings);
+    let mut settings = located(settings);
+    limit_to_open_files(&mut settings.limits);
     let registry = Registry::new();
     let meter = Meter::new(&registry).map_err(|error| Error::System {
         doing: "registering the metrics",
@@ -244,13 +247,26 @@ fn relay(
     })
 }
 
+/// As many allocations as there may be sockets for, beside the clients' connections.
+fn limit_to_open_files(limits: &mut Limits) {
+    let wanted = limits.total.saturating_add(limits.connections);
+    let room = sockets::raise_open_files(wanted);
+    if room < wanted {
+        limits.total = limits
+            .total
+            .min(room.saturating_sub(limits.connections).max(room / 2));
+        tracing::info!(
+            "room for {} allocations, since a process may have only so many files open (ulimit -Hn)",
+            limits.total
+        );
+    }
+}
+
 /// One for each control.
 fn shards(settings: &Settings, meter: &Meter, controls: &[Arc<Control>]) -> Result<Vec<Shard>, Error> {
     for (_, ip) in settings.relay_ips.present() {
         sockets::udp((*ip, 0).into()).map_err(|source| Error::RelayIp { ip: *ip, source })?;
     }
-    let most_connections = settings.limits.connections;
-    sockets::raise_open_files(settings.limits.total.saturating_add(most_connections));
     #[allow(
         clippy::disallowed_methods,
         reason = "the shell seeds the core's generator, from the system's"

@@ -11,104 +11,28 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU64;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rustix::buffer::spare_capacity;
-use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
+use rustix::event::{Timespec, epoll};
 use rustix::fd::{AsFd, OwnedFd};
 use rustls::ServerConfig;
 
 use super::clock;
+use super::control::Control;
 use super::datagrams::Inbox;
-use super::gathering::Gathering;
+use super::gathering::{Gathering, Round};
 use super::metrics::Meter;
 use super::outbox::{Outbox, Segmentation};
 use super::sockets::{Listener, Sockets, open_failure, route_to, udp};
 use super::streams::{StreamListener, Streams, first_message};
 use crate::addresses::Addresses;
-use crate::core::server::{Command, OpenFailure, Rules, Server};
+use crate::core::server::{Command, OpenFailure, Server};
 use crate::core::shared::Shared;
 use crate::core::wire::NotOurs;
 use crate::core::{FiveTuple, Now, RelayId, Transport};
-
-/// How another thread tells a shard to drain, or to go by other rules; and how shards know of each other.
-#[derive(Debug)]
-pub(super) struct Control {
-    /// How many shards have allocations, of all.
-    busy_shards: Arc<AtomicUsize>,
-    /// Whether this one is among them.
-    is_busy: AtomicBool,
-    draining: AtomicBool,
-    news: Mutex<Option<News>>,
-    wake: OwnedFd,
-}
-
-/// What a shard is to go by from now on.
-#[derive(Debug, Clone)]
-pub(super) struct News {
-    /// Who may use the server, and whom they may reach.
-    pub(super) rules: Rules,
-    /// What clients over TLS see.
-    pub(super) tls: Option<Arc<ServerConfig>>,
-}
-
-impl Control {
-    /// One for each of `shards`.
-    pub(super) fn of_shards(shards: usize) -> io::Result<Vec<Arc<Self>>> {
-        let busy_shards = Arc::new(AtomicUsize::new(0));
-        (0..shards)
-            .map(|_| Self::new(busy_shards.clone()).map(Arc::new))
-            .collect()
-    }
-
-    fn new(busy_shards: Arc<AtomicUsize>) -> io::Result<Self> {
-        Ok(Self {
-            busy_shards,
-            is_busy: AtomicBool::new(false),
-            draining: AtomicBool::new(false),
-            news: Mutex::new(None),
-            wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
-        })
-    }
-
-    /// Tells it.
-    pub(super) fn drain(&self) -> io::Result<()> {
-        self.draining.store(true, Ordering::Release);
-        rustix::io::write(&self.wake, &1_u64.to_ne_bytes())?;
-        Ok(())
-    }
-
-    /// Tells it news.
-    pub(super) fn reload(&self, news: News) -> io::Result<()> {
-        *self.news.lock().unwrap_or_else(PoisonError::into_inner) = Some(news);
-        rustix::io::write(&self.wake, &1_u64.to_ne_bytes())?;
-        Ok(())
-    }
-
-    fn take_news(&self) -> Option<News> {
-        self.news.lock().unwrap_or_else(PoisonError::into_inner).take()
-    }
-
-    /// Says whether this shard has allocations. Only the shard itself says so.
-    fn set_busy(&self, busy: bool) {
-        if self.is_busy.load(Ordering::Relaxed) != busy {
-            self.is_busy.store(busy, Ordering::Relaxed);
-            if busy {
-                self.busy_shards.fetch_add(1, Ordering::Relaxed);
-            } else {
-                self.busy_shards.fetch_sub(1, Ordering::Relaxed);
-            }
-        }
-    }
-
-    /// Whether it was told.
-    pub(super) fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::Acquire)
-    }
-}
 
 /// What an epoll event is about, packed into its 64 bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -171,6 +95,8 @@ pub(super) struct Shard {
     /// What a stream's client said.
     plain: Vec<u8>,
     rounds: u64,
+    /// Whether a socket had more than was read in this round.
+    is_more: bool,
     /// When the grace period is over, once draining.
     deadline: Option<Instant>,
 }
@@ -203,6 +129,7 @@ impl Shard {
             buffer: vec![0; STREAM_BYTES],
             plain: Vec::new(),
             rounds: 0,
+            is_more: false,
             deadline: None,
         })
     }
@@ -220,12 +147,12 @@ impl Shard {
     pub(super) fn run(mut self) -> io::Result<()> {
         let mut events = Vec::with_capacity(EVENTS_PER_WAIT);
         let mut inbox = Inbox::new(MESSAGES_PER_READ);
-        let mut gathering = Gathering::new(clock::read().instant);
-        // The kernel may round a sleep up by so much; by default it is a tenth of our pause.
+        // The kernel may round a sleep up by so much; by default it is as much as our shortest pauses.
         rustix::thread::set_current_timer_slack(NonZeroU64::new(TIMER_SLACK_NS))?;
+        let mut gathering = Gathering::new(clock::read().instant, clock::wake_up_cost());
         while !self.is_done(clock::read().instant) {
-            let (began, arrivals) = self.turn(&mut events, &mut inbox)?;
-            if let Some(pause) = gathering.pause(began, clock::read().instant, arrivals) {
+            let round = self.turn(&mut events, &mut inbox)?;
+            if let Some(pause) = gathering.pause(round) {
                 std::thread::sleep(pause);
             }
         }
@@ -233,11 +160,12 @@ impl Shard {
         Ok(())
     }
 
-    /// One round: waits, and does all that has come up. Gives when something had, and at how many sockets.
-    fn turn(&mut self, events: &mut Vec<epoll::Event>, inbox: &mut Inbox) -> io::Result<(Instant, usize)> {
+    /// One round: waits, and does all that has come up.
+    fn turn(&mut self, events: &mut Vec<epoll::Event>, inbox: &mut Inbox) -> io::Result<Round> {
         self.wait(events)?;
         let arrivals = events.len();
         let now = clock::read();
+        self.is_more = false;
         self.rounds = self.rounds.wrapping_add(u64::from(!events.is_empty()));
         let is_sample = !events.is_empty() && self.rounds.is_multiple_of(ROUNDS_PER_SAMPLE);
         for event in events.drain(..) {
@@ -259,13 +187,18 @@ impl Shard {
         self.end_streams(now);
         self.control.set_busy(self.server.allocation_count() > 0);
         self.meter.publish_connections(self.streams.len());
+        let ended = clock::read().instant;
         if is_sample {
-            self.meter
-                .took(clock::read().instant.saturating_duration_since(now.instant));
+            self.meter.took(ended.saturating_duration_since(now.instant));
         }
         self.meter
             .publish(self.server.counters(), self.server.allocation_count());
-        Ok((now.instant, arrivals))
+        Ok(Round {
+            began: now.instant,
+            ended,
+            arrivals,
+            is_more: self.is_more,
+        })
     }
 
     fn wait(&self, events: &mut Vec<epoll::Event>) -> io::Result<()> {
@@ -288,9 +221,8 @@ impl Shard {
     /// All shards end together: if one closed its listeners earlier, the kernel would give its part of the clients, and
     /// some of the others', to shards that don't know them.
     fn is_done(&self, now: Instant) -> bool {
-        let nobody_busy = || self.control.busy_shards.load(Ordering::Relaxed) == 0;
         self.deadline
-            .is_some_and(|deadline| now >= deadline || nobody_busy())
+            .is_some_and(|deadline| now >= deadline || self.control.busy_shards() == 0)
     }
 
     fn wake(&mut self, now: Instant) {
@@ -315,6 +247,7 @@ impl Shard {
         if !received(inbox.receive(&listener.socket)) {
             return;
         }
+        self.is_more |= inbox.is_full();
         let mut outbox = Outbox::default();
         for message in inbox.messages() {
             let from = FiveTuple {
@@ -338,6 +271,7 @@ impl Shard {
         if !received(inbox.receive(socket)) {
             return;
         }
+        self.is_more |= inbox.is_full();
         let mut outbox = Outbox::default();
         for message in inbox.messages() {
             for datagram in message.datagrams() {
@@ -501,212 +435,4 @@ const STREAM_BYTES: usize = 65_536;
 
 #[cfg(test)]
 #[allow(clippy::disallowed_methods, reason = "the test has sockets of its own")]
-mod tests {
-    use std::collections::HashMap;
-    use std::net::UdpSocket;
-
-    use prometheus::Registry;
-    use rand::SeedableRng as _;
-    use stun_types::attribute::{AttributeWrite, Nonce, Realm, Username};
-    use stun_types::message::{
-        IntegrityAlgorithm, LongTermKeyCredentials, Message, MessageIntegrityCredentials, MessageWrite as _,
-        MessageWriteExt as _, MessageWriteVec, Method,
-    };
-    use turn_types::attribute::{ChannelNumber, RequestedTransport, XorPeerAddress};
-    use turn_types::message::{ALLOCATE, CHANNEL_BIND};
-
-    use super::*;
-    use crate::core::auth::Users;
-    use crate::core::family::ByFamily;
-    use crate::core::nonce::Nonces;
-    use crate::core::peers::PeerPolicy;
-    use crate::core::server::Config;
-    use crate::core::shared::{Limits, Shared};
-    use crate::core::throttle::Rate;
-
-    #[test]
-    fn a_packet_through_the_sockets_allocates_nothing() {
-        let (mut shard, client, peer) = with_channel();
-        let mut events = Vec::with_capacity(EVENTS_PER_WAIT);
-        let mut inbox = Inbox::new(MESSAGES_PER_READ);
-        let mut buffer = [0; 2048];
-        let channel_data = [&[0x40, 0x00, 0x04, 0x00][..], &[1; 1024]].concat();
-        let counted = allocation_counter::measure(|| {
-            for _ in 0..100 {
-                client.send(&channel_data).unwrap();
-                shard.turn(&mut events, &mut inbox).unwrap();
-                let (length, relay) = peer.recv_from(&mut buffer).unwrap();
-                peer.send_to(&buffer[..length], relay).unwrap();
-                shard.turn(&mut events, &mut inbox).unwrap();
-                let length = client.recv(&mut buffer).unwrap();
-                assert_eq!(buffer[..length], channel_data);
-            }
-        });
-        assert_eq!(counted.count_total, 0);
-    }
-
-    #[test]
-    fn each_client_is_served_by_one_of_several_shards_and_all_shards_serve() {
-        let shards = shards(3);
-        let server = shards[0].listen_addresses().next().unwrap();
-        let controls: Vec<_> = shards.iter().map(|shard| shard.control.clone()).collect();
-        let run = |shard: Shard| std::thread::spawn(|| shard.run().unwrap());
-        let threads: Vec<_> = shards.into_iter().map(run).collect();
-        let ask = |client: &UdpSocket, request: &[u8]| {
-            client.send(request).unwrap();
-            received_by(client)
-        };
-        let pairs: Vec<_> = (0..40).map(|_| bind_channel(server, ask)).collect();
-        for (number, (client, peer)) in (0_u8..).zip(&pairs) {
-            let payload = [number; 1000];
-            let channel_data = [&[0x40, 0x00, 0x03, 0xE8][..], &payload].concat();
-            client.send(&channel_data).unwrap();
-            let mut buffer = [0; 2048];
-            let (length, relay) = peer.recv_from(&mut buffer).unwrap();
-            assert_eq!(buffer[..length], payload);
-            peer.send_to(&payload, relay).unwrap();
-            assert_eq!(received_by(client), channel_data);
-        }
-        // That one of three stays without any of 40 clients happens once in millions of runs.
-        assert_eq!(controls[0].busy_shards.load(Ordering::Relaxed), 3);
-        controls.iter().for_each(|control| control.drain().unwrap());
-        threads.into_iter().for_each(|thread| thread.join().unwrap());
-    }
-
-    #[test]
-    fn an_address_that_another_server_has_is_not_shared_with_it() {
-        let one = Listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        one.beside().unwrap();
-        let error = Listener::bind(one.local).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
-    }
-
-    #[test]
-    fn a_token_comes_out_as_it_went_in() {
-        for token in [Token::Wake, Token::Listener(3), Token::Relay(RelayId(u32::MAX))] {
-            assert_eq!(Token::unpack(token.pack()), token);
-        }
-    }
-
-    /// A shard, a client with channel 0x4000 on it, and the peer behind that channel.
-    fn with_channel() -> (Shard, UdpSocket, UdpSocket) {
-        let mut shard = shards(1).remove(0);
-        let address = shard.listen_addresses().next().unwrap();
-        let (client, peer) = bind_channel(address, |client, request| ask(&mut shard, client, request));
-        (shard, client, peer)
-    }
-
-    /// A client with channel 0x4000 on it, and the peer behind that channel.
-    fn bind_channel(
-        server: SocketAddr,
-        mut ask: impl FnMut(&UdpSocket, &[u8]) -> Vec<u8>,
-    ) -> (UdpSocket, UdpSocket) {
-        let [client, peer] = [(); 2].map(|()| UdpSocket::bind("127.0.0.1:0").unwrap());
-        for socket in [&client, &peer] {
-            socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-        }
-        client.connect(server).unwrap();
-        let challenge = ask(&client, &request(ALLOCATE, "none", &[]));
-        let nonce = Message::from_bytes(&challenge)
-            .unwrap()
-            .attribute::<Nonce>()
-            .unwrap()
-            .nonce()
-            .to_owned();
-        let udp = RequestedTransport::new(17);
-        ask(&client, &request(ALLOCATE, &nonce, &[&udp]));
-        let number = ChannelNumber::new(0x4000);
-        let address = XorPeerAddress::new(peer.local_addr().unwrap(), 1_u128.into());
-        let bound = ask(&client, &request(CHANNEL_BIND, &nonce, &[&number, &address]));
-        assert!(
-            Message::from_bytes(&bound)
-                .unwrap()
-                .has_class(stun_types::message::MessageClass::Success)
-        );
-        (client, peer)
-    }
-
-    /// Shards at one address.
-    fn shards(count: usize) -> Vec<Shard> {
-        let config = Config {
-            realm: "r".to_owned(),
-            rules: Rules {
-                users: Users {
-                    secrets: vec![],
-                    fixed: HashMap::from([("u".to_owned(), "p".to_owned())]),
-                },
-                peers: PeerPolicy::new(vec!["127.0.0.0/8".parse().unwrap()], [], true),
-            },
-            relay_ips: ByFamily::first_of(["127.0.0.1".parse().unwrap()]),
-            shared: Shared::new("20000-60000".parse().unwrap(), Limits::default()),
-            alternates: ByFamily::default(),
-            unproven_answers: NO_LIMIT,
-            auth_failures: NO_LIMIT,
-        };
-        let nonces = Nonces::new([7; 32], clock::read().instant);
-        let first = Listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        let mut listeners: Vec<_> = (1..count).map(|_| first.beside().unwrap()).collect();
-        listeners.push(first);
-        let meter = Meter::new(&Registry::new()).unwrap();
-        let controls = Control::of_shards(count).unwrap();
-        let shard = |(listener, control)| {
-            let streams = StreamSetup {
-                listeners: vec![],
-                tls: None,
-                shared: config.shared.clone(),
-            };
-            let server = Server::new(config.clone(), nonces.clone(), StdRng::seed_from_u64(7));
-            let (grace, meter) = (Duration::ZERO, meter.clone());
-            Shard::new(
-                server,
-                vec![listener],
-                streams,
-                Addresses::default(),
-                grace,
-                meter,
-                control,
-            )
-            .unwrap()
-        };
-        listeners.into_iter().zip(controls).map(shard).collect()
-    }
-
-    fn request(method: Method, nonce: &str, attributes: &[&dyn AttributeWrite]) -> Vec<u8> {
-        let kind = stun_types::message::MessageType::from_class_method(
-            stun_types::message::MessageClass::Request,
-            method,
-        );
-        let mut message = Message::builder(kind, 1_u128.into(), MessageWriteVec::new());
-        attributes
-            .iter()
-            .for_each(|attribute| message.add_attribute(*attribute).unwrap());
-        message.add_attribute(&Username::new("u").unwrap()).unwrap();
-        message.add_attribute(&Realm::new("r").unwrap()).unwrap();
-        message.add_attribute(&Nonce::new(nonce).unwrap()).unwrap();
-        let key: MessageIntegrityCredentials =
-            LongTermKeyCredentials::new("u".to_owned(), "p".to_owned(), "r".to_owned()).into();
-        message
-            .add_message_integrity(&key, IntegrityAlgorithm::Sha1)
-            .unwrap();
-        message.finish()
-    }
-
-    fn ask(shard: &mut Shard, client: &UdpSocket, request: &[u8]) -> Vec<u8> {
-        client.send(request).unwrap();
-        shard
-            .turn(&mut Vec::with_capacity(1), &mut Inbox::new(1))
-            .unwrap();
-        received_by(client)
-    }
-
-    fn received_by(socket: &UdpSocket) -> Vec<u8> {
-        let mut buffer = [0; 2048];
-        let length = socket.recv(&mut buffer).unwrap();
-        buffer[..length].to_vec()
-    }
-
-    const NO_LIMIT: Rate = Rate {
-        per_second: 0,
-        burst: 0,
-    };
-}
+mod tests;

@@ -146,15 +146,11 @@ pub(super) fn route_to(client: SocketAddr) -> io::Result<IpAddr> {
     Ok(socket.local_addr()?.ip())
 }
 
-/// Lets this process have a socket for each allocation, as far as the system does.
-pub fn raise_open_files(allocations: usize) {
-    let wanted = allocations as u64 + OTHER_FILES;
-    if let Some(files) = open_files::raise_limit().filter(|files| *files < wanted) {
-        tracing::warn!(
-            "only {files} files may be open, so there is room for about {} allocations and not for {allocations}: \
-             raise it (ulimit -Hn), or lower --max-allocations",
-            files.saturating_sub(OTHER_FILES)
-        );
+/// Lets this process have as many files open as the system does, and says how many of `wanted` sockets that is room for.
+pub fn raise_open_files(wanted: usize) -> usize {
+    match open_files::raise_limit() {
+        Some(files) => wanted.min(files.saturating_sub(OTHER_FILES) as usize),
+        None => wanted,
     }
 }
 
