@@ -247,17 +247,13 @@ fn relay(
     })
 }
 
-/// As many allocations as there may be sockets for, beside the clients' connections.
+/// As many allocations as there may be sockets for.
 fn limit_to_open_files(limits: &mut Limits) {
-    let wanted = limits.total.saturating_add(limits.connections);
-    let room = sockets::raise_open_files(wanted);
-    if room < wanted {
-        limits.total = limits
-            .total
-            .min(room.saturating_sub(limits.connections).max(room / 2));
+    let room = sockets::raise_open_files(limits.total);
+    if room < limits.total {
+        limits.total = room;
         tracing::info!(
-            "room for {} allocations, since a process may have only so many files open (ulimit -Hn)",
-            limits.total
+            "room for {room} allocations, since a process may have only so many files open (ulimit -Hn)"
         );
     }
 }
