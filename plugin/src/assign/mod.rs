@@ -217,6 +217,8 @@ impl Assigner {
     }
 
     fn pods_changed(&mut self) {
+        // Whom it was for is to be found out anew: that pod may be gone, or another have come that it fits as well.
+        self.preferred = None;
         self.under_way.forget_ended(&self.pods);
         self.usage.resolve(&self.pods);
     }

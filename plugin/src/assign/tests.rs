@@ -312,6 +312,31 @@ fn what_an_init_container_leaves_is_its_own_pods_whatever_others_hold_of_that_nu
     assert_eq!(grant.pod.as_deref(), Some("games/b"));
 }
 
+#[test]
+fn a_pod_that_is_gone_is_not_given_what_was_preferred_for_it() {
+    let mut node = Node::with_gpus(2, full());
+    node.pod(pod("a", &[(0, 1, 0)]));
+    node.assigner.unlisted();
+    let available = node.available(Resource::Mps);
+    let Outcome::Done(ids) =
+        node.assigner
+            .preferred(node.now, Resource::Mps, &available, &Devices::default(), 1)
+    else {
+        panic!()
+    };
+    // It was b's call all along: a was not admitted, and of b the API server tells late.
+    node.pod(PodOnNode {
+        gpu: Some(gpu(1)),
+        ..pod("b", &[(1, 1, 0)])
+    });
+    node.assigner.delete_pod(&PodUid::new("uid-a").unwrap());
+    let Outcome::Done(grant) = node.assigner.allocate(node.now, Resource::Mps, &ids) else {
+        panic!()
+    };
+    assert_eq!(grant.pod.as_deref(), Some("games/b"));
+    assert_eq!(node.ask(Resource::Nvenc, 1), Ok(gpu(0)), "it is split");
+}
+
 /// A node whose kubelet takes what is preferred.
 struct Node {
     assigner: Assigner,
