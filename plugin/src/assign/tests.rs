@@ -337,6 +337,39 @@ fn a_pod_that_is_gone_is_not_given_what_was_preferred_for_it() {
     assert_eq!(node.ask(Resource::Nvenc, 1), Ok(gpu(0)), "it is split");
 }
 
+#[test]
+fn what_the_kubelet_stores_of_a_pod_that_has_ended_is_not_taken_for_its_heirs() {
+    let mut node = Node::with_gpus(2, full());
+    let init = |name: &str, demand| {
+        let mut pod = pod(name, &[demand]);
+        pod.containers[0].kind = ContainerKind::Init;
+        pod
+    };
+    let first = init("first", (0, 2, 0));
+    node.pod(first.clone());
+    node.ask(Resource::Mps, 2).unwrap();
+    node.pod(pod("other", &[(3, 0, 0)]));
+    node.ask(Resource::Nvenc, 3).unwrap();
+    // The first has ended, which nobody has told of yet, and the kubelet has not written since.
+    node.taken.retain(|(resource, _)| *resource == Resource::Nvenc);
+    node.pod(init("heir", (1, 2, 0)));
+    assert_eq!(node.ask(Resource::Mps, 2), Ok(gpu(0)));
+    let elsewhere = (0..9).map(|n| DeviceId::new(gpu(1), n)).collect();
+    let ask = |node: &mut Node| {
+        node.assigner
+            .preferred(node.now, Resource::Nvenc, &elsewhere, &Devices::default(), 1)
+    };
+    assert_eq!(ask(&mut node), Outcome::List, "the heir's GPU has none left");
+    let stored = Stored {
+        pod: first.uid,
+        container: "c0".to_owned(),
+        resource: Resource::Mps,
+        ids: (0..2).map(|n| DeviceId::new(gpu(0), n)).collect(),
+    };
+    node.assigner.set_held(node.now, Vec::new(), Some(vec![stored]));
+    assert!(matches!(ask(&mut node), Outcome::Wait(_)), "it would be split");
+}
+
 /// A node whose kubelet takes what is preferred.
 struct Node {
     assigner: Assigner,

@@ -96,7 +96,7 @@ impl Usage {
         self.fresh.extend(held.into_iter().map(|held| (now, held)));
     }
 
-    /// The kubelet has devices to give that it had shown others than `whose` to have: those have ended. Gives whether there
+    /// The kubelet has devices to give that others than `whose` had, as far as is known: those have ended. Gives whether there
     /// are such.
     pub(super) fn take_back(
         &mut self,
@@ -107,7 +107,7 @@ impl Usage {
     ) -> bool {
         let is_one = |held: &&Held| held.resource == resource && ids.contain_any(&held.ids);
         let over: Vec<_> = self
-            .shown()
+            .held()
             .filter(is_one)
             .filter_map(|held| pods.by_name(&held.namespace, &held.pod))
             .collect();
