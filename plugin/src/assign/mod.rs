@@ -273,6 +273,7 @@ impl Assigner {
             must_include,
             size,
         };
+        self.under_way.undo(resource, available);
         loop {
             let turns = match self.turns(now, &seen(&call), |_, _| true) {
                 Outcome::Done(turns) => turns,

@@ -55,6 +55,8 @@ pub(super) struct UnderWay {
     given: Vec<(Resource, Devices)>,
     /// Which it may be, likeliest first.
     whose: Vec<Turn>,
+    /// How many of the first of `given` may have been for another, which has failed since.
+    doubted: usize,
     last: Option<Last>,
     /// Whether the last calls can be read in several ways.
     doubtful: bool,
@@ -175,6 +177,22 @@ impl UnderWay {
         closed
     }
 
+    /// What may have been for a pod that has failed since was for it, if the kubelet has it to give again: not for the one that
+    /// it is at.
+    pub(super) fn undo(&mut self, resource: Resource, available: &Devices) {
+        let mut at = 0;
+        let doubted = self.doubted;
+        self.given.retain(|(given, ids)| {
+            at += 1;
+            let is_back = *given == resource && available.contain_all(ids);
+            !(at <= doubted && is_back)
+        });
+        self.doubted -= at - self.given.len();
+        if self.given.is_empty() {
+            self.forget();
+        }
+    }
+
     /// Whether the calls so far can be read in several ways.
     pub(super) fn is_doubtful(&self) -> bool {
         self.doubtful
@@ -186,6 +204,7 @@ impl UnderWay {
         self.doubtful &= !certain;
         self.given
             .retain(|(resource, ids)| !usage.is_a_strangers(*resource, ids, pods));
+        self.doubted = self.doubted.min(self.given.len());
         if self.given.is_empty() {
             return self.forget();
         }
@@ -222,7 +241,11 @@ impl UnderWay {
         if !self.whose.is_empty() && !self.whose.iter().any(is_there) {
             self.forget();
         }
+        let before = self.whose.len();
         self.whose.retain(is_there);
+        if self.whose.len() < before {
+            self.doubted = self.given.len();
+        }
     }
 
     /// Whether the open container can be this pod's next.
@@ -293,6 +316,7 @@ impl UnderWay {
     fn forget(&mut self) {
         self.given.clear();
         self.whose.clear();
+        self.doubted = 0;
         self.unshown = false;
     }
 

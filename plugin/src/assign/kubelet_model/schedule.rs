@@ -88,6 +88,26 @@ pub(super) fn schedules() -> impl Strategy<Value = Schedule> {
     })
 }
 
+/// Without the extender, and without restarts and illness.
+pub(super) fn calm_schedules(level: usize) -> impl Strategy<Value = Schedule> {
+    schedules().prop_map(move |mut schedule| {
+        schedule
+            .steps
+            .retain(|step| match step { Step::Health(_) => level == 0, Step::RestartPlugin | Step::RestartKubelet => level < 2, _ => true});
+        for step in &mut schedule.steps {
+            if let Step::Bind(batch) = step {
+                batch.pods.iter_mut().for_each(|(_, by)| *by = By::Default);
+                batch.in_order = true;
+                if level == 3 { batch.late = false; }
+                batch.meanwhile.retain(|(_, disturbance)| {
+                   match disturbance { Disturbance::Health(_) => level == 0, Disturbance::RestartPlugin | Disturbance::RestartKubelet => level < 2, _ => level < 3}
+                });
+            }
+        }
+        schedule
+    })
+}
+
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         10 => batch().prop_map(Step::Bind),
