@@ -370,6 +370,31 @@ fn what_the_kubelet_stores_of_a_pod_that_has_ended_is_not_taken_for_its_heirs() 
     assert!(matches!(ask(&mut node), Outcome::Wait(_)), "it would be split");
 }
 
+#[test]
+fn what_a_failed_pod_was_given_is_not_the_next_ones() {
+    let mut node = Node::with_gpus(2, demand(1, 4, 4));
+    for name in ["old", "other"] {
+        node.pod(pod(name, &[(1, u32::from(name == "old"), 0)]));
+    }
+    let old = node.ask(Resource::Nvenc, 1).unwrap();
+    assert_eq!(node.ask(Resource::Mps, 1), Ok(old.clone()));
+    assert_ne!(node.ask(Resource::Nvenc, 1), Ok(old.clone()));
+    // No GPU has room for x, so this call is taken for y's; then the kubelet finds that x can't get its encoder unit.
+    node.pod(pod("x", &[(1, 2, 0)]));
+    node.pod(pod("y", &[(0, 2, 1)]));
+    let before = node.taken.clone();
+    let guessed = node.ask(Resource::Mps, 2).unwrap();
+    node.taken = before;
+    node.end("x");
+    assert_eq!(node.ask(Resource::Vram, 1), Ok(guessed.clone()));
+    // Now the other GPU is the fuller one, which a pod that has nothing would go to.
+    assert_eq!(guessed, old);
+    node.end("old");
+    node.taken
+        .retain(|(resource, id)| *resource == Resource::Vram || *id.gpu() != old);
+    assert_eq!(node.ask(Resource::Mps, 2), Ok(guessed), "y is split");
+}
+
 /// A node whose kubelet takes what is preferred.
 struct Node {
     assigner: Assigner,
@@ -404,6 +429,11 @@ impl Node {
 
     fn pod(&mut self, pod: PodOnNode) {
         self.assigner.apply_pod(pod);
+    }
+
+    fn end(&mut self, pod: &str) {
+        self.assigner
+            .delete_pod(&PodUid::new(format!("uid-{pod}")).unwrap());
     }
 
     fn available(&self, resource: Resource) -> Devices {

@@ -41,16 +41,17 @@ fn a_pod_is_never_split_and_never_refused_in_vain() {
     println!("refused: {ours} by us, {oracles} by the oracle");
 }
 
+/// Pods of the default scheduler, without restarts and illness. What is refused beyond what one refuses who is told whom each
+/// call is for is the price of choosing GPUs that suit all whom a call may be for: some percent, where a node is full.
 #[test]
-fn no_more_are_refused_than_by_one_who_is_told_whom_each_call_is_for() {
-    for level in 0..4 {
+fn hardly_more_are_refused_than_by_one_who_is_told_whom_each_call_is_for() {
     let (ours, oracles) = run(
-        calm_schedules(level),
+        calm_schedules(),
         SCHEDULES / 2,
         TestRng::deterministic_rng(RngAlgorithm::ChaCha),
     );
-    println!("{level} refused: {ours} by us, {oracles} by the oracle");
-    }
+    println!("refused: {ours} by us, {oracles} by the oracle");
+    assert!(ours * 100 <= oracles * 108);
 }
 
 /// Others each time.

@@ -88,24 +88,27 @@ pub(super) fn schedules() -> impl Strategy<Value = Schedule> {
     })
 }
 
-/// Without the extender, and without restarts and illness.
-pub(super) fn calm_schedules(level: usize) -> impl Strategy<Value = Schedule> {
-    schedules().prop_map(move |mut schedule| {
+/// Without the extender, restarts and illness.
+pub(super) fn calm_schedules() -> impl Strategy<Value = Schedule> {
+    schedules().prop_map(|mut schedule| {
         schedule
             .steps
-            .retain(|step| match step { Step::Health(_) => level == 0, Step::RestartPlugin | Step::RestartKubelet => level < 2, _ => true});
+            .retain(|step| matches!(step, Step::Bind(_) | Step::End(_) | Step::List));
         for step in &mut schedule.steps {
             if let Step::Bind(batch) = step {
                 batch.pods.iter_mut().for_each(|(_, by)| *by = By::Default);
                 batch.in_order = true;
-                if level == 3 { batch.late = false; }
-                batch.meanwhile.retain(|(_, disturbance)| {
-                   match disturbance { Disturbance::Health(_) => level == 0, Disturbance::RestartPlugin | Disturbance::RestartKubelet => level < 2, _ => level < 3}
-                });
+                batch.meanwhile.retain(|(_, disturbance)| disturbance.is_calm());
             }
         }
         schedule
     })
+}
+
+impl Disturbance {
+    fn is_calm(self) -> bool {
+        !matches!(self, Self::RestartPlugin | Self::RestartKubelet | Self::Health(_))
+    }
 }
 
 fn step() -> impl Strategy<Value = Step> {
