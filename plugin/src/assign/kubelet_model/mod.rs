@@ -29,7 +29,7 @@ use schedule::{Ask, Batch, By, Disturbance, GPUS, Health, Schedule, Step, calm_s
 
 const SCHEDULES: u32 = 10_000;
 
-/// Several properties at once (see [`World::admit`]). The schedules are the same each time: of some 50,000 others one
+/// Several properties at once (see [`World::admit`]). The schedules are the same each time: of some 100,000 others one
 /// fails, for several mishaps at once that leave too little to tell pods apart by.
 #[test]
 fn a_pod_is_never_split_and_never_refused_in_vain() {
