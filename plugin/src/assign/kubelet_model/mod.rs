@@ -35,23 +35,25 @@ const SCHEDULES: u32 = 10_000;
 fn a_pod_is_never_split_and_never_refused_in_vain() {
     let (ours, oracles) = run(
         schedules(),
+        false,
         SCHEDULES,
         TestRng::deterministic_rng(RngAlgorithm::ChaCha),
     );
     println!("refused: {ours} by us, {oracles} by the oracle");
 }
 
-/// Pods of the default scheduler, without restarts and illness. What is refused beyond what one refuses who is told whom each
-/// call is for is the price of choosing GPUs that suit all whom a call may be for: some percent, where a node is full.
+/// Pods of the default scheduler, without restarts and illness; what one of the two refuses is nowhere. What is refused beyond
+/// what one refuses who is told whom each call is for is the price of choosing GPUs that suit all whom a call may be for.
 #[test]
 fn hardly_more_are_refused_than_by_one_who_is_told_whom_each_call_is_for() {
     let (ours, oracles) = run(
         calm_schedules(),
+        true,
         SCHEDULES / 2,
         TestRng::deterministic_rng(RngAlgorithm::ChaCha),
     );
     println!("refused: {ours} by us, {oracles} by the oracle");
-    assert!(ours * 100 <= oracles * 108);
+    assert!(ours * 100 <= oracles * 104);
 }
 
 /// Others each time.
@@ -60,13 +62,19 @@ fn hardly_more_are_refused_than_by_one_who_is_told_whom_each_call_is_for() {
 fn a_pod_is_hardly_ever_split_or_refused_in_vain() {
     run(
         schedules(),
+        false,
         10 * SCHEDULES,
         TestRng::from_seed(RngAlgorithm::ChaCha, &rand::random::<[u8; 32]>()),
     );
 }
 
 /// Gives how many pods were refused, by us and by the oracle.
-fn run(schedules: impl Strategy<Value = Schedule>, schedules_to_run: u32, rng: TestRng) -> (u32, u32) {
+fn run(
+    schedules: impl Strategy<Value = Schedule>,
+    side_by_side: bool,
+    schedules_to_run: u32,
+    rng: TestRng,
+) -> (u32, u32) {
     let config = Config {
         cases: schedules_to_run,
         failure_persistence: None,
@@ -74,7 +82,7 @@ fn run(schedules: impl Strategy<Value = Schedule>, schedules_to_run: u32, rng: T
     };
     let (ours, oracles) = (Cell::new(0), Cell::new(0));
     let run = TestRunner::new_with_rng(config, rng).run(&schedules, |schedule| {
-        let world = World::play(schedule, false);
+        let world = World::play(schedule, side_by_side, false);
         ours.set(ours.get() + world.refused);
         oracles.set(oracles.get() + world.oracle.refused);
         Ok(())
@@ -83,7 +91,7 @@ fn run(schedules: impl Strategy<Value = Schedule>, schedules_to_run: u32, rng: T
         Ok(()) => (ours.get(), oracles.get()),
         Err(TestError::Fail(why, schedule)) => {
             println!("{schedule:?}");
-            World::play(schedule, true);
+            World::play(schedule, side_by_side, true);
             panic!("{why}");
         }
         Err(error) => panic!("{error}"),
@@ -127,13 +135,15 @@ struct World {
     calls: usize,
     meanwhile: Vec<(usize, Disturbance)>,
     refused: u32,
+    /// Whether a pod that the oracle refuses ends here too, as one that is refused here does there.
+    side_by_side: bool,
     hear_next: bool,
     /// Whether to tell what happens, for whoever wants to know why a schedule fails.
     aloud: bool,
 }
 
 impl World {
-    fn play(schedule: Schedule, aloud: bool) -> Self {
+    fn play(schedule: Schedule, side_by_side: bool, aloud: bool) -> Self {
         let offer = |i: usize| GpuOffer {
             uuid: gpu(i),
             capacity: demand(5, 6, 3),
@@ -156,6 +166,7 @@ impl World {
             calls: 0,
             meanwhile: Vec::new(),
             refused: 0,
+            side_by_side,
             hear_next: false,
             aloud,
         };
@@ -276,7 +287,10 @@ impl World {
                     assert!(clients <= gpu.mps_clients, "{clients} clients on {}", gpu.uuid);
                 }
                 self.pending.retain(|other| other != uid);
-                self.oracle.admit(&pod, &self.kubelet.gpus);
+                if !self.oracle.admit(&pod, &self.kubelet.gpus) && self.side_by_side {
+                    self.fail(uid);
+                    self.hear();
+                }
             }
             Err(Stop::Refused(why)) => {
                 let promised = self.promised.get(uid);

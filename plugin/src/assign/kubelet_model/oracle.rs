@@ -17,8 +17,8 @@ pub(super) struct Oracle {
 }
 
 impl Oracle {
-    /// Places a pod, where one of `gpus` has room for it.
-    pub(super) fn admit(&mut self, pod: &PodOnNode, gpus: &[GpuOffer]) {
+    /// Places a pod, where one of `gpus` has room for it. Gives whether one has.
+    pub(super) fn admit(&mut self, pod: &PodOnNode, gpus: &[GpuOffer]) -> bool {
         let demand = pod.demand();
         let fitting: Vec<_> = gpus
             .iter()
@@ -33,12 +33,12 @@ impl Oracle {
             .iter()
             .map(|c| c.gpu)
             .find(|gpu| Some(*gpu) == pod.gpu.as_ref());
-        match annotated.or_else(|| best_fit(demand.resources, fitting.iter().copied())) {
-            Some(gpu) => {
-                self.placed.insert(pod.name.clone(), (gpu.clone(), demand));
-            }
+        let chosen = annotated.or_else(|| best_fit(demand.resources, fitting.iter().copied()));
+        match chosen {
+            Some(gpu) => drop(self.placed.insert(pod.name.clone(), (gpu.clone(), demand))),
             None => self.refused += 1,
         }
+        chosen.is_some()
     }
 
     pub(super) fn remove(&mut self, pod: &str) {
