@@ -22,6 +22,7 @@ mod shard;
 pub mod sockets;
 mod status;
 mod streams;
+mod token;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};

@@ -28,44 +28,12 @@ use super::metrics::Meter;
 use super::outbox::{Outbox, Segmentation};
 use super::sockets::{Listener, Sockets, open_failure, route_to, udp};
 use super::streams::{StreamListener, Streams, first_message};
+use super::token::Token;
 use crate::addresses::Addresses;
 use crate::core::server::{Command, OpenFailure, Server};
 use crate::core::shared::Shared;
 use crate::core::wire::NotOurs;
 use crate::core::{FiveTuple, Now, RelayId, Transport};
-
-/// What an epoll event is about, packed into its 64 bits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Token {
-    Wake,
-    Listener(u32),
-    Relay(RelayId),
-    StreamListener(u32),
-    Stream(u32),
-}
-
-impl Token {
-    pub(super) fn pack(self) -> u64 {
-        match self {
-            Self::Wake => 0,
-            Self::Listener(index) => (1 << 32) | u64::from(index),
-            Self::Relay(RelayId(relay)) => (2 << 32) | u64::from(relay),
-            Self::StreamListener(index) => (3 << 32) | u64::from(index),
-            Self::Stream(slot) => (4 << 32) | u64::from(slot),
-        }
-    }
-
-    fn unpack(bits: u64) -> Self {
-        let low = bits as u32;
-        match bits >> 32 {
-            1 => Self::Listener(low),
-            2 => Self::Relay(RelayId(low)),
-            3 => Self::StreamListener(low),
-            4 => Self::Stream(low),
-            _ => Self::Wake,
-        }
-    }
-}
 
 /// Where clients come in by streams.
 #[derive(Debug)]

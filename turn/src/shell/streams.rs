@@ -12,7 +12,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with, sockopt};
 use rustls::ServerConfig;
 
 use super::connection::{Connection, Sent};
-use super::shard::Token;
+use super::token::Token;
 use crate::core::counters::{Count, Counters, Direction, Drop, End};
 use crate::core::server::Forward;
 use crate::core::shared::Shared;

@@ -91,13 +91,6 @@ fn a_round_that_left_something_says_so() {
     assert!(!shard.turn(&mut events, &mut inbox).unwrap().is_more);
 }
 
-#[test]
-fn a_token_comes_out_as_it_went_in() {
-    for token in [Token::Wake, Token::Listener(3), Token::Relay(RelayId(u32::MAX))] {
-        assert_eq!(Token::unpack(token.pack()), token);
-    }
-}
-
 /// A shard, a client with channel 0x4000 on it, and the peer behind that channel.
 fn with_channel() -> (Shard, UdpSocket, UdpSocket) {
     let mut shard = shards(1).remove(0);
