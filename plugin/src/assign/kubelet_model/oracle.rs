@@ -17,8 +17,11 @@ pub(super) struct Oracle {
 }
 
 impl Oracle {
-    /// Places a pod, where one of `gpus` has room for it. Gives whether one has.
+    /// Places a pod that is not placed yet, where one of `gpus` has room for it. Gives whether it is.
     pub(super) fn admit(&mut self, pod: &PodOnNode, gpus: &[GpuOffer]) -> bool {
+        if self.placed.contains_key(&pod.name) {
+            return true;
+        }
         let demand = pod.demand();
         let fitting: Vec<_> = gpus
             .iter()
