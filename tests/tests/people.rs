@@ -31,6 +31,7 @@ async fn the_second_player_sees_its_place_and_plays_when_the_first_leaves() -> a
             Duration::from_secs(10),
         )
         .await?;
+    third.keep_picture("page-waiting").await?;
     first.close().await?;
     plays(&mut second).await?;
     third

@@ -21,7 +21,7 @@ async fn a_720p30_stream_plays_for_ten_seconds() -> anyhow::Result<()> {
         "document.querySelector('video').videoWidth + 'x' + document.querySelector('video').videoHeight",
     );
     assert_eq!(size.await?, "1280x720");
-    Ok(())
+    page.keep_picture("page-playing").await
 }
 
 #[tokio::test]
