@@ -54,6 +54,8 @@ pub(crate) struct Shared {
 const CLAIM_WITHIN: Duration = Duration::from_secs(5);
 /// From the claim to media that flows; a player that never comes must not hold a streamer.
 const CONNECT_WITHIN: Duration = Duration::from_secs(30);
+/// How much longer a page's last word may take through the matchmaker than the end of its data channel.
+const PARTING_WORD: Duration = Duration::from_millis(300);
 /// A matchmaker that is there pings every 15 s.
 const SILENCE: Duration = Duration::from_secs(40);
 /// Data-channel frames that can't be read, after which a page is sent away.
@@ -439,11 +441,31 @@ impl Link {
             Some(DataChannelEvent::OnMessage(message)) => return Ok(self.on_frame(&message.data).await),
             Some(DataChannelEvent::OnClose) | None => {
                 let why = "The page closed its data channel.";
-                return Ok(Some(Over::new(Gone::Closed, why)));
+                return Ok(Some(Over::new(self.parting_word().await, why)));
             }
             Some(_) => {}
         }
         Ok(None)
+    }
+
+    /// The page is gone. Whether for good it says by the other way, which may take a moment longer.
+    async fn parting_word(&mut self) -> Gone {
+        let word = async {
+            while let Some(Ok(message)) = receive_message(&mut self.socket, true).await {
+                if let Message::Text(text) = message
+                    && let Ok(ToStreamer::Goodbye(said)) = signalling::parse(&text)
+                {
+                    return if said.for_good {
+                        Gone::ForGood
+                    } else {
+                        Gone::Closed
+                    };
+                }
+            }
+            Gone::Closed
+        };
+        let word = tokio::time::timeout(PARTING_WORD, word).await;
+        word.unwrap_or(Gone::Closed)
     }
 
     async fn on_frame(&mut self, frame: &[u8]) -> Option<Over> {
