@@ -1,6 +1,6 @@
-//! When to pause before looking for packets again. Going to sleep and being woken costs from 3 microseconds on a machine
-//! of one's own to 20 and more in a virtual one, as much as relaying a burst, so a busy server gathers bursts, as a network
-//! card gathers interrupts.
+//! When to pause before looking for packets again. Going to sleep and being woken can cost as much as relaying a burst (20
+//! microseconds were measured in a nested virtual machine), so a busy server gathers bursts, as a network card gathers
+//! interrupts.
 //!
 //! ```text
 //!  wake-ups in the last window:   cost little ──► wait for the next packet; it is relayed at once
@@ -72,8 +72,8 @@ impl Gathering {
     }
 }
 
-/// The latency that is given for it, at most. A video frame takes 16 milliseconds to come round again, and in such a time
-/// no socket's buffer fills up.
+/// The latency that is given for it, at most. A video frame takes 16 milliseconds to come round again, and
+/// sockets' buffers have to hold what comes meanwhile.
 pub const LONGEST: Duration = Duration::from_millis(1);
 const WINDOW: Duration = Duration::from_millis(10);
 /// The part of a CPU that waking up for each arrival has to take before pauses are made.
