@@ -101,6 +101,7 @@ metrics! {
     TURN_RECEIVED_PACKETS = "penstock_turn_received_packets_total", "Packets received by side (client, peer).";
     TURN_RELAYED_BYTES = "penstock_turn_relayed_bytes_total", "Bytes of payload relayed by direction (to_peer, to_client).";
     TURN_RELAYED_PACKETS = "penstock_turn_relayed_packets_total", "Packets relayed by direction (to_peer, to_client).";
+    TURN_XDP_PACKETS = "penstock_turn_xdp_packets_total", "Packets relayed by network drivers (XDP) by direction; the relayed packets include them.";
     TURN_DROPPED_PACKETS = "penstock_turn_dropped_packets_total", "Packets dropped by direction (to_peer, to_client) and reason.";
     TURN_REQUESTS = "penstock_turn_requests_total", "Requests by method and by class of the answer.";
     TURN_CONNECTIONS = "penstock_turn_connections", "Connections of clients over TCP and TLS.";

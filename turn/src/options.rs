@@ -228,6 +228,13 @@ pub struct Options {
     )]
     pub auth_failure_rate: u32,
 
+    /// Lets this network interface relay ChannelData itself, before it comes to this program (XDP): several times as many
+    /// packets for the same CPU time. May be given several times; packets come in and leave by these only. IPv4 over UDP,
+    /// without a limit of bandwidth; all else goes the usual way. Takes the capabilities BPF and NET_ADMIN, Linux 5.18,
+    /// and net.ipv4.conf.IFACE.forwarding=1; the node's firewall sees none of these packets
+    #[arg(long, env = "PENSTOCK_TURN_XDP", value_delimiter = ',', value_name = "IFACE")]
+    pub xdp: Vec<String>,
+
     /// Where new clients are sent after SIGTERM (ALTERNATE-SERVER); one for each address family
     /// [default: they are told that this server is full]
     #[arg(
@@ -367,6 +374,8 @@ pub struct Settings {
     pub auth_failures: Rate,
     /// Where clients are sent while this server drains.
     pub alternates: ByFamily<Option<SocketAddr>>,
+    /// The interfaces that relay by themselves.
+    pub xdp: Vec<String>,
     /// How long draining may take.
     pub grace: Duration,
     /// The endpoints for operators.
@@ -463,6 +472,7 @@ impl Options {
             realm: self.realm,
             allow_peers: self.allow_peers,
             only_allowed_peers: self.only_allowed_peers,
+            xdp: self.xdp,
             grace: Duration::from_secs(self.grace),
             metrics_listen: self.metrics_listen,
         })

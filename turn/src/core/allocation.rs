@@ -111,6 +111,17 @@ struct Channel {
     expires: Instant,
 }
 
+/// A channel that packets may go through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OpenChannel {
+    /// Its number.
+    pub number: ChannelNumber,
+    /// The peer behind it.
+    pub peer: SocketAddr,
+    /// Until when, unless it is renewed: the end of the channel, of the permission for its peer or of the relay.
+    pub until: Instant,
+}
+
 /// Why a channel was not bound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BindError {
@@ -240,6 +251,30 @@ impl Allocation {
             }),
         }
         Ok(())
+    }
+
+    /// The channels through one of its relays.
+    pub fn open_channels(&self, now: Instant, family: Family) -> Vec<OpenChannel> {
+        let Some(relay) = &self.relays[family] else {
+            return Vec::new();
+        };
+        let of_family = self
+            .channels
+            .iter()
+            .filter(|known| Family::of_socket(known.peer) == family);
+        let open = of_family.filter_map(|known| {
+            let permission = self
+                .permissions
+                .iter()
+                .find(|permission| permission.peer == known.peer.ip())?;
+            let until = known.expires.min(permission.expires).min(relay.ends);
+            (now < until).then_some(OpenChannel {
+                number: known.number,
+                peer: known.peer,
+                until,
+            })
+        });
+        open.collect()
     }
 
     /// The peer behind a channel.

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use rand::CryptoRng;
 
-use super::allocation::{Allocation, Ports, State};
+use super::allocation::{Allocation, OpenChannel, Ports, State};
 use super::answer::Refusal;
 use super::auth::{Authenticator, Users};
 use super::counters::{Counters, Direction, Drop, Method, Side};
@@ -193,6 +193,21 @@ impl<R: CryptoRng> Server<R> {
     /// Whether a client has an allocation.
     pub fn has_allocation(&self, client: &FiveTuple) -> bool {
         self.table.of_client(client).is_some()
+    }
+
+    /// The relays of a client with their channels, as far as a packet through one is asked nothing but whether it is in
+    /// time: of an allocation with a limit of bandwidth, there is none.
+    pub fn unlimited_channels(&self, now: Instant, client: &FiveTuple) -> Vec<(RelayId, Vec<OpenChannel>)> {
+        let Some((id, allocation)) = self.table.of_client(client) else {
+            return Vec::new();
+        };
+        if !allocation.buckets.is_unlimited() {
+            return Vec::new();
+        }
+        let relays = allocation.relays.present();
+        relays
+            .map(|(family, _)| (RelayId::new(id, family), allocation.open_channels(now, family)))
+            .collect()
     }
 
     /// Ends what is over. Calling it too often does no harm.

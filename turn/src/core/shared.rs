@@ -96,6 +96,11 @@ pub struct Holder {
 pub struct Buckets([Option<Arc<Bucket>>; 2]);
 
 impl Buckets {
+    /// Whether anything is drawn at all.
+    pub fn is_unlimited(&self) -> bool {
+        self.0.iter().all(Option::is_none)
+    }
+
     /// Whether `bytes` more may pass.
     #[inline]
     pub fn take(&self, now: Instant, bytes: usize) -> bool {

@@ -18,6 +18,11 @@ pub(super) fn read() -> Now {
     }
 }
 
+/// CLOCK_MONOTONIC, which programs in the kernel read too.
+pub(super) fn monotonic() -> Duration {
+    Duration::try_from(clock_gettime(ClockId::Monotonic)).unwrap_or_default()
+}
+
 /// The CPU time that this machine takes to put this thread to sleep and wake it up, measured by some short naps.
 pub fn wake_up_cost() -> Duration {
     let mut costs: [Duration; NAPS] = std::array::from_fn(|_| {

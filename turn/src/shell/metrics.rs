@@ -1,11 +1,13 @@
 //! The core's counters as Prometheus metrics.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use penstock_core::metrics::{self, Metric};
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
-use crate::core::counters::{Count, Counters};
+use super::xdp::{Count, Xdp};
+use crate::core::counters::{Count as Counted, Counters, Direction, Side};
 
 /// Carries a shard's counters over to the registry. Shards may share one registry through clones.
 #[derive(Debug, Clone)]
@@ -13,10 +15,11 @@ pub(super) struct Meter {
     allocations: IntGauge,
     connections: IntGauge,
     handling: Histogram,
-    counters: Vec<(Count, IntCounter)>,
+    counters: Vec<(Counted, IntCounter)>,
     published: Counters,
     published_allocations: usize,
     published_connections: usize,
+    by_drivers: IntCounterVec,
 }
 
 impl Meter {
@@ -46,16 +49,18 @@ impl Meter {
             auth_failures: family(metrics::TURN_AUTH_FAILURES, &["reason"])?,
             connections_ended: family(metrics::TURN_CONNECTIONS_ENDED, &["reason"])?,
         };
+        let by_drivers = family(metrics::TURN_XDP_PACKETS, &["direction"])?;
         Ok(Self {
             allocations,
             connections,
             handling,
-            counters: Count::all()
+            counters: Counted::all()
                 .map(|count| (count, families.counter(count)))
                 .collect(),
             published: Counters::default(),
             published_allocations: 0,
             published_connections: 0,
+            by_drivers,
         })
     }
 
@@ -78,9 +83,45 @@ impl Meter {
 
     /// Bytes of payload relayed both ways since the start, by all shards.
     pub(super) fn relayed_bytes(&self) -> u64 {
-        let relayed = |(count, _): &&(Count, IntCounter)| matches!(count, Count::RelayedBytes(_));
+        let relayed = |(count, _): &&(Counted, IntCounter)| matches!(count, Counted::RelayedBytes(_));
         let counters = self.counters.iter().filter(relayed);
         counters.map(|(_, counter)| counter.get()).sum()
+    }
+
+    /// Adds what network drivers relay, every second, for ever.
+    pub(super) async fn publish_xdp(self, xdp: Option<Arc<Xdp>>) {
+        let Some(xdp) = xdp else {
+            return std::future::pending().await;
+        };
+        let mut published = [Count::default(); Direction::ALL.len()];
+        loop {
+            for (direction, published) in Direction::ALL.into_iter().zip(&mut published) {
+                let count = xdp.count(direction);
+                self.add_xdp(direction, count.since(*published));
+                *published = count;
+            }
+            tokio::time::sleep(XDP_EVERY).await;
+        }
+    }
+
+    fn add_xdp(&self, direction: Direction, new: Count) {
+        self.by_drivers
+            .with_label_values(&[direction.label()])
+            .inc_by(new.packets);
+        let (side, around) = match direction {
+            Direction::ToPeer => (Side::Client, CHANNEL_HEAD_LEN),
+            Direction::ToClient => (Side::Peer, 0),
+        };
+        for (count, counter) in &self.counters {
+            let new = match count {
+                Counted::ReceivedPackets(at) if *at == side => new.packets,
+                Counted::ReceivedBytes(at) if *at == side => new.bytes + around * new.packets,
+                Counted::RelayedPackets(to) if *to == direction => new.packets,
+                Counted::RelayedBytes(to) if *to == direction => new.bytes,
+                _ => continue,
+            };
+            counter.inc_by(new);
+        }
     }
 
     /// Notes how long a round took.
@@ -114,20 +155,22 @@ struct Families {
 }
 
 impl Families {
-    fn counter(&self, count: Count) -> IntCounter {
+    fn counter(&self, count: Counted) -> IntCounter {
         match count {
-            Count::ReceivedPackets(side) => self.received_packets.with_label_values(&[side.label()]),
-            Count::ReceivedBytes(side) => self.received_bytes.with_label_values(&[side.label()]),
-            Count::RelayedPackets(direction) => self.relayed_packets.with_label_values(&[direction.label()]),
-            Count::RelayedBytes(direction) => self.relayed_bytes.with_label_values(&[direction.label()]),
-            Count::Dropped(direction, reason) => self
+            Counted::ReceivedPackets(side) => self.received_packets.with_label_values(&[side.label()]),
+            Counted::ReceivedBytes(side) => self.received_bytes.with_label_values(&[side.label()]),
+            Counted::RelayedPackets(direction) => {
+                self.relayed_packets.with_label_values(&[direction.label()])
+            }
+            Counted::RelayedBytes(direction) => self.relayed_bytes.with_label_values(&[direction.label()]),
+            Counted::Dropped(direction, reason) => self
                 .dropped
                 .with_label_values(&[direction.label(), reason.label()]),
-            Count::Requests(method, class) => {
+            Counted::Requests(method, class) => {
                 self.requests.with_label_values(&[method.label(), class.label()])
             }
-            Count::AuthFailures(reason) => self.auth_failures.with_label_values(&[reason.label()]),
-            Count::ConnectionsEnded(why) => self.connections_ended.with_label_values(&[why.label()]),
+            Counted::AuthFailures(reason) => self.auth_failures.with_label_values(&[reason.label()]),
+            Counted::ConnectionsEnded(why) => self.connections_ended.with_label_values(&[why.label()]),
         }
     }
 }
@@ -136,6 +179,9 @@ fn opts(metric: Metric) -> Opts {
     Opts::new(metric.name, metric.help)
 }
 
+const XDP_EVERY: Duration = Duration::from_secs(1);
+/// RFC 8656, section 12.4.
+const CHANNEL_HEAD_LEN: u64 = 4;
 /// From 4 µs to 65 ms.
 const SHORTEST_S: f64 = 4e-6;
 const BUCKETS: usize = 15;
@@ -143,7 +189,6 @@ const BUCKETS: usize = 15;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::counters::Direction;
 
     #[test]
     fn what_was_counted_is_published_once() {

@@ -23,6 +23,7 @@ pub mod sockets;
 mod status;
 mod streams;
 mod token;
+pub mod xdp;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -50,6 +51,7 @@ use shard::{Shard, StreamSetup};
 use sockets::Listener;
 use status::{Listeners, Status};
 use streams::StreamListener;
+use xdp::Xdp;
 
 /// Why the server could not start, or ended before it was told to.
 #[derive(Debug, thiserror::Error)]
@@ -85,6 +87,9 @@ pub enum Error {
         /// Why not.
         source: io::Error,
     },
+    /// The network driver.
+    #[error(transparent)]
+    Xdp(#[from] xdp::Refused),
     /// Something of the system.
     #[error("{doing}")]
     System {
@@ -127,7 +132,8 @@ pub async fn run(settings: Settings, read_again: impl Fn() -> Result<Settings, S
     })?;
     let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let controls: Arc<[_]> = system("making an eventfd", Control::of_shards(cores))?.into();
-    let shards = shards(&settings, &meter, &controls)?;
+    let xdp = past_user_space(&settings)?;
+    let shards = shards(&settings, &meter, &controls, xdp.as_ref())?;
     let metrics = TcpListener::bind(settings.metrics_listen)
         .await
         .map_err(|source| Error::Metrics {
@@ -178,6 +184,7 @@ pub async fn run(settings: Settings, read_again: impl Fn() -> Result<Settings, S
         failed = serving => failed,
         failed = draining => failed,
         failed = reloading => failed,
+        () = meter.clone().publish_xdp(xdp) => Err(Error::Ended("the count of what network drivers relayed")),
         () = status.clone().measure() => Err(Error::Ended("the measure of what is relayed")),
     }
 }
@@ -259,8 +266,30 @@ fn limit_to_open_files(limits: &mut Limits) {
     }
 }
 
+/// Lets network drivers relay, where that was asked for, and says so.
+fn past_user_space(settings: &Settings) -> Result<Option<Arc<Xdp>>, Error> {
+    if settings.xdp.is_empty() {
+        return Ok(None);
+    }
+    let xdp = Xdp::attach(&settings.xdp)?;
+    for (interface, mode) in xdp.interfaces() {
+        match mode {
+            xdp::Mode::Native => tracing::info!("the driver of {interface} relays channels itself (XDP)"),
+            xdp::Mode::Generic => tracing::warn!(
+                "the driver of {interface} has no XDP: the kernel relays channels after it (generic XDP), which costs more"
+            ),
+        }
+    }
+    Ok(Some(Arc::new(xdp)))
+}
+
 /// One for each control.
-fn shards(settings: &Settings, meter: &Meter, controls: &[Arc<Control>]) -> Result<Vec<Shard>, Error> {
+fn shards(
+    settings: &Settings,
+    meter: &Meter,
+    controls: &[Arc<Control>],
+    xdp: Option<&Arc<Xdp>>,
+) -> Result<Vec<Shard>, Error> {
     for (_, ip) in settings.relay_ips.present() {
         sockets::udp((*ip, 0).into()).map_err(|source| Error::RelayIp { ip: *ip, source })?;
     }
@@ -289,7 +318,7 @@ fn shards(settings: &Settings, meter: &Meter, controls: &[Arc<Control>]) -> Resu
             meter.clone(),
             control.clone(),
         );
-        system("making an epoll instance", shard)
+        Ok(system("making an epoll instance", shard)?.with_xdp(xdp.cloned()))
     };
     controls.iter().zip(doors).map(shard).collect()
 }

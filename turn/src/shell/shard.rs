@@ -29,6 +29,7 @@ use super::outbox::{Outbox, Segmentation};
 use super::sockets::{Listener, Sockets, open_failure, route_to, udp};
 use super::streams::{StreamListener, Streams, first_message};
 use super::token::Token;
+use super::xdp::{Channels, Ends, Xdp};
 use crate::addresses::Addresses;
 use crate::core::server::{Command, OpenFailure, Server};
 use crate::core::shared::Shared;
@@ -58,6 +59,8 @@ pub(super) struct Shard {
     control: Arc<Control>,
     epoll: OwnedFd,
     segmentation: Segmentation,
+    /// What the network driver relays, where it does.
+    channels: Option<Channels>,
     /// What is read from a stream.
     buffer: Vec<u8>,
     /// What a stream's client said.
@@ -94,12 +97,19 @@ impl Shard {
             control,
             epoll,
             segmentation: Segmentation::default(),
+            channels: None,
             buffer: vec![0; STREAM_BYTES],
             plain: Vec::new(),
             rounds: 0,
             is_more: false,
             deadline: None,
         })
+    }
+
+    /// Tells network drivers of its channels.
+    pub(super) fn with_xdp(mut self, xdp: Option<Arc<Xdp>>) -> Self {
+        self.channels = xdp.map(Channels::new);
+        self
     }
 
     pub(super) fn listen_addresses(&self) -> impl Iterator<Item = SocketAddr> {
@@ -199,6 +209,14 @@ impl Shard {
         if let Some(news) = self.control.take_news() {
             self.server.reload(news.rules);
             self.streams.set_tls(news.tls);
+            let clients = self
+                .channels
+                .iter()
+                .flat_map(Channels::clients)
+                .collect::<Vec<_>>();
+            for client in clients {
+                self.update_channels(now, &client);
+            }
         }
         if self.control.is_draining() && self.deadline.is_none() {
             self.server.drain();
@@ -325,6 +343,8 @@ impl Shard {
                 self.streams.answer(now.instant, &to, &bytes);
             }
             Command::ToClient { to, bytes } => {
+                // What was asked may have changed its channels.
+                self.update_channels(now.instant, &to);
                 if let Err(error) = self.sockets.answer(&to, &bytes) {
                     tracing::debug!(client = %to.remote, %error, "an answer was not sent");
                 }
@@ -335,7 +355,36 @@ impl Shard {
             }
             Command::CloseRelay { relay } => {
                 tracing::debug!(relay = relay.0, "allocation ended");
+                if let Some(channels) = &mut self.channels {
+                    channels.remove(relay);
+                }
                 self.sockets.remove(relay);
+            }
+        }
+    }
+
+    /// Tells the network driver of a client's channels, where it relays.
+    fn update_channels(&mut self, now: Instant, client: &FiveTuple) {
+        let Some(channels) = &mut self.channels else {
+            return;
+        };
+        for (relay, open) in self.server.unlimited_channels(now, client) {
+            let ends = || {
+                let server = SocketAddr::new(reached_by(client)?, client.local.port());
+                let socket = self.sockets.relay(relay).ok_or(io::ErrorKind::NotFound)?;
+                let relay = socket.local_addr()?;
+                Ok(Ends {
+                    client: *client,
+                    server,
+                    relay,
+                })
+            };
+            match ends() {
+                Ok(ends) => channels.update(relay, ends, &open),
+                Err(error) => {
+                    let error: io::Error = error;
+                    tracing::debug!(relay = relay.0, %error, "channels stay in user space");
+                }
             }
         }
     }
