@@ -71,10 +71,11 @@ fn patched_by_the_guide() -> anyhow::Result<Overlay> {
         let (body, _) = rest.split_once("```").context("its end")?;
         let target =
             format!("apiVersion: apps/v1\nkind: {kind}\nmetadata: {{name: {name}, namespace: penstock}}\n");
-        std::fs::write(place.path().join(format!("{name}.yaml")), target + body)?;
-        patches.push(format!("- path: {name}.yaml\n"));
+        let file = format!("{}-{name}.yaml", patches.len());
+        std::fs::write(place.path().join(&file), target + body)?;
+        patches.push(format!("- path: {file}\n"));
     }
-    ensure!(patches.len() == 2, "{patches:?}");
+    ensure!(patches.len() == 3, "{patches:?}");
     let list = format!(
         "resources: [../../manifests/base]\npatches:\n{}",
         patches.concat()

@@ -14,7 +14,8 @@
 //! on-CPU time of the server's threads by the kernel's own count. On loopback that includes handing the packets to
 //! their receivers, which in a network is the work of others. The forwarder waits for packets as penstock-turn does
 //! ([`Gathering`](penstock_turn::shell::gathering::Gathering)), so it says what the protocol costs, and nothing of
-//! that choice. `none` is the same traffic with nothing between client and peer.
+//! that choice. `none` is the same traffic with nothing between client and peer. `xdp` is penstock-turn with channels
+//! relayed by the network driver, over a [`network`] of its own; its cost is that of its threads and its program.
 //!
 //! The last line is `RESULT …`; what stands in it is said where it is printed.
 
@@ -26,6 +27,7 @@
 mod client;
 mod forwarder;
 mod load;
+mod network;
 mod servers;
 
 use std::collections::BTreeMap;
@@ -34,7 +36,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use load::{BURST, Flow, Kind, Outcome, PAYLOAD, RATE};
 use penstock_turn::shell::sockets;
-use servers::{COTURN, DIRECT, FORWARDER, NONE, OURS, Servers};
+use servers::{COTURN, DIRECT, FORWARDER, NONE, OURS, Servers, XDP};
 
 /// So often each has the load; the median counts.
 const TURNS: usize = 7;
@@ -184,7 +186,8 @@ fn idle(servers: &Servers) -> anyhow::Result<()> {
 /// The line that goals are set for: packets per CPU-second relative to coturn's, with bursts in one piece and datagram
 /// by datagram, at 50 and at 1000 allocations; the lowest part of the bare forwarder's of all cases with ChannelData;
 /// and what the relay adds to the 99th percentile of the way from client to peer, at 50 allocations, datagram by
-/// datagram.
+/// datagram. Then packets per CPU-second of the program in the network driver, relative to coturn's: without the driver's
+/// own work, which a network card needs for coturn too.
 fn result(measured: &BTreeMap<&str, Medians>) {
     let vs_coturn = |case: &str| measured[case][OURS].per_cpu_s() / measured[case][COTURN].per_cpu_s();
     let of_limit = CASES
@@ -193,12 +196,16 @@ fn result(measured: &BTreeMap<&str, Medians>) {
         .map(|case| measured[case.name][OURS].per_cpu_s() / measured[case.name][FORWARDER].per_cpu_s())
         .fold(f64::INFINITY, f64::min);
     let plain = &measured["50 plain"];
+    let xdp = |case: &str| measured[case][XDP].per_cpu_s() / measured[case][COTURN].per_cpu_s();
     println!(
         "RESULT gso_vs_coturn={:.2} plain_vs_coturn={:.2} plain_1000_vs_coturn={:.2} of_limit={of_limit:.2} \
-         p99_added_us={:.0}",
+         p99_added_us={:.0} xdp_gso_vs_coturn={:.2} xdp_plain_vs_coturn={:.2} xdp_plain_1000_vs_coturn={:.2}",
         vs_coturn("50 GSO"),
         vs_coturn("50 plain"),
         vs_coturn("1000 plain"),
         plain[OURS].p99_us - plain[DIRECT].p99_us,
+        xdp("50 GSO"),
+        xdp("50 plain"),
+        xdp("1000 plain"),
     );
 }

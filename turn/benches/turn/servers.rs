@@ -12,12 +12,14 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 
 use crate::client::{CHANNEL, Client, REALM, USER};
 use crate::load::{Flow, Kind, PAYLOAD};
+use crate::network::{self, INTERFACE, Network, SERVER, WORLD};
 
 /// Where the servers run.
 pub(crate) const SERVER_CORE: usize = 0;
 /// Where the load runs.
 pub(crate) const LOAD_CORE: usize = 1;
 
+const LOOPBACK: &str = "127.0.0.1";
 /// How many clients may be refused, in all.
 const MAX_REFUSED: usize = 1000;
 /// The places in [`Servers::all`].
@@ -25,6 +27,7 @@ pub(crate) const OURS: usize = 0;
 pub(crate) const COTURN: usize = 1;
 pub(crate) const FORWARDER: usize = 2;
 pub(crate) const DIRECT: usize = 3;
+pub(crate) const XDP: usize = 4;
 /// The name of the last: client and peer without anything between.
 pub(crate) const NONE: &str = "none";
 
@@ -44,15 +47,18 @@ pub(crate) struct Server {
     address: SocketAddr,
     speaks: Speaks,
     process: Option<Ended>,
+    /// Where its clients and peers are, if not on loopback.
+    network: Option<Network>,
 }
 
 /// All of them.
 pub(crate) struct Servers(Vec<Server>);
 
 impl Servers {
-    /// Starts ours, coturn (`COTURN`, or the one of the system) and the forwarder.
+    /// Starts ours, coturn (`COTURN`, or the one of the system), the forwarder, and ours with the network driver relaying.
     pub(crate) fn start() -> anyhow::Result<Self> {
-        let ours = ours()?;
+        let xdp = ours(Some(Network::build()?))?;
+        let ours = ours(None)?;
         let coturn = coturn()?;
         let forwarder = forwarder()?;
         let direct = Server {
@@ -60,8 +66,9 @@ impl Servers {
             address: "127.0.0.1:0".parse()?,
             speaks: Speaks::Direct,
             process: None,
+            network: None,
         };
-        Ok(Self(vec![ours, coturn, forwarder, direct]))
+        Ok(Self(vec![ours, coturn, forwarder, direct, xdp]))
     }
 
     pub(crate) fn all(&self) -> &[Server] {
@@ -72,7 +79,14 @@ impl Servers {
 impl Server {
     /// Opens so many flows through it.
     pub(crate) fn flows(&self, count: usize, kind: Kind) -> anyhow::Result<Vec<Flow>> {
-        let any = "127.0.0.1:0".parse()?;
+        match &self.network {
+            Some(network) => network.in_world(|| self.flows_from(WORLD, count, kind)),
+            None => self.flows_from(LOOPBACK, count, kind),
+        }
+    }
+
+    fn flows_from(&self, ip: &str, count: usize, kind: Kind) -> anyhow::Result<Vec<Flow>> {
+        let any = SocketAddr::new(ip.parse()?, 0);
         let mut flows = Vec::with_capacity(count);
         // coturn remembers an allocation for some seconds after its end, so a client that comes by an old port is refused.
         // Its socket is kept until the end, so that nobody gets that port again.
@@ -88,8 +102,9 @@ impl Server {
         Ok(flows)
     }
 
+    /// Whether it is a TURN server on loopback.
     pub(crate) fn is_turn(&self) -> bool {
-        self.speaks == Speaks::Turn
+        self.speaks == Speaks::Turn && self.network.is_none()
     }
 
     /// Gives them up, so that their ports can serve again.
@@ -155,7 +170,7 @@ impl Server {
         Ok(head)
     }
 
-    /// The time that its threads have been on a CPU, in seconds.
+    /// The time that its threads have been on a CPU, and its program in the kernel, in seconds.
     pub(crate) fn cpu_s(&self) -> anyhow::Result<f64> {
         let Some(process) = &self.process else {
             return Ok(0.0);
@@ -166,7 +181,7 @@ impl Server {
             let ns = text.split_whitespace().next().context("an empty schedstat")?;
             sum_ns += ns.parse::<f64>()?;
         }
-        Ok(sum_ns / 1e9)
+        Ok(sum_ns / 1e9 + network::program_s(process.0.id())?)
     }
 
     /// The memory that it has for itself, in bytes.
@@ -202,25 +217,27 @@ pub(crate) fn pin(process: u32, core: usize) -> anyhow::Result<()> {
 }
 
 /// Starts a program on the servers' core. It ends when this one does, however that ends.
-fn pinned(program: &str) -> Command {
+fn pinned(network: Option<&Network>, program: &str) -> Command {
     let mut command = Command::new("setpriv");
-    command.args([
-        "--pdeathsig",
-        "KILL",
-        "taskset",
-        "-c",
-        &SERVER_CORE.to_string(),
-        program,
-    ]);
+    command.args(["--pdeathsig", "KILL"]);
+    command.args(network.iter().flat_map(|network| network.on_servers()));
+    command.args(["taskset", "-c", &SERVER_CORE.to_string(), program]);
     command.stdin(Stdio::null());
     command
 }
 
-fn ours() -> anyhow::Result<Server> {
-    let mut command = pinned(env!("CARGO_BIN_EXE_penstock-turn"));
+fn ours(network: Option<Network>) -> anyhow::Result<Server> {
+    let mut command = pinned(network.as_ref(), env!("CARGO_BIN_EXE_penstock-turn"));
+    let (name, ip) = if network.is_some() {
+        command.args(["--xdp", INTERFACE, "--allow-peer", WORLD]);
+        ("xdp", SERVER)
+    } else {
+        command.args(["--allow-peer", "127.0.0.0/8"]);
+        ("penstock", LOOPBACK)
+    };
     command.args([
         "--listen",
-        "127.0.0.1:0",
+        &format!("{ip}:0"),
         "--metrics-listen",
         "127.0.0.1:0",
         "--log-format",
@@ -234,7 +251,7 @@ fn ours() -> anyhow::Result<Server> {
         "--user-quota",
         "100000",
     ]);
-    command.args(["--allow-peer", "127.0.0.0/8", "--relay-ports", "2000-31999"]);
+    command.args(["--relay-ports", "2000-31999"]);
     let mut child = command
         .stderr(Stdio::piped())
         .spawn()
@@ -254,17 +271,18 @@ fn ours() -> anyhow::Result<Server> {
         .and_then(|(_, rest)| rest.split([';', ',']).next());
     let address = address.context("no address")?.parse()?;
     Ok(Server {
-        name: "penstock",
+        name,
         address,
         speaks: Speaks::Turn,
         process,
+        network,
     })
 }
 
 fn coturn() -> anyhow::Result<Server> {
     let program = std::env::var("COTURN").unwrap_or_else(|_| "turnserver".to_owned());
     let port = sockets::udp("127.0.0.1:0".parse()?)?.local_addr()?.port();
-    let mut command = pinned(&program);
+    let mut command = pinned(None, &program);
     command.args([
         "-c",
         concat!(env!("CARGO_MANIFEST_DIR"), "/benches/turn/coturn.conf"),
@@ -288,6 +306,7 @@ fn coturn() -> anyhow::Result<Server> {
                 address,
                 speaks: Speaks::Turn,
                 process,
+                network: None,
             });
         }
     }
@@ -296,7 +315,7 @@ fn coturn() -> anyhow::Result<Server> {
 
 fn forwarder() -> anyhow::Result<Server> {
     let own = std::env::current_exe()?;
-    let mut command = pinned(own.to_str().context("a path that is not UTF-8")?);
+    let mut command = pinned(None, own.to_str().context("a path that is not UTF-8")?);
     let mut child = command.arg("forwarder").stdout(Stdio::piped()).spawn()?;
     let stdout = child.stdout.take().context("no stdout")?;
     let process = Some(Ended(child));
@@ -307,6 +326,7 @@ fn forwarder() -> anyhow::Result<Server> {
         address: line.trim().parse()?,
         speaks: Speaks::Open,
         process,
+        network: None,
     })
 }
 
