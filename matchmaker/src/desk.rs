@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use penstock_core::ids::PlayerId;
 use penstock_core::wire::link::ToStreamer;
 use penstock_core::wire::signalling::ToPlayer;
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
@@ -148,8 +148,10 @@ impl Desk {
         let Some(page) = self.pages.get(player) else {
             return;
         };
-        if page.try_send(message).is_err() {
-            tracing::info!(%player, "a page takes its messages too slowly, and is dropped");
+        if let Err(error) = page.try_send(message) {
+            if let TrySendError::Full(_) = error {
+                tracing::info!(%player, "a page takes its messages too slowly, and is dropped");
+            }
             self.pages.remove(player);
         }
     }
@@ -158,11 +160,14 @@ impl Desk {
         let Some(messages) = self.links.get(&link) else {
             return;
         };
-        if messages.try_send(message).is_err() {
-            tracing::warn!(
-                link = link.0,
-                "a streamer takes its messages too slowly; its link is closed"
-            );
+        if let Err(error) = messages.try_send(message) {
+            // Else the link has just ended by itself, which the lobby is about to hear.
+            if let TrySendError::Full(_) = error {
+                tracing::warn!(
+                    link = link.0,
+                    "a streamer takes its messages too slowly; its link is closed"
+                );
+            }
             self.links.remove(&link);
         }
     }
