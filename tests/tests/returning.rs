@@ -203,25 +203,6 @@ async fn a_seat_is_kept_for_a_while_and_free_at_once_when_its_player_leaves() ->
 }
 
 #[tokio::test]
-async fn a_player_that_leaves_is_believed_though_its_data_channel_ended_first() -> anyhow::Result<()> {
-    let (stage, _browser, mut page) = playing(1, &[]).await?;
-    page.eval(
-        "const send = WebSocket.prototype.send;
-        WebSocket.prototype.send = function (message) {
-            if (String(message).includes('unsubscribe')) {
-                penstock.peer().close();
-                const later = performance.now() + 100;
-                while (performance.now() < later);
-            }
-            return send.call(this, message);
-        };
-        document.getElementById('leave').click()",
-    )
-    .await?;
-    free(stage.streamer().await?, Duration::from_secs(2)).await
-}
-
-#[tokio::test]
 async fn a_player_of_a_streamer_that_drains_is_told_and_moves_without_a_reload() -> anyhow::Result<()> {
     let (stage, _browser, mut page) = playing(2, &["--grace", "6"]).await?;
     mark(&mut page).await?;
