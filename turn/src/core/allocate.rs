@@ -16,13 +16,13 @@ use turn_types::attribute::{
 };
 
 use super::allocation::{Allocation, Ports, Relay};
-use super::answer::{self, Refusal};
+use super::answer::Refusal;
 use super::auth::AuthError;
 use super::counters::AuthFailure;
 use super::family::Family;
 use super::ports::Parity;
 use super::requests::{Handled, Request, family_asked, granted, lifetime_asked};
-use super::server::{Command, Server};
+use super::server::{Command, Server, allocated};
 use super::shared::Holder;
 use super::{RelayId, Source};
 
@@ -174,7 +174,7 @@ fn repeated(existing: &Allocation, request: &Request<'_>) -> Handled {
     let same =
         existing.asked.transaction == request.asked.transaction && existing.user.name == request.user.name;
     match (same, existing.is_opening()) {
-        (true, false) => Ok(Some(answer::allocated(existing))),
+        (true, false) => Ok(Some(allocated(existing))),
         // The answer to the first is on its way.
         (true, true) => Ok(None),
         (false, _) => Err(Refusal::AllocationMismatch),

@@ -13,10 +13,8 @@ use super::family::{ByFamily, Family};
 use super::ports::Parity;
 use super::shared::{Buckets, Holder};
 use super::wire::ChannelNumber;
-use super::{FiveTuple, Source};
+use super::{FiveTuple, PERMISSION_LIFETIME, Source};
 
-/// How long a permission lasts (RFC 8656, section 9).
-pub const PERMISSION_LIFETIME: Duration = Duration::from_secs(300);
 /// How long a channel lasts (RFC 8656, section 12).
 pub const CHANNEL_LIFETIME: Duration = Duration::from_secs(600);
 /// How many permissions, and how many channels, one allocation may have.

@@ -10,9 +10,7 @@ use stun_types::message::{
     IntegrityAlgorithm, IntegrityKey, Message, MessageClass, MessageType, MessageWrite as _,
     MessageWriteExt as _, MessageWriteVec, Method, TransactionId,
 };
-use turn_types::attribute::{AddressErrorCode, Lifetime, ReservationToken, XorRelayedAddress};
 
-use super::allocation::Allocation;
 use super::counters::Class;
 
 /// What of a request its answer needs.
@@ -110,30 +108,6 @@ pub struct Challenge<'a> {
 /// The answer to a Binding request.
 pub fn binding(asked: Asked, client: SocketAddr) -> Vec<u8> {
     success(asked, None, &[&XorMappedAddress::new(client, asked.transaction)])
-}
-
-/// The answer to the Allocate request that made `allocation` (RFC 8656, section 7.3). Nothing in it changes, so a
-/// request that is sent again gets the same one.
-pub fn allocated(allocation: &Allocation) -> Vec<u8> {
-    let asked = allocation.asked;
-    let relayed: Vec<_> = allocation
-        .relayed()
-        .map(|address| XorRelayedAddress::new(address, asked.transaction))
-        .collect();
-    let mapped = XorMappedAddress::new(allocation.client.remote, asked.transaction);
-    let lifetime = Lifetime::new(allocation.granted.as_secs() as u32);
-    let token = allocation.token.map(ReservationToken::new);
-    let lacks = allocation.lacks.as_ref().and_then(|(family, refusal)| {
-        let error = ErrorCode::builder(refusal.code()).build().ok()?;
-        Some(AddressErrorCode::new((*family).into(), error))
-    });
-    let mut attributes: Vec<&dyn AttributeWrite> = Vec::with_capacity(6);
-    attributes.extend(relayed.iter().map(|address| address as &dyn AttributeWrite));
-    attributes.push(&mapped);
-    attributes.push(&lifetime);
-    attributes.extend(token.iter().map(|token| token as &dyn AttributeWrite));
-    attributes.extend(lacks.iter().map(|lacks| lacks as &dyn AttributeWrite));
-    success(asked, Some(&allocation.user.key), &attributes)
 }
 
 /// A success response, signed with `key` if there is one.

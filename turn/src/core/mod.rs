@@ -127,6 +127,9 @@ impl Source {
     }
 }
 
+/// How long a permission lasts (RFC 8656, section 9).
+pub const PERMISSION_LIFETIME: Duration = Duration::from_secs(300);
+
 #[cfg(test)]
 mod tests {
     use super::*;

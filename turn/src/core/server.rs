@@ -5,6 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use rand::CryptoRng;
+use stun_types::attribute::{AttributeWrite, ErrorCode, XorMappedAddress};
+use turn_types::attribute::{AddressErrorCode, Lifetime, ReservationToken, XorRelayedAddress};
 
 use super::allocation::{Allocation, OpenChannel, Ports, State};
 use super::answer::Refusal;
@@ -412,7 +414,7 @@ impl<R: CryptoRng> Server<R> {
         let Some(allocation) = self.table.get(id).filter(|allocation| !allocation.is_opening()) else {
             return;
         };
-        let (to, bytes) = (allocation.client, answer::allocated(allocation));
+        let (to, bytes) = (allocation.client, allocated(allocation));
         self.answer_success(to, Method::Allocate, bytes);
     }
 
@@ -463,4 +465,28 @@ fn to_permitted_peer<'a>(
     }
     let relay = RelayId::new(id, family);
     Ok(Forward::ToPeer { relay, peer, payload })
+}
+
+/// The answer to the Allocate request that made `allocation` (RFC 8656, section 7.3). Nothing in it changes, so a
+/// request that is sent again gets the same one.
+pub(super) fn allocated(allocation: &Allocation) -> Vec<u8> {
+    let asked = allocation.asked;
+    let relayed: Vec<_> = allocation
+        .relayed()
+        .map(|address| XorRelayedAddress::new(address, asked.transaction))
+        .collect();
+    let mapped = XorMappedAddress::new(allocation.client.remote, asked.transaction);
+    let lifetime = Lifetime::new(allocation.granted.as_secs() as u32);
+    let token = allocation.token.map(ReservationToken::new);
+    let lacks = allocation.lacks.as_ref().and_then(|(family, refusal)| {
+        let error = ErrorCode::builder(refusal.code()).build().ok()?;
+        Some(AddressErrorCode::new((*family).into(), error))
+    });
+    let mut attributes: Vec<&dyn AttributeWrite> = Vec::with_capacity(6);
+    attributes.extend(relayed.iter().map(|address| address as &dyn AttributeWrite));
+    attributes.push(&mapped);
+    attributes.push(&lifetime);
+    attributes.extend(token.iter().map(|token| token as &dyn AttributeWrite));
+    attributes.extend(lacks.iter().map(|lacks| lacks as &dyn AttributeWrite));
+    answer::success(asked, Some(&allocation.user.key), &attributes)
 }

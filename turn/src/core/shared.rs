@@ -16,11 +16,10 @@ use std::time::{Duration, Instant};
 
 use rand::Rng;
 
-use super::Source;
-use super::allocation::PERMISSION_LIFETIME;
 use super::bucket::Bucket;
 use super::family::{ByFamily, Family};
 use super::ports::{Parity, PortPool, PortRange};
+use super::{PERMISSION_LIFETIME, Source};
 
 /// How long a reserved port is kept (RFC 8656, section 7.2: at least 30 seconds).
 pub const RESERVATION_LIFETIME: Duration = Duration::from_secs(30);
