@@ -84,7 +84,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
             is_more,
         };
         if let Some(pause) = gathering.pause(round) {
-            std::thread::sleep(pause);
+            gathering.paused(clock::nap(pause));
         }
     }
 }

@@ -25,13 +25,16 @@ pub(super) fn monotonic() -> Duration {
 
 /// The CPU time that this machine takes to put this thread to sleep and wake it up, measured by some short naps.
 pub fn wake_up_cost() -> Duration {
-    let mut costs: [Duration; NAPS] = std::array::from_fn(|_| {
-        let before = cpu_time();
-        std::thread::sleep(NAP);
-        cpu_time().saturating_sub(before)
-    });
+    let mut costs: [Duration; NAPS] = std::array::from_fn(|_| nap(NAP));
     costs.sort_unstable();
     costs[NAPS / 2]
+}
+
+/// Sleeps for so long, and says what CPU time that took.
+pub fn nap(length: Duration) -> Duration {
+    let before = cpu_time();
+    std::thread::sleep(length);
+    cpu_time().saturating_sub(before)
 }
 
 /// What this thread has had of it.

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 /// Decides from the rounds of the last [`WINDOW`].
 #[derive(Debug)]
 pub struct Gathering {
-    /// The CPU time that it takes to go to sleep and be woken.
+    /// The CPU time that it takes to go to sleep and be woken, of late.
     wake_up: Duration,
     since: Instant,
     arrivals: u32,
@@ -62,6 +62,11 @@ impl Gathering {
         self.pause.filter(|_| !round.is_more)?.checked_sub(took)
     }
 
+    /// Takes note of the CPU time that a pause took. A core that others keep awake meanwhile is quick to come back to.
+    pub fn paused(&mut self, cost: Duration) {
+        self.wake_up = (self.wake_up * (OF_LATE - 1) + cost) / OF_LATE;
+    }
+
     fn decide(&self, elapsed: Duration) -> Option<Duration> {
         let wake_up = self.wake_up.as_secs_f64();
         let of_all = f64::from(self.arrivals) * wake_up / elapsed.as_secs_f64();
@@ -76,6 +81,8 @@ impl Gathering {
 /// sockets' buffers have to hold what comes meanwhile.
 pub const LONGEST: Duration = Duration::from_millis(1);
 const WINDOW: Duration = Duration::from_millis(10);
+/// How many pauses the cost of waking up is an average of.
+const OF_LATE: u32 = 64;
 /// The part of a CPU that waking up for each arrival has to take before pauses are made.
 const TO_BEGIN: f64 = 0.05;
 /// And to go on with them: less, since several packets at one socket are one arrival after a pause.
@@ -126,6 +133,20 @@ mod tests {
         let mut world = World::new(WAKE_UP / 4);
         let cheap = world.rounds(1001, 10, 4).unwrap();
         assert!((73..=75).contains(&cheap.as_micros()), "{cheap:?}");
+    }
+
+    #[test]
+    fn pauses_follow_what_waking_up_costs_now() {
+        let mut world = World::new(WAKE_UP);
+        let before = world.rounds(201, 50, 20).unwrap();
+        for _ in 0..5 * OF_LATE {
+            world.gathering.paused(WAKE_UP / 2);
+        }
+        let after = world.rounds(201, 50, 20).unwrap();
+        assert!(
+            (135..=140).contains(&after.as_micros()),
+            "{before:?}, then {after:?}"
+        );
     }
 
     #[test]

@@ -131,7 +131,7 @@ impl Shard {
         while !self.is_done(clock::read().instant) {
             let round = self.turn(&mut events, &mut inbox)?;
             if let Some(pause) = gathering.pause(round) {
-                std::thread::sleep(pause);
+                gathering.paused(clock::nap(pause));
             }
         }
         tracing::info!(allocations = self.server.allocation_count(), "drained");
