@@ -21,10 +21,10 @@ use rustix::process::{Pid, Signal, kill_process};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use stun_types::AddressFamily;
-use stun_types::attribute::{AttributeWrite, Realm};
-use stun_types::message::{BINDING, Message, Method};
-use turn_types::attribute::{AdditionalAddressFamily, Data, Lifetime, RequestedTransport, XorPeerAddress};
-use turn_types::message::{ALLOCATE, CREATE_PERMISSION, REFRESH};
+use stun_types::attribute::Realm;
+use stun_types::message::{BINDING, Message};
+use turn_types::attribute::{AdditionalAddressFamily, Data, Lifetime, RequestedTransport};
+use turn_types::message::{ALLOCATE, REFRESH};
 
 #[test]
 fn channels_lose_nothing() {

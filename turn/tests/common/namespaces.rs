@@ -150,9 +150,10 @@ impl<'a> Program<'a> {
         }
     }
 
-    /// Whether it has logged that.
-    pub fn said(&self, part: &str) -> bool {
-        self.said.lock().unwrap().iter().any(|line| line.contains(part))
+    /// How often it has logged that.
+    pub fn said(&self, part: &str) -> usize {
+        let said = self.said.lock().unwrap();
+        said.iter().filter(|line| line.contains(part)).count()
     }
 
     pub fn metrics(&self) -> String {
