@@ -40,7 +40,8 @@ fn payloads_of_every_length_arrive_unchanged_and_are_counted() {
     let mut call = Call::new(&net);
     let lengths: Vec<usize> = (4..=1468).step_by(7).chain(1460..=1468).collect();
     for length in &lengths {
-        call.both_ways(&random(*length));
+        let payload = call.finished_payload(*length);
+        call.both_ways(&payload);
     }
     let (packets, bytes) = (lengths.len() as u64, lengths.iter().sum::<usize>() as u64);
     let metrics = server.until(TO_CLIENT, packets);
@@ -303,7 +304,7 @@ fn from_one_interface_to_another() {
         for length in [4, 333, 1468] {
             call.both_ways(&random(length));
         }
-        let metrics = server.until(TO_CLIENT, 3);
+        let metrics = server.until(TO_CLIENT, 1 + 3);
         std::thread::sleep(if by_driver == 0 { PUBLISHED } else { Duration::ZERO });
         let metrics = if by_driver == 0 { server.metrics() } else { metrics };
         assert_eq!(number(&metrics, XDP_TO_PEER), by_driver, "{interfaces}");
@@ -505,6 +506,7 @@ impl Net {
         ip(&["link", "add", "br0", "type", "bridge"]);
         ip(&["link", "set", "eth0", "master", "br0"]);
         ip(&["address", "add", "10.9.0.2/24", "dev", "br0"]);
+        ip(&["address", "add", "fd09::2/64", "dev", "br0", "nodad"]);
         ip(&["link", "set", "br0", "up"]);
         self.0.exec("server", "ethtool", &["-K", "eth0", "gro", "on"]);
     }
@@ -553,12 +555,10 @@ impl Call {
         let relay = client.allocate();
         let peer_at = peer.local_addr().unwrap();
         assert_eq!(client.bind(CHANNEL, peer_at), Answer::Success);
-        // Until the server knows who has that address, packets go by user space, which asks.
+        // So that the server knows who has that address; until then packets go by user space, which asks.
         if at == "far" {
             peer.send_to(b"", relay).unwrap();
             assert_eq!(client.receive(), channel_data(CHANNEL, b""));
-            client.send_on(CHANNEL, b"");
-            assert_eq!(received(&peer).0, b"");
         }
         Self {
             client,
@@ -573,6 +573,20 @@ impl Call {
         assert_eq!(self.at_peer(), payload);
         self.peer.send_to(payload, self.relay).unwrap();
         assert_eq!(self.at_client(), channel_data(CHANNEL, payload));
+    }
+
+    /// One with which no packet's checksum looks as if it were still to be made.
+    fn finished_payload(&self, length: usize) -> Vec<u8> {
+        let client = v4(self.client.udp().local_addr().unwrap());
+        let (peer, relay) = (v4(self.peer_at), v4(self.relay));
+        let is_finished = |payload: &Vec<u8>| {
+            let to_server = udp(client, SERVER, &channel_data(CHANNEL, payload), Checksum::Right);
+            let to_relay = udp(peer, relay, payload, Checksum::Right);
+            !is_unfinished(&to_server) && !is_unfinished(&to_relay)
+        };
+        let mut rng = StdRng::seed_from_u64(length as u64);
+        let mut payloads = std::iter::repeat_with(|| random_by(&mut rng, length));
+        payloads.find(is_finished).unwrap()
     }
 
     /// For another client, with the same peer.
@@ -702,17 +716,25 @@ fn udp(from: SocketAddrV4, to: SocketAddrV4, payload: &[u8], checksum: Checksum)
 
 /// RFC 768, of a packet whose header says how long it is; 0 where the sum is right already.
 fn checksum_of(packet: &[u8]) -> u16 {
-    let udp = &packet[20..];
-    let pseudo = [&packet[12..20], &[0, 17], &udp[4..6]].concat();
-    let words = |bytes: &[u8]| -> u32 {
-        let words = bytes.chunks(2).map(|word| [word[0], *word.get(1).unwrap_or(&0)]);
-        words.map(|word| u32::from(u16::from_be_bytes(word))).sum()
-    };
-    let mut sum = words(&pseudo) + words(udp);
+    !sum(&[pseudo_header(packet), packet[20..].to_vec()].concat())
+}
+
+/// Whether it is the sum of the pseudo-header, as where a network card is to make it.
+fn is_unfinished(packet: &[u8]) -> bool {
+    packet[26..28] == sum(&pseudo_header(packet)).to_be_bytes()
+}
+
+fn pseudo_header(packet: &[u8]) -> Vec<u8> {
+    [&packet[12..20], &[0, 17], &packet[24..26]].concat()
+}
+
+fn sum(bytes: &[u8]) -> u16 {
+    let words = bytes.chunks(2).map(|word| [word[0], *word.get(1).unwrap_or(&0)]);
+    let mut sum: u32 = words.map(|word| u32::from(u16::from_be_bytes(word))).sum();
     while sum > 0xFFFF {
         sum = (sum & 0xFFFF) + (sum >> 16);
     }
-    !u16::try_from(sum).unwrap()
+    u16::try_from(sum).unwrap()
 }
 
 /// A packet of the way's client or peer, more or less.
@@ -760,7 +782,7 @@ fn relayed(packet: &[u8], way: &Way) -> Option<(Direction, Vec<u8>, bool)> {
     let word = |at: usize| Some(u16::from_be_bytes([*packet.get(at)?, *packet.get(at + 1)?]));
     let is_udp = packet[0] == 0x45 && packet[9] == 17 && word(6)? & !0x4000 == 0;
     let length = usize::from(word(24)?);
-    if !is_udp || 20 + length != packet.len() || length < 12 {
+    if !is_udp || 20 + length != packet.len() || length < 12 || is_unfinished(packet) {
         return None;
     }
     let at = |ip: usize, port: usize| {
