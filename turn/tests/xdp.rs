@@ -4,8 +4,8 @@
 //!  world 10.9.0.1, fd09::1 (client and peer) ── veth ── server 10.9.0.2, fd09::2
 //! ```
 //!
-//! On veth a driver has packets to relay only where they come with finished checksums, and they arrive only where the other
-//! end has a program too; so the world's end is made that way.
+//! On veth a driver has packets to relay only where they come with finished checksums, and what it sends back is taken in
+//! only where the other end has a program too; so the world's end is made that way.
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 #![allow(
     clippy::disallowed_methods,
@@ -199,7 +199,8 @@ fn whose_bandwidth_is_limited_is_relayed_by_user_space() {
 #[test]
 fn with_the_allocation_its_channels_end() {
     let Some(net) = Net::build() else { return };
-    let server = net.serve(&["--xdp", "eth0"]);
+    let server = net.serve(&["--xdp", "eth0", "--xdp", "eth0"]);
+    assert_eq!(server.said("the driver of eth0 relays"), 1);
     let mut call = Call::new(&net);
     call.both_ways(b"before");
     assert_eq!(call.client.refresh(0), Answer::Success);
@@ -312,6 +313,37 @@ fn from_one_interface_to_another() {
     }
 }
 
+/// What a driver takes in, it hands to drivers only.
+#[test]
+fn from_a_driver_to_the_kernel_and_back() {
+    let Some(net) = Net::build() else { return };
+    net.bridge("eth1", "br1", &["10.10.0.2/24"]);
+    let server = net.serve(&["--xdp", "eth0,br1"]);
+    let mut call = Call::with_peer(&net, "far", "10.10.0.1");
+    for length in [4, 333, 1468] {
+        call.both_ways(&random(length));
+    }
+    let metrics = server.until(XDP_TO_CLIENT, 3);
+    assert_eq!(number(&metrics, XDP_TO_PEER), 0);
+}
+
+/// As in a container: the other end of its interface wakes up for nothing that a driver sends.
+#[test]
+fn where_the_driver_can_not_send_the_kernel_does_it() {
+    let Some(mut net) = Net::build() else { return };
+    net.1.clear();
+    net.0.exec("world", "ethtool", &["-K", "eth0", "gro", "off"]);
+    let server = net.serve(&["--xdp", "eth0"]);
+    assert_eq!(server.said("the driver of eth0 can not relay"), 1);
+    let mut call = Call::new(&net);
+    for length in [4, 333, 1468] {
+        call.both_ways(&random(length));
+    }
+    let metrics = server.until(TO_CLIENT, 3);
+    assert_eq!(number(&metrics, XDP_TO_PEER), 3);
+    assert_eq!(number(&metrics, XDP_TO_CLIENT), 3);
+}
+
 #[test]
 fn what_can_not_be_is_a_clear_error() {
     let Some(net) = Net::build() else { return };
@@ -350,7 +382,7 @@ fn what_can_not_be_is_a_clear_error() {
         "{not_forwarding}"
     );
     forwarding(1);
-    let _first = net.attach("server", "eth0");
+    let _first = net.attach("server");
     let taken = said(&[], "eth0");
     assert!(
         taken.contains("--xdp eth0: another XDP program is there already"),
@@ -381,9 +413,9 @@ fn two_capabilities_are_enough() {
 #[test]
 fn where_the_driver_has_no_xdp_the_kernel_does_it() {
     let Some(net) = Net::build() else { return };
-    net.bridge();
+    net.bridge("eth0", "br0", &["10.9.0.2/24", "fd09::2/64"]);
     let server = net.serve(&["--xdp", "br0"]);
-    assert_eq!(server.said("the driver of br0 has no XDP"), 1);
+    assert_eq!(server.said("the driver of br0 can not relay"), 1);
     let mut call = Call::new(&net);
     for length in [4, 5, 333, 1468] {
         call.both_ways(&random(length));
@@ -455,7 +487,7 @@ fn nothing_but_what_is_whole_is_relayed() {
     }
 }
 
-/// The namespaces `world`, `server` and `far`, and who is at the world's ends.
+/// The namespaces `world`, `server` and `far`, which is behind the server's `eth1`; and the programs at the other ends.
 struct Net(Namespaces, Vec<Xdp>);
 
 impl Net {
@@ -483,32 +515,34 @@ impl Net {
             spaces.exec(at, "sysctl", &["-qw", "net.ipv4.ip_forward=1"]);
         }
         let mut net = Self(spaces, Vec::new());
-        for at in ["world", "far"] {
+        for (at, interface) in [("world", "eth0"), ("far", "eth1")] {
             net.0.exec(at, "ethtool", &["-K", "eth0", "tx", "off"]);
-            let end = net.attach(at, "eth0");
+            // Else this driver could not send to it.
+            net.0.exec("server", "ethtool", &["-K", interface, "gro", "on"]);
+            let end = net.attach(at);
             net.1.push(end);
         }
         Some(net)
     }
 
     /// A program that knows no channels.
-    fn attach(&self, at: &str, interface: &str) -> Xdp {
-        let attach = || Xdp::attach(&[interface.to_owned()]).unwrap();
+    fn attach(&self, at: &str) -> Xdp {
+        let attach = || Xdp::attach(&["eth0".to_owned()]).unwrap();
         let xdp = self.0.within(at, attach);
-        assert_eq!(xdp.interfaces()[interface], Mode::Native);
+        assert_eq!(xdp.interfaces()["eth0"], Mode::Native);
         xdp
     }
 
-    /// Puts a bridge in the place of the server's interface.
-    fn bridge(&self) {
+    /// Puts a bridge in the place of one of the server's interfaces.
+    fn bridge(&self, interface: &str, bridge: &str, addresses: &[&str]) {
         let ip = |args: &[&str]| self.0.ip_in("server", args);
-        ip(&["address", "flush", "dev", "eth0"]);
-        ip(&["link", "add", "br0", "type", "bridge"]);
-        ip(&["link", "set", "eth0", "master", "br0"]);
-        ip(&["address", "add", "10.9.0.2/24", "dev", "br0"]);
-        ip(&["address", "add", "fd09::2/64", "dev", "br0", "nodad"]);
-        ip(&["link", "set", "br0", "up"]);
-        self.0.exec("server", "ethtool", &["-K", "eth0", "gro", "on"]);
+        ip(&["address", "flush", "dev", interface]);
+        ip(&["link", "add", bridge, "type", "bridge"]);
+        ip(&["link", "set", interface, "master", bridge]);
+        for address in addresses {
+            ip(&["address", "add", address, "dev", bridge, "nodad"]);
+        }
+        ip(&["link", "set", bridge, "up"]);
     }
 
     fn serve(&self, options: &[&str]) -> Program<'_> {
@@ -639,7 +673,7 @@ struct Direct {
 
 impl Direct {
     fn new(net: &Net) -> Self {
-        let xdp = net.attach("server", "eth0");
+        let xdp = net.attach("server");
         let (client, peer) = (net.world_socket(), net.world_socket());
         let server = net.socket("server", SERVER.into());
         let relay = net.socket("server", "10.9.0.2:0".parse().unwrap());
