@@ -391,21 +391,46 @@ fn what_can_not_be_is_a_clear_error() {
 }
 
 #[test]
-fn two_capabilities_are_enough() {
+fn two_capabilities_are_enough_and_any_address_will_do() {
     let Some(net) = Net::build() else { return };
     let by = ["setpriv", "--bounding-set=-all,+bpf,+net_admin"];
-    let server = Program::start_by(
-        &net.0,
-        "server",
-        &by,
-        &[&OPTIONS[..], &["--xdp", "eth0"]].concat(),
-    );
+    // Where it listens at all addresses, it finds out which one a client has reached.
+    let options = ["--listen=0.0.0.0:3478", "--allow-peer=10.9.0.1", "--xdp=eth0"];
+    let server = Program::start_by(&net.0, "server", &by, &options);
     Call::new(&net).both_ways(b"payload");
     let metrics = server.until(TO_CLIENT, 1);
     assert_eq!(
         (number(&metrics, XDP_TO_PEER), number(&metrics, XDP_TO_CLIENT)),
         (1, 1)
     );
+    assert!(net.link("eth0").contains("prog/xdp"), "{}", net.link("eth0"));
+    // It is killed.
+    drop(server);
+    wait_until(|| !net.link("eth0").contains("xdp"));
+}
+
+#[test]
+fn what_there_is_no_room_for_goes_by_user_space() {
+    let Some(net) = Net::build() else { return };
+    let direct = Direct::new(&net);
+    let ways = (1..).map(|n: u32| Way {
+        client: SocketAddrV4::new(n.into(), 1),
+        peer: SocketAddrV4::new(n.into(), 2),
+        ..direct.way
+    });
+    let fit: Vec<_> = ways
+        .take_while(|way| direct.xdp.put(way, FAR_AWAY).is_ok())
+        .collect();
+    assert_eq!(fit.len(), 65_536);
+    assert!(direct.xdp.put(&direct.way, FAR_AWAY).is_err());
+    let data = channel_data(CHANNEL, b"payload");
+    direct.client.send(&data).unwrap();
+    assert_eq!(received(&direct.server).0, data);
+    direct.xdp.put(&fit[7], FAR_AWAY).unwrap();
+    direct.xdp.remove(&fit[7]);
+    direct.xdp.put(&direct.way, FAR_AWAY).unwrap();
+    direct.client.send(&data).unwrap();
+    assert_eq!(received(&direct.peer).0, b"payload");
 }
 
 /// A bridge has no XDP of its own. What comes in bursts may come merged there, since the kernel merges what it knows is
@@ -452,7 +477,7 @@ fn nothing_but_what_is_whole_is_relayed() {
     let raw = net.raw();
     let rng = &mut StdRng::seed_from_u64(7);
     let mut expected = [Count::default(); 2];
-    for _ in 0..4000 {
+    for _ in 0..6000 {
         let packet = damaged(rng, &direct.way);
         let to = if packet[16..20] == direct.way.relay.ip().octets() {
             direct.way.relay
@@ -787,7 +812,7 @@ fn damaged(rng: &mut StdRng, way: &Way) -> Vec<u8> {
     };
     let checksum = [Checksum::Right, Checksum::None][rng.random_range(0..2)];
     let mut packet = udp(from, to, &payload, checksum);
-    match rng.random_range(0..6) {
+    match rng.random_range(0..7) {
         // As it should be.
         0 | 1 => {}
         // A bit is wrong; of the version and the addresses of hosts the kernel would make other packets.
@@ -802,11 +827,12 @@ fn damaged(rng: &mut StdRng, way: &Way) -> Vec<u8> {
         }
         3 => packet.truncate(rng.random_range(21..=packet.len())),
         4 => packet.extend(&[1; 8][..rng.random_range(1..=8)]),
-        // An option: one that does nothing.
-        _ => {
+        // An option: one that does nothing, or one that looks like what should come after it.
+        5 => {
             packet[0] = 0x46;
             packet.splice(20..20, [1, 1, 1, 0]);
         }
+        _ => packet[0] = 0x47,
     }
     packet
 }

@@ -110,8 +110,8 @@ impl Count {
     /// What came after an earlier count.
     pub fn since(self, earlier: Self) -> Self {
         Self {
-            packets: self.packets - earlier.packets,
-            bytes: self.bytes - earlier.bytes,
+            packets: self.packets.saturating_sub(earlier.packets),
+            bytes: self.bytes.saturating_sub(earlier.bytes),
         }
     }
 }
