@@ -16,6 +16,7 @@ mod common;
 
 use std::io::IoSlice;
 use std::net::{SocketAddr, SocketAddrV4, UdpSocket};
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use aya::programs::ProgramType;
@@ -27,7 +28,10 @@ use penstock_turn::shell::datagrams;
 use penstock_turn::shell::xdp::{Count, Mode, Way, Xdp};
 use rand::rngs::StdRng;
 use rand::{Rng as _, RngExt as _, SeedableRng as _};
-use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, ipproto, sendto, socket_with};
+use rustix::net::{
+    AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, ipproto, recv, sendto,
+    socket_with,
+};
 use rustix::process::Signal;
 use rustix::time::{ClockId, clock_gettime};
 use stun_types::message::Message;
@@ -63,6 +67,31 @@ fn payloads_of_every_length_arrive_unchanged_and_are_counted() {
         ),
     ] {
         assert_eq!(number(&metrics, metric), expected, "{metric}");
+    }
+}
+
+/// Not every card pads what is too short for Ethernet.
+#[test]
+fn short_payloads_leave_in_frames_of_the_usual_length() {
+    let Some(net) = Net::build() else { return };
+    let _server = net.serve(&["--xdp", "eth0"]);
+    let mut call = Call::new(&net);
+    let all = Protocol::from_raw(NonZeroU32::new(u32::from(ETH_P_ALL.to_be())).unwrap());
+    let (family, kind) = (AddressFamily::PACKET, SocketType::RAW);
+    let open = || socket_with(family, kind, SocketFlags::CLOEXEC, Some(all)).unwrap();
+    let frames = net.0.within("world", open);
+    for length in 0..20 {
+        call.client.send_on(CHANNEL, &random(length));
+        assert_eq!(call.at_peer(), random(length));
+        let mut frame = [0; 2048];
+        let arrived = loop {
+            let (arrived, _) = recv(&frames, &mut frame, RecvFlags::DONTWAIT).unwrap();
+            if frame[26..30] == [10, 9, 0, 2] && frame[36..38] == call.peer_at.port().to_be_bytes() {
+                break arrived;
+            }
+        };
+        assert_eq!(arrived, 60.max(42 + length));
+        assert!(frame[42 + length..arrived].iter().all(|byte| *byte == 0));
     }
 }
 
@@ -928,6 +957,7 @@ const OPTIONS: [&str; 4] = [
     "--allow-peer=10.10.0.1",
 ];
 const CHANNEL: u16 = 0x4001;
+const ETH_P_ALL: u16 = 3;
 /// No test takes as long.
 const FAR_AWAY: Duration = Duration::from_secs(1 << 32);
 /// By then the metrics have what drivers counted.

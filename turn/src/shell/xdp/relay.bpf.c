@@ -246,6 +246,7 @@ static __always_inline int client_input(struct xdp_md *ctx, const struct headers
 	};
 	struct to_peer *channel = bpf_map_lookup_elem(&TO_PEERS, &key);
 	struct way way;
+	__u32 frame;
 
 	if (!channel || channel->until <= bpf_ktime_get_ns())
 		return XDP_PASS;
@@ -267,6 +268,10 @@ static __always_inline int client_input(struct xdp_md *ctx, const struct headers
 	if (!next_hop(ctx, &kept, &way, &hop))
 		return XDP_PASS;
 
+	/* Without the head it could be too short for Ethernet, and not all drivers pad what they did not get from the kernel. */
+	frame = bpf_xdp_get_buff_len(ctx) - sizeof(*head);
+	if (frame < ETH_ZLEN && bpf_xdp_adjust_tail(ctx, ETH_ZLEN - frame))
+		return XDP_PASS;
 	if (bpf_xdp_adjust_head(ctx, sizeof(*head)))
 		return XDP_PASS;
 	data = (void *)(long)ctx->data;
