@@ -44,8 +44,7 @@ fn payloads_of_every_length_arrive_unchanged_and_are_counted() {
     let mut call = Call::new(&net);
     let lengths: Vec<usize> = (4..=1468).step_by(7).chain(1460..=1468).collect();
     for length in &lengths {
-        let payload = call.finished_payload(*length);
-        call.both_ways(&payload);
+        call.both_ways(*length);
     }
     let (packets, bytes) = (lengths.len() as u64, lengths.iter().sum::<usize>() as u64);
     let metrics = server.until(TO_CLIENT, packets);
@@ -81,8 +80,9 @@ fn short_payloads_leave_in_frames_of_the_usual_length() {
     let open = || socket_with(family, kind, SocketFlags::CLOEXEC, Some(all)).unwrap();
     let frames = net.0.within("world", open);
     for length in 0..20 {
-        call.client.send_on(CHANNEL, &random(length));
-        assert_eq!(call.at_peer(), random(length));
+        let payload = call.finished_payload(length);
+        call.client.send_on(CHANNEL, &payload);
+        assert_eq!(call.at_peer(), payload);
         let mut frame = [0; 2048];
         let arrived = loop {
             let (arrived, _) = recv(&frames, &mut frame, RecvFlags::DONTWAIT).unwrap();
@@ -141,7 +141,7 @@ fn what_is_damaged_on_its_way_in_is_known_to_be_at_its_end() {
     ));
     raw.send(&udp(v4(call.peer_at), v4(call.relay), &payload, Checksum::Wrong));
     // They arrive before these, if at all.
-    call.both_ways(b"after");
+    call.both_ways(100);
     let metrics = server.until(TO_CLIENT, 2);
     assert_eq!(number(&metrics, XDP_TO_PEER), 2);
     assert_eq!(number(&metrics, XDP_TO_CLIENT), 2);
@@ -158,7 +158,7 @@ fn checksums_that_are_still_to_be_made_are_made() {
     let server = net.serve(&["--xdp", "eth0"]);
     let mut call = Call::new(&net);
     for length in [4, 5, 100, 1000] {
-        call.both_ways(&random(length));
+        call.both_ways(length);
     }
     let metrics = server.until(TO_CLIENT, 4);
     assert_eq!(number(&metrics, XDP_TO_PEER), 0);
@@ -171,7 +171,7 @@ fn what_drivers_do_not_relay_goes_by_user_space() {
     let server = net.serve(&["--xdp", "eth0"]);
     let mut call = Call::new(&net);
     // So that it is known to be on.
-    call.both_ways(b"by the driver");
+    call.both_ways(100);
     let metrics = server.until(TO_CLIENT, 1);
     assert_eq!(
         (number(&metrics, XDP_TO_PEER), number(&metrics, XDP_TO_CLIENT)),
@@ -192,7 +192,7 @@ fn what_drivers_do_not_relay_goes_by_user_space() {
     }
     // In fragments; and what is in fragments only with the channel's head.
     for length in [4000, 1469, 1472] {
-        call.both_ways(&random(length));
+        call.both_ways(length);
     }
 
     let mut over_tcp = net.0.within("world", || Person::over_tcp(SERVER.into()));
@@ -202,7 +202,7 @@ fn what_drivers_do_not_relay_goes_by_user_space() {
         .within("world", || Person::new("[fd09::2]:3478".parse().unwrap()));
     call.over(&mut over_v6);
 
-    call.both_ways(b"by the driver again");
+    call.both_ways(100);
     let metrics = server.until(XDP_TO_CLIENT, 2);
     assert_eq!(number(&metrics, XDP_TO_PEER), 2);
     assert_eq!(number(&metrics, XDP_TO_CLIENT), 2);
@@ -215,7 +215,7 @@ fn whose_bandwidth_is_limited_is_relayed_by_user_space() {
     let Some(net) = Net::build() else { return };
     let server = net.serve(&["--xdp", "eth0", "--user-bandwidth", "1000000"]);
     let mut call = Call::new(&net);
-    call.both_ways(b"counted against the limit");
+    call.both_ways(100);
     server.until(TO_CLIENT, 1);
     std::thread::sleep(PUBLISHED);
     let metrics = server.metrics();
@@ -231,13 +231,13 @@ fn with_the_allocation_its_channels_end() {
     let server = net.serve(&["--xdp", "eth0", "--xdp", "eth0"]);
     assert_eq!(server.said("the driver of eth0 relays"), 1);
     let mut call = Call::new(&net);
-    call.both_ways(b"before");
+    call.both_ways(100);
     assert_eq!(call.client.refresh(0), Answer::Success);
     call.nothing_comes_through();
     call.relay = call.client.allocate();
     call.nothing_comes_through();
     assert_eq!(call.client.bind(CHANNEL, call.peer_at), Answer::Success);
-    call.both_ways(b"anew");
+    call.both_ways(100);
     let metrics = server.until(XDP_TO_CLIENT, 2);
     assert_eq!(
         (number(&metrics, XDP_TO_PEER), number(&metrics, XDP_TO_CLIENT)),
@@ -254,10 +254,10 @@ fn peers_that_new_rules_deny_are_out_of_reach() {
     let options = ["--listen", "10.9.0.2:3478", "--xdp", "eth0", "--config", path];
     let server = Program::start(&net.0, "server", &options);
     let mut call = Call::new(&net);
-    call.both_ways(b"before");
+    call.both_ways(100);
     server.signal(Signal::HUP);
     wait_until(|| server.said("read again") == 1);
-    call.both_ways(b"nothing has changed");
+    call.both_ways(100);
     std::fs::write(path, "allow-peer: [10.9.0.7]").unwrap();
     server.signal(Signal::HUP);
     // The shards are told after that, each when it wakes up.
@@ -320,7 +320,7 @@ fn a_channel_ends_by_the_clock_and_the_program_with_its_owner() {
     direct.xdp.put(&direct.way, FAR_AWAY).unwrap();
     assert!(net.link("eth0").contains("prog/xdp"), "{}", net.link("eth0"));
     let direct = direct.without_xdp();
-    assert!(!net.link("eth0").contains("xdp"), "{}", net.link("eth0"));
+    wait_until(|| !net.link("eth0").contains("xdp"));
     direct.0.send(&data).unwrap();
     assert_eq!(received(&direct.1).0, data);
 }
@@ -332,7 +332,7 @@ fn from_one_interface_to_another() {
         let server = net.serve(&["--xdp", interfaces]);
         let mut call = Call::with_peer(&net, "far", "10.10.0.1");
         for length in [4, 333, 1468] {
-            call.both_ways(&random(length));
+            call.both_ways(length);
         }
         let metrics = server.until(TO_CLIENT, 1 + 3);
         std::thread::sleep(if by_driver == 0 { PUBLISHED } else { Duration::ZERO });
@@ -350,7 +350,7 @@ fn from_a_driver_to_the_kernel_and_back() {
     let server = net.serve(&["--xdp", "eth0,br1"]);
     let mut call = Call::with_peer(&net, "far", "10.10.0.1");
     for length in [4, 333, 1468] {
-        call.both_ways(&random(length));
+        call.both_ways(length);
     }
     let metrics = server.until(XDP_TO_CLIENT, 3);
     assert_eq!(number(&metrics, XDP_TO_PEER), 0);
@@ -366,7 +366,7 @@ fn where_the_driver_can_not_send_the_kernel_does_it() {
     assert_eq!(server.said("the driver of eth0 can not relay"), 1);
     let mut call = Call::new(&net);
     for length in [4, 333, 1468] {
-        call.both_ways(&random(length));
+        call.both_ways(length);
     }
     let metrics = server.until(TO_CLIENT, 3);
     assert_eq!(number(&metrics, XDP_TO_PEER), 3);
@@ -426,7 +426,7 @@ fn two_capabilities_are_enough_and_any_address_will_do() {
     // Where it listens at all addresses, it finds out which one a client has reached.
     let options = ["--listen=0.0.0.0:3478", "--allow-peer=10.9.0.1", "--xdp=eth0"];
     let server = Program::start_by(&net.0, "server", &by, &options);
-    Call::new(&net).both_ways(b"payload");
+    Call::new(&net).both_ways(100);
     let metrics = server.until(TO_CLIENT, 1);
     assert_eq!(
         (number(&metrics, XDP_TO_PEER), number(&metrics, XDP_TO_CLIENT)),
@@ -472,7 +472,7 @@ fn where_the_driver_has_no_xdp_the_kernel_does_it() {
     assert_eq!(server.said("the driver of br0 can not relay"), 1);
     let mut call = Call::new(&net);
     for length in [4, 5, 333, 1468] {
-        call.both_ways(&random(length));
+        call.both_ways(length);
     }
     let metrics = server.until(TO_CLIENT, 4);
     assert_eq!(
@@ -656,11 +656,13 @@ impl Call {
         }
     }
 
-    fn both_ways(&mut self, payload: &[u8]) {
-        self.client.send_on(CHANNEL, payload);
+    /// A payload of some length there and back.
+    fn both_ways(&mut self, length: usize) {
+        let payload = self.finished_payload(length);
+        self.client.send_on(CHANNEL, &payload);
         assert_eq!(self.at_peer(), payload);
-        self.peer.send_to(payload, self.relay).unwrap();
-        assert_eq!(self.at_client(), channel_data(CHANNEL, payload));
+        self.peer.send_to(&payload, self.relay).unwrap();
+        assert_eq!(self.at_client(), channel_data(CHANNEL, &payload));
     }
 
     /// One with which no packet's checksum looks as if it were still to be made.
