@@ -12,7 +12,8 @@ fn main() {
     println!("cargo::rerun-if-changed={SOURCE}");
     let out = std::env::var_os("OUT_DIR").expect("Cargo says where");
     // For `asm/`, which Debian keeps apart for each architecture.
-    let machine = std::env::var("CARGO_CFG_TARGET_ARCH").expect("Cargo says what for");
+    let machine = std::env::var_os("CARGO_CFG_TARGET_ARCH").expect("Cargo says what for");
+    let machine = machine.display();
     let mut clang = Command::new("clang");
     clang
         .args(["-O2", "-g", "-Wall", "-Werror", "-target", "bpf"])

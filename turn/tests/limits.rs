@@ -76,6 +76,40 @@ fn a_source_has_quotas_whoever_asks_from_there() {
 }
 
 #[test]
+fn only_channels_that_no_rate_limits_need_not_be_asked_for_each_packet() {
+    let limited = Quota {
+        bytes_per_second: NonZeroU64::new(10_000),
+        ..LIMITS.user
+    };
+    for (limits, channels) in [
+        (LIMITS, 1),
+        (
+            Limits {
+                user: limited,
+                ..LIMITS
+            },
+            0,
+        ),
+        (
+            Limits {
+                source: limited,
+                ..LIMITS
+            },
+            0,
+        ),
+    ] {
+        let mut world = World::with(|made| *made = config(limits));
+        let mut client = Client::ann(1000);
+        let now = world.now().instant;
+        assert_eq!(world.server.unlimited_channels(now, &client.at), []);
+        let _ = client.allocated(&mut world);
+        assert_eq!(client.bind(&mut world, 0x4000, peer(1)), Answer::Success);
+        let known = world.server.unlimited_channels(now, &client.at);
+        assert_eq!(known.iter().map(|(_, open)| open.len()).sum::<usize>(), channels);
+    }
+}
+
+#[test]
 fn a_user_reaches_so_many_peers_at_once() {
     let mut world = with_user(Quota {
         peers: 2,

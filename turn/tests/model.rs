@@ -22,6 +22,7 @@ enum Step {
 }
 
 const CLIENTS: usize = 2;
+const CHANNELS: std::ops::Range<u16> = 0x4000..0x4002;
 /// Peers 0 to 3 are allowed, those above are denied.
 const PEERS: u8 = 6;
 
@@ -36,7 +37,7 @@ fn address(n: u8) -> SocketAddr {
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let client = || 0..CLIENTS;
     let peer = || 0..PEERS;
-    let channel = || 0x4000_u16..0x4002;
+    let channel = || CHANNELS;
     // Times around the lifetimes, so that the very second is hit often.
     let wait = prop_oneof![
         Just(1_u64),
@@ -215,6 +216,43 @@ impl Run {
         }
     }
 
+    /// What a network driver is told passes just what the server itself does at this time, and until the very second.
+    fn check_channels(&mut self, c: usize, now: u64) {
+        let (at, instant) = (self.clients[c].at, self.world.now().instant);
+        let model = &self.models[c];
+        let until = |peer: &u8, ends: &u64| Some(*ends.min(model.permissions.get(peer)?).min(&model.ends));
+        let expected: BTreeMap<_, _> = model
+            .channels
+            .iter()
+            .filter_map(|(number, (peer, ends))| Some((*number, (address(*peer), until(peer, ends)?))))
+            .collect();
+        let told = self.world.server.unlimited_channels(instant, &at);
+        let Some(relay) = model.relay else {
+            return assert_eq!(told, []);
+        };
+        assert_eq!(told.iter().map(|(relay, _)| *relay).collect::<Vec<_>>(), [relay]);
+        let began = self.world.began;
+        let told: BTreeMap<_, _> = told
+            .iter()
+            .flat_map(|(_, open)| open)
+            .map(|open| (open.number.get(), (open.peer, (open.until - began).as_secs())))
+            .collect();
+        assert_eq!(told, expected);
+        for number in CHANNELS {
+            let passed = self.clients[c].send_on(&mut self.world, number, b"x");
+            let expected = told.get(&number).map_or(Passed::Nothing, |(peer, until)| {
+                assert!(now < *until);
+                Passed::ToPeer(relay, *peer, b"x".to_vec())
+            });
+            assert_eq!(passed, expected);
+            if let Some((peer, _)) = told.get(&number) {
+                let passed = self.world.peer_sends(relay, *peer, b"x");
+                let bytes = [&number.to_be_bytes()[..], b"\0\x01x"].concat();
+                assert_eq!(passed, Passed::ToClient(at, bytes));
+            }
+        }
+    }
+
     /// After every step: no allocation, port or socket more or less than the model has.
     fn check(&mut self) {
         let now = self.world.elapsed.as_secs();
@@ -236,6 +274,9 @@ impl Run {
             .next_timeout()
             .map(|at| (at - self.world.began).as_secs());
         assert_eq!(timeout, next);
+        for c in 0..CLIENTS {
+            self.check_channels(c, now);
+        }
     }
 }
 

@@ -13,16 +13,18 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use common::namespaces::{Ended, after, get, text};
+use common::person::{Person, read_stream};
 use common::{Answer, Client};
 use penstock_core::wire::turn::TurnStatus;
 use rustix::process::{Pid, Signal, kill_process};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use stun_types::AddressFamily;
-use stun_types::attribute::{AttributeWrite, Realm};
-use stun_types::message::{BINDING, Message, Method};
-use turn_types::attribute::{AdditionalAddressFamily, Data, Lifetime, RequestedTransport, XorPeerAddress};
-use turn_types::message::{ALLOCATE, CREATE_PERMISSION, REFRESH};
+use stun_types::attribute::Realm;
+use stun_types::message::{BINDING, Message};
+use turn_types::attribute::{AdditionalAddressFamily, Data, Lifetime, RequestedTransport};
+use turn_types::message::{ALLOCATE, REFRESH};
 
 #[test]
 fn channels_lose_nothing() {
@@ -330,7 +332,7 @@ fn a_deployment_moves_over_with_its_variables_and_options_come_from_a_file() {
     }
     let mut person = Person::new(format!("127.0.0.1:{port}").parse().unwrap());
     let request = person.client.bare(ALLOCATE, &[&RequestedTransport::new(17)]);
-    person.socket.send(&request).unwrap();
+    person.put(&request);
     let bytes = person.receive();
     let challenge = Message::from_bytes(&bytes).unwrap();
     let realm = challenge.attribute::<Realm>().unwrap();
@@ -552,15 +554,7 @@ impl Server {
     }
 
     fn get(&self, path: &str) -> String {
-        let mut stream = TcpStream::connect(self.metrics).unwrap();
-        write!(
-            stream,
-            "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-        )
-        .unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        answer
+        get(self.metrics, path)
     }
 
     fn status(&self) -> TurnStatus {
@@ -665,85 +659,6 @@ fn ask_stream(stream: &mut TcpStream, request: &[u8]) -> Vec<u8> {
     read_stream(stream)
 }
 
-/// One STUN message.
-fn read_stream(stream: &mut TcpStream) -> Vec<u8> {
-    let mut message = vec![0; 20];
-    stream.read_exact(&mut message).unwrap();
-    let length = u16::from_be_bytes([message[2], message[3]]);
-    message.resize(20 + usize::from(length), 0);
-    stream.read_exact(&mut message[20..]).unwrap();
-    message
-}
-
-/// A client of a running server, over UDP.
-struct Person {
-    socket: UdpSocket,
-    client: Client,
-}
-
-impl Person {
-    fn new(server: SocketAddr) -> Self {
-        let socket = socket();
-        socket.connect(server).unwrap();
-        socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-        Self {
-            socket,
-            client: Client::new(1, "demo", "demo"),
-        }
-    }
-
-    /// Asks, and asks again with the nonce that it is given.
-    fn ask(&mut self, method: Method, attributes: &[&dyn AttributeWrite]) -> Answer {
-        let mut answer = Answer::None;
-        for _ in 0..2 {
-            self.socket.send(&self.client.signed(method, attributes)).unwrap();
-            let bytes = self.receive();
-            answer = self.client.read(&bytes);
-            if answer != Answer::Error(438) {
-                break;
-            }
-        }
-        answer
-    }
-
-    fn permit(&mut self, peer: SocketAddr) -> Answer {
-        let transaction = self.client.transaction();
-        let peer = XorPeerAddress::new(peer, transaction);
-        let request = self.client.signed_in(transaction, CREATE_PERMISSION, &[&peer]);
-        self.socket.send(&request).unwrap();
-        let bytes = self.receive();
-        self.client.read(&bytes)
-    }
-
-    fn send(&self, peer: SocketAddr, data: &[u8]) {
-        self.socket.send(&self.client.indication(peer, data)).unwrap();
-    }
-
-    fn receive(&self) -> Vec<u8> {
-        let mut buffer = [0; 2048];
-        let length = self.socket.recv(&mut buffer).unwrap();
-        buffer[..length].to_vec()
-    }
-}
-
-/// A helper that ends with the test.
-struct Ended(Child);
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// The address that stands behind `mark`.
-fn after(line: &str, mark: &str) -> SocketAddr {
-    let (_, rest) = line.split_once(mark).unwrap();
-    let end = rest.find([';', '/', '"', ',']).unwrap();
-    let opened = if mark.ends_with('[') { "[" } else { "" };
-    format!("{opened}{}", &rest[..end]).parse().unwrap()
-}
-
 fn quiet(program: &str, options: &[&str]) -> Command {
     let mut command = Command::new(program);
     command
@@ -759,11 +674,6 @@ fn run(program: &str, options: &[&str]) -> Output {
     let mut command = Command::new("timeout");
     command.arg("60").arg(program).args(options).stdin(Stdio::null());
     command.output().unwrap()
-}
-
-fn text(output: &Output) -> String {
-    let both = [&output.stdout[..], &output.stderr].concat();
-    String::from_utf8_lossy(&both).into_owned()
 }
 
 /// Where it isn't, says so; in CI that is an error.

@@ -368,6 +368,80 @@ mod tests {
         assert_eq!(allocation.peer_of(now, channel(0x4000)), None);
     }
 
+    #[test]
+    fn a_channel_is_open_until_it_or_its_permission_or_its_relay_ends() {
+        let (mut allocation, now) = setup();
+        let at = |seconds| now + Duration::from_secs(seconds);
+        let open = |allocation: &Allocation, seconds| {
+            let open = allocation.open_channels(at(seconds), Family::V4);
+            open.iter()
+                .map(|channel| channel.until - now)
+                .map(|until| until.as_secs())
+                .collect::<Vec<_>>()
+        };
+        allocation.bind_channel(now, channel(0x4000), peer(1)).unwrap();
+        assert_eq!(open(&allocation, 0), [0; 0], "there is no relay");
+        allocation.relays[Family::V4] = Some(relay(at(3600)));
+        let only = OpenChannel {
+            number: channel(0x4000),
+            peer: peer(1),
+            until: at(300),
+        };
+        assert_eq!(allocation.open_channels(now, Family::V4), [only]);
+        assert_eq!(open(&allocation, 299), [300]);
+        assert_eq!(open(&allocation, 300), [0; 0], "its permission is over");
+        allocation.permit(at(310), &[ip(2)]).unwrap();
+        assert_eq!(open(&allocation, 310), [0; 0], "another's does not matter");
+        allocation.permit(at(320), &[ip(1)]).unwrap();
+        assert_eq!(open(&allocation, 320), [600], "as long as the channel");
+        allocation
+            .bind_channel(at(330), channel(0x4000), peer(1))
+            .unwrap();
+        assert_eq!(open(&allocation, 330), [630], "both were renewed");
+        allocation.permit(at(600), &[ip(1)]).unwrap();
+        assert_eq!(open(&allocation, 600), [900]);
+        allocation.relays[Family::V4] = Some(relay(at(700)));
+        assert_eq!(open(&allocation, 699), [700]);
+        assert_eq!(open(&allocation, 700), [0; 0], "the relay is over");
+        allocation.relays[Family::V4] = Some(relay(at(3600)));
+        assert_eq!(open(&allocation, 899), [900]);
+        assert_eq!(open(&allocation, 930), [0; 0]);
+        allocation.permit(at(930), &[ip(1)]).unwrap();
+        assert_eq!(open(&allocation, 930), [0; 0], "the channel is over too");
+        allocation.keep_peers(|peer| peer != ip(1));
+        allocation
+            .bind_channel(at(940), channel(0x4001), peer(2))
+            .unwrap();
+        assert_eq!(open(&allocation, 940), [1240]);
+        allocation.keep_peers(|peer| peer != ip(2));
+        assert_eq!(open(&allocation, 940), [0; 0]);
+    }
+
+    #[test]
+    fn each_relay_has_the_channels_of_its_family() {
+        let (mut allocation, now) = setup();
+        let ends = now + Duration::from_secs(600);
+        allocation.relays[Family::V4] = Some(relay(ends));
+        allocation.relays[Family::V6] = Some(relay(ends));
+        let v6: SocketAddr = "[2001:db8::1]:4000".parse().unwrap();
+        let peers = [(0x4000, peer(1)), (0x4001, v6), (0x4002, (ip(1), 4001).into())];
+        for (number, peer) in peers {
+            allocation.bind_channel(now, channel(number), peer).unwrap();
+        }
+        let open = |family| {
+            let open = allocation.open_channels(now, family);
+            open.iter()
+                .map(|channel| (channel.number.get(), channel.peer))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(open(Family::V4), [peers[0], peers[2]]);
+        assert_eq!(open(Family::V6), [peers[1]]);
+    }
+
+    fn relay(ends: Instant) -> Relay {
+        Relay::new("192.0.2.1:50000".parse().unwrap(), Ports::Of(Parity::Any), ends)
+    }
+
     fn setup() -> (Allocation, Instant) {
         let client = FiveTuple {
             transport: Transport::Udp,

@@ -276,7 +276,7 @@ fn past_user_space(settings: &Settings) -> Result<Option<Arc<Xdp>>, Error> {
         match mode {
             xdp::Mode::Native => tracing::info!("the driver of {interface} relays channels itself (XDP)"),
             xdp::Mode::Generic => tracing::warn!(
-                "the driver of {interface} has no XDP: the kernel relays channels after it (generic XDP), which costs more"
+                "the driver of {interface} can not relay: the kernel relays channels after it (generic XDP), which costs more"
             ),
         }
     }

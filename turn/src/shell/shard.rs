@@ -384,6 +384,8 @@ impl Shard {
                 Err(error) => {
                     let error: io::Error = error;
                     tracing::debug!(relay = relay.0, %error, "channels stay in user space");
+                    // Else what was told before would hold on.
+                    channels.remove(relay);
                 }
             }
         }

@@ -11,6 +11,9 @@
     reason = "any instant serves as the beginning of a held clock"
 )]
 
+pub mod namespaces;
+pub mod person;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};

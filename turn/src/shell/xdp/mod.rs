@@ -12,9 +12,10 @@
 //! program only carries on, and stops by the clock when channel, permission or allocation is over.
 
 mod channels;
+mod features;
 mod maps;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
 use std::net::SocketAddrV4;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -70,7 +71,7 @@ pub struct Way {
 pub enum Mode {
     /// Its driver, before anything else is done for a packet.
     Native,
-    /// The kernel, after the driver: for drivers that can't.
+    /// The kernel, after the driver: for drivers that can't, or could not send what they relay.
     Generic,
 }
 
@@ -109,8 +110,8 @@ impl Count {
     /// What came after an earlier count.
     pub fn since(self, earlier: Self) -> Self {
         Self {
-            packets: self.packets - earlier.packets,
-            bytes: self.bytes - earlier.bytes,
+            packets: self.packets.saturating_sub(earlier.packets),
+            bytes: self.bytes.saturating_sub(earlier.bytes),
         }
     }
 }
@@ -121,11 +122,14 @@ impl Xdp {
     /// # Errors
     /// [`Refused`] says what to do.
     pub fn attach(interfaces: &[String]) -> Result<Self, Refused> {
-        for interface in interfaces {
+        // Whoever names one twice means it once.
+        let interfaces: BTreeSet<_> = interfaces.iter().map(String::as_str).collect();
+        let interfaces = interfaces.into_iter().map(found).collect::<Result<Vec<_>, _>>()?;
+        for (interface, _) in &interfaces {
             check_forwarding(interface)?;
         }
         let mut ebpf = Ebpf::load(OBJECT).map_err(|error| Refused::Load(explained(&error)))?;
-        let modes = attach_all(&mut ebpf, interfaces)?;
+        let modes = attach_all(&mut ebpf, &interfaces)?;
         let mut map = |name| {
             ebpf.take_map(name)
                 .ok_or_else(|| Refused::Load(format!("it has no map {name}; this is a bug")))
@@ -191,6 +195,15 @@ impl Xdp {
     }
 }
 
+/// An interface with its number.
+fn found(interface: &str) -> Result<(&str, u32), Refused> {
+    match index_of(interface) {
+        Ok(index) => Ok((interface, index)),
+        Err(Errno::NODEV) => Err(Refused::NoInterface(interface.to_owned())),
+        Err(error) => Err(refused(interface, &error)),
+    }
+}
+
 /// The program asks for the way to the next hop as a router does, and is told only where this machine is one. Nodes of
 /// a Kubernetes cluster are.
 fn check_forwarding(interface: &str) -> Result<(), Refused> {
@@ -198,11 +211,11 @@ fn check_forwarding(interface: &str) -> Result<(), Refused> {
     match std::fs::read_to_string(path) {
         Ok(text) if text.trim() == "0" => Err(Refused::NoForwarding(interface.to_owned())),
         Ok(_) => Ok(()),
-        Err(_) => Err(Refused::NoInterface(interface.to_owned())),
+        Err(error) => Err(refused(interface, &error)),
     }
 }
 
-fn attach_all(ebpf: &mut Ebpf, interfaces: &[String]) -> Result<BTreeMap<String, Mode>, Refused> {
+fn attach_all(ebpf: &mut Ebpf, interfaces: &[(&str, u32)]) -> Result<BTreeMap<String, Mode>, Refused> {
     let bug = |what: &str| Refused::Load(format!("it has no {what}; this is a bug"));
     let program: &mut Program = ebpf
         .program_mut("relay")
@@ -210,29 +223,35 @@ fn attach_all(ebpf: &mut Ebpf, interfaces: &[String]) -> Result<BTreeMap<String,
         .ok_or_else(|| bug("program"))?;
     program.load().map_err(|error| Refused::Load(explained(&error)))?;
     let mut modes = BTreeMap::new();
-    for interface in interfaces {
-        let mode = attach(program, interface).map_err(|error| refused(interface, &error))?;
-        modes.insert(interface.clone(), mode);
+    for (interface, index) in interfaces {
+        let mode = attach(program, interface, *index).map_err(|error| refused(interface, &error))?;
+        modes.insert((*interface).to_owned(), mode);
     }
     let ports = ebpf.map_mut("PORTS").ok_or_else(|| bug("map PORTS"))?;
     let mut ports = DevMapHash::try_from(ports).map_err(|error| Refused::Load(explained(&error)))?;
-    for interface in interfaces {
-        let index = index_of(interface).map_err(|error| refused(interface, &error))?;
+    // A driver hands packets to drivers only; the kernel hands them to all.
+    let is_driver_among = modes.values().any(|mode| *mode == Mode::Native);
+    for (interface, index) in interfaces {
+        if is_driver_among && modes[*interface] != Mode::Native {
+            continue;
+        }
         ports
-            .insert(index, index, None, 0)
+            .insert(*index, *index, None, 0)
             .map_err(|error| refused(interface, &error))?;
     }
     Ok(modes)
 }
 
 /// By its driver, or else by the kernel.
-fn attach(program: &mut Program, interface: &str) -> Result<Mode, ProgramError> {
+fn attach(program: &mut Program, interface: &str, index: u32) -> Result<Mode, ProgramError> {
     match program.attach(interface, XdpMode::Driver) {
-        Err(error) if !errno_of(&error).is_some_and(is_final) => {
-            program.attach(interface, XdpMode::Skb).map(|_| Mode::Generic)
-        }
-        attached => attached.map(|_| Mode::Native),
+        // Only now: with a program, some drivers can what they else can't. What a kernel does not say is taken as said.
+        Ok(link) if !features::sends(index).unwrap_or(true) => program.detach(link)?,
+        Ok(_) => return Ok(Mode::Native),
+        Err(error) if errno_of(&error).is_some_and(is_final) => return Err(error),
+        Err(_) => {}
     }
+    program.attach(interface, XdpMode::Skb).map(|_| Mode::Generic)
 }
 
 /// Whether asking in another way would come to the same.

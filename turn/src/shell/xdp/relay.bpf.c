@@ -10,7 +10,8 @@
  *   eth | ip  server > client | udp | channel head | payload
  *
  * Everything else goes on to the server's sockets as if this were not here (XDP_PASS): all STUN, peers without a
- * channel, IPv6, fragments, what has no known route or neighbour, and what user space has not said or has let expire.
+ * channel, IPv6, fragments, unfinished checksums, what has no known route or neighbour, and what user space has not said
+ * or has let expire.
  * A packet is looked at in full before it is changed, so nothing is passed on half changed.
  */
 
@@ -142,6 +143,16 @@ static __always_inline __u32 sum_of(__be32 address)
 	return (address & 0xFFFF) + (address >> 16);
 }
 
+/* Whether the checksum is still to be made: so far it has the pseudo-header, for a network card to do the rest. So come
+ * packets of this machine's other containers or a neighbouring virtual machine, and, in generic mode, datagrams that the
+ * kernel has merged for our sockets. A finished one that looks the same, one in 65,535, goes by user space too. */
+static __always_inline int is_unfinished(const struct headers *headers)
+{
+	__u32 sum = sum_of(headers->ip.saddr) + sum_of(headers->ip.daddr) + bpf_htons(IPPROTO_UDP) + headers->udp.len;
+
+	return headers->udp.check == folded(sum);
+}
+
 /* Finds the next hop, and whether it is reached by an interface of ours. */
 static __always_inline int next_hop(struct xdp_md *ctx, const struct headers *old, const struct way *way,
 				    struct bpf_fib_lookup *hop)
@@ -235,6 +246,7 @@ static __always_inline int client_input(struct xdp_md *ctx, const struct headers
 	};
 	struct to_peer *channel = bpf_map_lookup_elem(&TO_PEERS, &key);
 	struct way way;
+	__u32 frame;
 
 	if (!channel || channel->until <= bpf_ktime_get_ns())
 		return XDP_PASS;
@@ -256,6 +268,10 @@ static __always_inline int client_input(struct xdp_md *ctx, const struct headers
 	if (!next_hop(ctx, &kept, &way, &hop))
 		return XDP_PASS;
 
+	/* Without the head it could be too short for Ethernet, and not all drivers pad what they did not get from the kernel. */
+	frame = bpf_xdp_get_buff_len(ctx) - sizeof(*head);
+	if (frame < ETH_ZLEN && bpf_xdp_adjust_tail(ctx, ETH_ZLEN - frame))
+		return XDP_PASS;
 	if (bpf_xdp_adjust_head(ctx, sizeof(*head)))
 		return XDP_PASS;
 	data = (void *)(long)ctx->data;
@@ -326,7 +342,7 @@ int relay(struct xdp_md *ctx)
 	length = bpf_ntohs(headers->udp.len);
 	if (length < sizeof(struct udphdr) + sizeof(*head) ||
 	    bpf_ntohs(headers->ip.tot_len) != sizeof(struct iphdr) + length ||
-	    sizeof(*headers) - sizeof(struct udphdr) + length > bpf_xdp_get_buff_len(ctx))
+	    sizeof(*headers) - sizeof(struct udphdr) + length > bpf_xdp_get_buff_len(ctx) || is_unfinished(headers))
 		return XDP_PASS;
 
 	/* A channel's number begins with the bits 01 (RFC 8656, section 12); so may what peers send. */
