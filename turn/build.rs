@@ -1,10 +1,5 @@
 //! Makes BPF of the program for the network driver.
 
-#![expect(
-    clippy::disallowed_methods,
-    reason = "Cargo speaks to build scripts by variables"
-)]
-
 use std::path::Path;
 use std::process::Command;
 

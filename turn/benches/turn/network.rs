@@ -78,6 +78,8 @@ impl Network {
         for interface in ["lo", interface] {
             ip(&["-n", namespace, "link", "set", interface, "up"])?;
         }
+        // Takes packets in as a card does.
+        self.run(namespace, &["ethtool", "-K", interface, "gro", "on"])?;
         self.run(namespace, &["sysctl", "-qw", "net.ipv4.ip_forward=1"])
     }
 
