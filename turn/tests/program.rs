@@ -157,7 +157,10 @@ fn sighup_reads_secrets_certificates_and_rules_again() {
         assert!(now() < end, "the new secret is not taken");
     }
     assert_eq!(with(b"south"), Answer::Success, "both are valid");
-    assert_ne!(server.certificate(), seen);
+    // Another shard may have taken this connection, and read its news a moment later.
+    while server.certificate() == seen {
+        assert!(now() < end, "the new certificate is not taken");
+    }
     std::fs::write(&secrets, "").unwrap();
     server.signal(Signal::HUP);
     std::thread::sleep(Duration::from_millis(300));
