@@ -335,6 +335,28 @@ fn what_an_init_container_leaves_is_its_own_pods_whatever_others_hold_of_that_nu
 }
 
 #[test]
+fn what_an_init_container_was_given_is_not_shown_to_be_the_next_ones() {
+    let mut node = Node::with_gpus(2, full());
+    let mut a = pod("a", &[(0, 2, 1), (0, 2, 1)]);
+    a.containers[0].kind = ContainerKind::Init;
+    node.pod(a);
+    node.ask(Resource::Mps, 2).unwrap();
+    node.ask(Resource::Vram, 1).unwrap();
+    // The kubelet hands on one resource, then the other; it is asked in between what it knows.
+    for (resource, count) in [(Resource::Mps, 2), (Resource::Vram, 1)] {
+        let left = (0..count).map(|n| DeviceId::new(gpu(0), n)).collect();
+        let handed_on = node.assigner.allocate(node.now, resource, &left);
+        assert!(matches!(handed_on, Outcome::Done(_)));
+        node.shows(vec![
+            held("a", Resource::Mps, 0..2),
+            held("a", Resource::Vram, 0..1),
+        ]);
+    }
+    node.pod(pod("b", &[(1, 2, 0)]));
+    assert_eq!(node.grant(Resource::Mps, 2).pod.as_deref(), Some("games/b"));
+}
+
+#[test]
 fn a_pod_that_is_gone_is_not_given_what_was_preferred_for_it() {
     let mut node = Node::with_gpus(2, full());
     node.pod(pod("a", &[(0, 1, 0)]));
