@@ -42,8 +42,8 @@ fn a_pod_is_never_split_and_never_refused_in_vain() {
     println!("refused: {ours} by us, {oracles} by the oracle");
 }
 
-/// Pods of the default scheduler, without restarts and illness; what one of the two refuses is nowhere. It held for nine
-/// other seeds too.
+/// Pods of the default scheduler, without restarts and illness; what one of the two refuses is nowhere. The oracle decides when
+/// the kubelet comes to a pod, and so knows of none that ends before its first call. It held for nine other seeds too.
 #[test]
 fn no_more_are_refused_than_by_one_who_is_told_whom_each_call_is_for() {
     let (ours, oracles) = run(
