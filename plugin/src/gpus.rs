@@ -18,7 +18,8 @@ use crate::mps::{self, Health, Layout};
 use crate::nvml::inventory::{Gpu, Kind};
 use crate::nvml::measures::Measures;
 use crate::nvml::watch::{Pace, Report, start};
-use crate::offers::{Known, OptedIn, Settings, encoders, engine, offered, offers, session_limit};
+use crate::offers::{Known, encoders, engine, offered, offers, session_limit};
+use crate::settings::{OptedIn, Settings};
 
 /// What is known of each GPU beside its offer.
 pub(crate) type Described = watch::Receiver<Arc<BTreeMap<GpuUuid, Description>>>;

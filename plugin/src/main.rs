@@ -34,6 +34,7 @@ mod mps;
 mod nvml;
 mod offers;
 mod pods;
+mod settings;
 mod standalone;
 
 use std::io::Write as _;

@@ -86,7 +86,8 @@ impl<'a> Choosing<'a> {
         Self { call, gpus, taken }
     }
 
-    /// The GPU for those who `need` one, likeliest first: one that suits them all, else one for the likeliest.
+    /// The GPU for those who `need` one, likeliest first: the likeliest one's. Where there is none for it, the call may be the
+    /// next one's and gets that one's, but not where the likeliest would then run more MPS clients than the GPU takes.
     pub(super) fn choose(&self, needs: &[Need]) -> Option<GpuUuid> {
         // Should it be that pod's, it would be split anywhere else.
         if let Some(first @ Need::Gpu(gpu)) = needs.first()
@@ -94,12 +95,14 @@ impl<'a> Choosing<'a> {
         {
             return None;
         }
-        let suits_all = |gpu: &&GpuUuid| needs.iter().all(|need| self.suits(gpu, need));
-        let chosen = needs.iter().filter_map(|need| self.place(need, needs));
-        let of_all = self.gpus.keys().filter(suits_all).cloned();
-        let likely: Vec<_> = chosen.chain(of_all).collect();
-        let found = likely.iter().find(|gpu| suits_all(gpu)).or(likely.first());
-        found.cloned()
+        needs.iter().enumerate().find_map(|(at, need)| {
+            let gpu = self.place(need)?;
+            let is_safe = needs[..at].iter().all(|likelier| match likelier {
+                Need::Gpu(_) => true,
+                Need::Room(wish) => self.takes_clients(gpu, wish),
+            });
+            is_safe.then(|| gpu.uuid.clone())
+        })
     }
 
     /// `gpu`, where the kubelet has enough of it for the call.
@@ -143,26 +146,18 @@ impl<'a> Choosing<'a> {
         )
     }
 
-    /// The GPU that is needed, or that a wish names, where it has room; else the fullest that has, of those that suit
-    /// `all` if there are such.
-    fn place(&self, need: &Need, all: &[Need]) -> Option<GpuUuid> {
+    /// The GPU that is needed, or that a wish names, where it has room; else the fullest that has.
+    fn place(&self, need: &Need) -> Option<&'a GpuOffer> {
         let wish = match need {
-            Need::Gpu(gpu) => return self.on(gpu),
+            Need::Gpu(gpu) => return self.gpus.get(&self.on(gpu)?),
             Need::Room(wish) => wish,
         };
-        let fitting: Vec<_> = self.gpus.values().filter(|gpu| self.fits(gpu, wish)).collect();
-        let named = wish
-            .gpu
-            .as_ref()
-            .filter(|wished| fitting.iter().any(|gpu| gpu.uuid == **wished));
-        if let Some(named) = named {
-            return Some(named.clone());
-        }
-        let for_all = |gpu: &&&GpuOffer| all.iter().all(|need| self.suits(&gpu.uuid, need));
-        let best =
-            |fitting: &[&'a GpuOffer]| best_fit(wish.demand, fitting.iter().map(|gpu| self.candidate(gpu)));
-        let some: Vec<_> = fitting.iter().filter(for_all).copied().collect();
-        best(&some).or_else(|| best(&fitting)).cloned()
+        let fitting = || self.gpus.values().filter(|gpu| self.fits(gpu, wish));
+        let named = fitting().find(|gpu| Some(&gpu.uuid) == wish.gpu.as_ref());
+        named.or_else(|| {
+            let best = best_fit(wish.demand, fitting().map(|gpu| self.candidate(gpu)))?;
+            self.gpus.get(best)
+        })
     }
 
     /// Whether all of a wish has room on `gpu`, by what is known here and by what the kubelet says is available.
@@ -171,18 +166,21 @@ impl<'a> Choosing<'a> {
         let healthy = Resource::ALL
             .iter()
             .all(|r| r.of(wish.demand) == 0 || !gpu.unhealthy.contains_key(r));
-        let taken = self.taken.get(&gpu.uuid).map_or(0, |taken| taken.mps_clients);
-        let clients = wish.mps == 0 || taken + wish.mps <= gpu.mps_clients;
         let free = free(gpu, &self.taken);
         // Of the resource asked for the kubelet knows best.
         let room = Resource::ALL
             .iter()
             .all(|r| *r == asked || r.of(wish.demand) <= r.of(free));
         healthy
-            && clients
+            && self.takes_clients(gpu, wish)
             && room
             && self.has_enough(&gpu.uuid)
             && self.there(&gpu.uuid) >= asked.of(wish.demand) as usize
+    }
+
+    fn takes_clients(&self, gpu: &GpuOffer, wish: &Wish) -> bool {
+        let taken = self.taken.get(&gpu.uuid).map_or(0, |taken| taken.mps_clients);
+        wish.mps == 0 || taken + wish.mps <= gpu.mps_clients
     }
 
     /// A GPU as packing sees it. Of the resource asked for the kubelet knows best what is free.

@@ -379,6 +379,9 @@ impl Assigner {
         if turns.of.is_empty() {
             return Outcome::Done(self.grant_stranger(now, gpu, &seen));
         }
+        if let Some(likeliest) = turns.of.first() {
+            self.pods.reached(&likeliest.pod);
+        }
         let grant = self.grant(&turns.of, gpu, &seen);
         let finished = self.under_way.grant(now, &self.pods, turns, resource, ids);
         self.usage.give(now, finished);

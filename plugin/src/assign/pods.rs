@@ -14,6 +14,8 @@ pub(super) struct Pods {
     /// By namespace, then name: the one of that name that came last.
     by_name: BTreeMap<String, BTreeMap<String, PodUid>>,
     seen: u64,
+    /// The place of the pod that the kubelet was at last.
+    reached: u64,
     /// Those that were refused something, most likely; that they have failed for it is not known yet.
     refused: BTreeSet<PodUid>,
     /// Those that the kubelet has shown to have all they ask for: it asks nothing more for them, whatever becomes of them.
@@ -48,6 +50,13 @@ impl Pods {
             names.remove(&pod.name);
         }
         Some(pod)
+    }
+
+    /// The kubelet is at this pod.
+    pub(super) fn reached(&mut self, uid: &PodUid) {
+        if let Some((order, _)) = self.by_uid.get(uid) {
+            self.reached = *order;
+        }
     }
 
     /// Expects no call for a pod any more that was shown to have all it asks for.
@@ -92,17 +101,18 @@ impl Pods {
         for (place, (order, _)) in (0_u64..).zip(made) {
             *order = place;
         }
+        self.reached = 0;
     }
 
-    /// Those that the kubelet may yet ask for, first come first. It goes on with one that was told to end meanwhile, and
-    /// may even begin it.
+    /// Those that the kubelet may yet ask for, likeliest first: from the one that it was at on, first come first, then those
+    /// that it has passed. It goes on with one that was told to end meanwhile, and may even begin it.
     pub(super) fn expected(&self) -> Vec<&PodOnNode> {
         let mut pods: Vec<_> = self
             .by_uid
             .values()
             .filter(|(_, pod)| !self.has_ended(pod) && !self.complete.contains(&pod.uid))
             .collect();
-        pods.sort_by_key(|(order, _)| *order);
+        pods.sort_by_key(|(order, _)| (*order < self.reached, *order));
         pods.into_iter().map(|(_, pod)| pod).collect()
     }
 }

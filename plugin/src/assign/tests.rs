@@ -76,20 +76,56 @@ fn a_pod_goes_where_its_later_resources_have_room_too() {
 }
 
 #[test]
-fn while_two_pods_could_be_meant_a_gpu_is_taken_that_suits_both() {
+fn while_two_pods_could_be_meant_the_first_gets_the_fullest_gpu_all_the_same() {
     let mut node = Node::with_gpus(2, full());
-    node.pod(PodOnNode {
-        gpu: Some(gpu(0)),
-        ..pod("sms", &[(1, 95, 0)])
-    });
+    node.pod(pod("sms", &[(1, 95, 0)]));
     node.ask(Resource::Nvenc, 1).unwrap();
     node.ask(Resource::Mps, 95).unwrap();
     node.pod(pod("plain", &[(3, 0, 0)]));
-    node.pod(pod("with-sms", &[(3, 50, 0)]));
-    // The kubelet admits the second one first.
-    let first = node.ask(Resource::Nvenc, 3).unwrap();
-    assert_eq!(node.ask(Resource::Mps, 50), Ok(first));
-    node.ask(Resource::Nvenc, 3).unwrap();
+    node.pod(pod("all-sms", &[(3, 100, 0)]));
+    assert_eq!(node.ask(Resource::Nvenc, 3), Ok(gpu(0)));
+    node.shows(vec![
+        held("sms", Resource::Nvenc, 0..1),
+        held("sms", Resource::Mps, 0..95),
+        held("plain", Resource::Nvenc, 1..4),
+    ]);
+    assert_eq!(node.ask(Resource::Nvenc, 3), Ok(gpu(1)));
+    assert_eq!(node.ask(Resource::Mps, 100), Ok(gpu(1)));
+}
+
+#[test]
+fn a_call_is_the_next_pods_where_the_first_fits_nowhere() {
+    let mut node = Node::with_gpus(1, full());
+    // The kubelet fails this one by itself: the node has not as many encoder units.
+    node.pod(pod("too-big", &[(125, 10, 0)]));
+    node.pod(pod("fits", &[(0, 10, 0)]));
+    assert_eq!(node.ask(Resource::Mps, 10), Ok(gpu(0)));
+}
+
+#[test]
+fn a_call_that_may_be_the_next_pods_does_not_let_the_first_exceed_the_mps_clients() {
+    let mut node = Node::with_gpus(1, full());
+    node.set_clients(1);
+    node.pod(pod("two-clients", &[(0, 10, 0), (0, 10, 0)]));
+    node.pod(pod("one-client", &[(0, 10, 0)]));
+    assert!(node.ask(Resource::Mps, 10).is_err());
+    // The kubelet has failed the first one.
+    node.end("two-clients");
+    assert_eq!(node.ask(Resource::Mps, 10), Ok(gpu(0)));
+}
+
+#[test]
+fn a_call_is_not_taken_for_a_pod_that_the_kubelet_has_passed() {
+    let mut node = Node::with_gpus(2, full());
+    for name in ["over", "between"] {
+        node.pod(pod(name, &[(3, 0, 0)]));
+        node.ask(Resource::Nvenc, 3).unwrap();
+    }
+    // The first has ended, of which nobody has told yet: the kubelet shows nothing of it any more.
+    node.now += Duration::from_secs(6);
+    node.shows(vec![held("between", Resource::Nvenc, 3..6)]);
+    node.pod(pod("next", &[(3, 100, 64), (121, 0, 0)]));
+    assert_eq!(node.ask(Resource::Nvenc, 3), Ok(gpu(1)));
 }
 
 #[test]
@@ -238,17 +274,10 @@ fn what_the_kubelet_has_to_give_again_is_not_counted_any_more() {
     node.pod(pod("big", &[(124, 0, 64)]));
     node.ask(Resource::Nvenc, 124).unwrap();
     node.ask(Resource::Vram, 64).unwrap();
-    let held = |resource: Resource| Held {
-        namespace: "games".to_owned(),
-        pod: "big".to_owned(),
-        container: "c0".to_owned(),
-        resource,
-        ids: (0..resource.of(full()))
-            .map(|n| DeviceId::new(gpu(0), n))
-            .collect(),
-    };
-    node.assigner
-        .set_held(node.now, vec![held(Resource::Nvenc), held(Resource::Vram)], None);
+    node.shows(vec![
+        held("big", Resource::Nvenc, 0..124),
+        held("big", Resource::Vram, 0..64),
+    ]);
     // It has ended; the API server has not told yet, and podresources was not asked since.
     node.taken.clear();
     node.pod(pod("next", &[(124, 0, 64)]));
@@ -281,15 +310,8 @@ fn what_an_init_container_leaves_is_its_own_pods_whatever_others_hold_of_that_nu
     node.pod(pod("a", &[(0, 4, 0), (3, 0, 0)]));
     node.ask(Resource::Mps, 4).unwrap();
     let numbered = |count| (0..count).map(|n| DeviceId::new(gpu(0), n)).collect::<Devices>();
-    let shown = Held {
-        namespace: "games".to_owned(),
-        pod: "a".to_owned(),
-        container: "c0".to_owned(),
-        resource: Resource::Mps,
-        ids: numbered(4),
-    };
     // The kubelet has given a up half done, and goes on with b.
-    node.assigner.set_held(node.now, vec![shown], None);
+    node.shows(vec![held("a", Resource::Mps, 0..4)]);
     let mut b = pod("b", &[(2, 0, 0), (3, 0, 0)]);
     b.containers[0].kind = ContainerKind::Init;
     node.pod(b);
@@ -310,6 +332,28 @@ fn what_an_init_container_leaves_is_its_own_pods_whatever_others_hold_of_that_nu
         panic!()
     };
     assert_eq!(grant.pod.as_deref(), Some("games/b"));
+}
+
+#[test]
+fn what_an_init_container_was_given_is_not_shown_to_be_the_next_ones() {
+    let mut node = Node::with_gpus(2, full());
+    let mut a = pod("a", &[(0, 2, 1), (0, 2, 1)]);
+    a.containers[0].kind = ContainerKind::Init;
+    node.pod(a);
+    node.ask(Resource::Mps, 2).unwrap();
+    node.ask(Resource::Vram, 1).unwrap();
+    // The kubelet hands on one resource, then the other; it is asked in between what it knows.
+    for (resource, count) in [(Resource::Mps, 2), (Resource::Vram, 1)] {
+        let left = (0..count).map(|n| DeviceId::new(gpu(0), n)).collect();
+        let handed_on = node.assigner.allocate(node.now, resource, &left);
+        assert!(matches!(handed_on, Outcome::Done(_)));
+        node.shows(vec![
+            held("a", Resource::Mps, 0..2),
+            held("a", Resource::Vram, 0..1),
+        ]);
+    }
+    node.pod(pod("b", &[(1, 2, 0)]));
+    assert_eq!(node.grant(Resource::Mps, 2).pod.as_deref(), Some("games/b"));
 }
 
 #[test]
@@ -431,6 +475,11 @@ impl Node {
         self.assigner.apply_pod(pod);
     }
 
+    /// The kubelet lists this, and no more.
+    fn shows(&mut self, held: Vec<Held>) {
+        self.assigner.set_held(self.now, held, None);
+    }
+
     fn end(&mut self, pod: &str) {
         self.assigner
             .delete_pod(&PodUid::new(format!("uid-{pod}")).unwrap());
@@ -503,6 +552,17 @@ pub(super) fn demand(nvenc: u32, mps: u32, vram: u32) -> Resources {
 
 pub(super) fn gpu(i: usize) -> GpuUuid {
     GpuUuid::new(format!("GPU-{i}")).unwrap()
+}
+
+/// Devices of GPU 0 that a pod's first container has.
+fn held(pod: &str, resource: Resource, numbers: std::ops::Range<u32>) -> Held {
+    Held {
+        namespace: "games".to_owned(),
+        pod: pod.to_owned(),
+        container: "c0".to_owned(),
+        resource,
+        ids: numbers.map(|n| DeviceId::new(gpu(0), n)).collect(),
+    }
 }
 
 /// A pod of application containers with these demands.

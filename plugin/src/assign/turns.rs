@@ -19,7 +19,7 @@ use penstock_core::pod_demand::ContainerKind;
 use super::pods::Pods;
 use super::usage::{LIST_LAG, Usage};
 use super::{Devices, Held};
-use crate::pods::PodOnNode;
+use crate::pods::{ContainerAsk, PodOnNode};
 
 /// A call as it is seen.
 #[derive(Debug)]
@@ -208,13 +208,17 @@ impl UnderWay {
         if self.given.is_empty() {
             return self.forget();
         }
-        let is_shown = |(resource, ids): &(Resource, Devices)| usage.shows(*resource, ids);
+        let containers = || self.whose.iter().filter_map(|turn| container_of(pods, turn));
+        let left_by = |held: &Held| {
+            containers().any(|(pod, container)| {
+                pod.is(&held.namespace, &held.pod) && container.name != held.container
+            })
+        };
+        let is_shown = |(resource, ids): &(Resource, Devices)| usage.shows(*resource, ids, left_by);
         let goes_on =
             |turn: &Turn| is_init(pods, turn) && (!self.is_full(turn, pods) || !usage.has_init_containers());
         let is_stored = |(resource, ids): &(Resource, Devices)| {
-            self.whose
-                .iter()
-                .any(|turn| usage.has_stored(&turn.pod, *resource, ids))
+            containers().any(|(pod, container)| usage.has_stored(&pod.uid, &container.name, *resource, ids))
         };
         // Of one that is stored and not listed the pod has ended.
         let is_shown = |given: &(Resource, Devices)| is_shown(given) || is_stored(given);
@@ -330,8 +334,7 @@ impl UnderWay {
     }
 
     fn is_full(&self, turn: &Turn, pods: &Pods) -> bool {
-        let container = pods.get(&turn.pod).and_then(|pod| pod.containers.get(turn.at));
-        container.is_none_or(|container| {
+        container_of(pods, turn).is_none_or(|(_, container)| {
             let missing =
                 |r: &Resource| r.of(container.demand) > 0 && self.given.iter().all(|(given, _)| given != r);
             !Resource::ALL.iter().any(missing)
@@ -410,8 +413,12 @@ fn steps_of(pod: &PodOnNode) -> impl Iterator<Item = Step> {
 }
 
 fn is_init(pods: &Pods, turn: &Turn) -> bool {
-    let container = pods.get(&turn.pod).and_then(|pod| pod.containers.get(turn.at));
-    container.is_some_and(|container| container.kind == ContainerKind::Init)
+    container_of(pods, turn).is_some_and(|(_, container)| container.kind == ContainerKind::Init)
+}
+
+fn container_of<'a>(pods: &'a Pods, turn: &Turn) -> Option<(&'a PodOnNode, &'a ContainerAsk)> {
+    let pod = pods.get(&turn.pod)?;
+    Some((pod, pod.containers.get(turn.at)?))
 }
 
 /// Of pods that ask for exactly the same, only the first.

@@ -56,7 +56,11 @@ impl Usage {
         let mut fresh = std::mem::take(&mut self.fresh);
         fresh.retain(|(given, held)| {
             let out_of_sight = self.stored.is_none() && is_init(pods, held);
-            !self.shows(held.resource, &held.ids)
+            let left_by = |shown: &Held| {
+                (&shown.namespace, &shown.pod) == (&held.namespace, &held.pod)
+                    && shown.container != held.container
+            };
+            !self.shows(held.resource, &held.ids, left_by)
                 && (out_of_sight || !certain && now.duration_since(*given) < LIST_LAG)
         });
         self.fresh = fresh;
@@ -155,10 +159,11 @@ impl Usage {
             .any(|held| held.container == container && held.resource == resource)
     }
 
-    /// Whether the kubelet has shown that one container holds these devices.
-    pub(super) fn shows(&self, resource: Resource, ids: &Devices) -> bool {
+    /// Whether the kubelet has shown that one container holds these devices, other than ones that may have left them to the
+    /// container in question.
+    pub(super) fn shows(&self, resource: Resource, ids: &Devices, left_by: impl Fn(&Held) -> bool) -> bool {
         self.shown()
-            .any(|held| held.resource == resource && held.ids.contain_all(ids))
+            .any(|held| held.resource == resource && held.ids.contain_all(ids) && !left_by(held))
     }
 
     /// Whether the kubelet has shown that a container was given a resource, even if it may have ended since.
@@ -170,10 +175,17 @@ impl Usage {
                 .any(|stored| stored.container == container && stored.resource == resource)
     }
 
-    /// Whether the checkpoint has these devices as a pod's, even if that may have ended since.
-    pub(super) fn has_stored(&self, pod: &PodUid, resource: Resource, ids: &Devices) -> bool {
-        self.of_pod(pod)
-            .any(|stored| stored.resource == resource && stored.ids.contain_all(ids))
+    /// Whether the checkpoint has these devices as a container's, even if its pod may have ended since.
+    pub(super) fn has_stored(
+        &self,
+        pod: &PodUid,
+        container: &str,
+        resource: Resource,
+        ids: &Devices,
+    ) -> bool {
+        self.of_pod(pod).any(|stored| {
+            stored.container == container && stored.resource == resource && stored.ids.contain_all(ids)
+        })
     }
 
     /// Whether the kubelet has shown that a pod which is not known was given these devices.

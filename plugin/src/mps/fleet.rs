@@ -24,7 +24,7 @@ use super::metrics::{Metrics, Served};
 use super::supervisor::Supervisor;
 use crate::nvml::inventory::Inventory;
 use crate::nvml::watch::Report;
-use crate::offers::{OptedIn, Settings, has_mps};
+use crate::settings::{OptedIn, Settings};
 
 /// Which GPUs get daemons.
 #[derive(Debug)]
@@ -72,7 +72,7 @@ impl Choice {
     /// The GPUs to serve now, after `before`. One that is missing while some GPU can't be asked may be that one.
     fn among(&self, inventory: &Inventory, before: &BTreeSet<GpuUuid>) -> BTreeSet<GpuUuid> {
         let usable = inventory.usable().filter(|gpu| self.opted_in.has(gpu));
-        let listed = usable.filter(|gpu| has_mps(gpu, &self.settings));
+        let listed = usable.filter(|gpu| self.settings.has_mps(gpu));
         let mut gpus: BTreeSet<_> = listed.map(|gpu| gpu.uuid.clone()).collect();
         if !inventory.unreadable.is_empty() {
             gpus.extend(before.iter().cloned());

@@ -46,7 +46,7 @@ use fleet::{Choice, Fleet, Running};
 use metrics::{Metrics, Served};
 
 use crate::nvml::watch::{Pace, start};
-use crate::offers::GpuArgs;
+use crate::settings::GpuArgs;
 
 /// Keep an MPS control daemon running for each GPU and MIG instance, so that CUDA programs can share them.
 ///

@@ -43,7 +43,7 @@ use tokio_util::sync::CancellationToken;
 pub(crate) use agent::Offer;
 pub(crate) use socket::{DEFAULT_SOCKET, ENV_SOCKET};
 
-use crate::offers::Settings;
+use crate::settings::Settings;
 use agent::Agent;
 use metrics::Metrics;
 use offered::Offered;
@@ -51,7 +51,7 @@ use owner::Owner;
 use process::Streamer;
 
 use crate::mps::{self, Layout};
-use crate::offers::GpuArgs;
+use crate::settings::GpuArgs;
 
 /// Offer slices of this machine without Kubernetes, and keep one streamer running in each.
 ///

@@ -22,7 +22,8 @@ use crate::gpus::{Followed, Gpus};
 use crate::mps::Layout;
 use crate::nvml::inventory::Inventory;
 use crate::nvml::{in_full, open};
-use crate::offers::{GpuArgs, Known, NOT_LOOKED_AT, OptedIn, Settings, offers};
+use crate::offers::{Known, NOT_LOOKED_AT, offers};
+use crate::settings::{GpuArgs, OptedIn, Settings};
 
 /// What is offered.
 pub(super) enum Offered {

@@ -42,10 +42,10 @@ fn a_pod_is_never_split_and_never_refused_in_vain() {
     println!("refused: {ours} by us, {oracles} by the oracle");
 }
 
-/// Pods of the default scheduler, without restarts and illness; what one of the two refuses is nowhere. What is refused beyond
-/// what one refuses who is told whom each call is for is the price of choosing GPUs that suit all whom a call may be for.
+/// Pods of the default scheduler, without restarts and illness; what one of the two refuses is nowhere. The oracle decides when
+/// the kubelet comes to a pod, and so knows of none that ends before its first call. It held for nine other seeds too.
 #[test]
-fn hardly_more_are_refused_than_by_one_who_is_told_whom_each_call_is_for() {
+fn no_more_are_refused_than_by_one_who_is_told_whom_each_call_is_for() {
     let (ours, oracles) = run(
         calm_schedules(),
         true,
@@ -53,7 +53,7 @@ fn hardly_more_are_refused_than_by_one_who_is_told_whom_each_call_is_for() {
         TestRng::deterministic_rng(RngAlgorithm::ChaCha),
     );
     println!("refused: {ours} by us, {oracles} by the oracle");
-    assert!(ours * 100 <= oracles * 102);
+    assert!(ours <= oracles);
 }
 
 /// Others each time.
@@ -282,7 +282,7 @@ impl World {
                     assert!(gpus.contains(promised), "{} was meant for {promised}", pod.name);
                 }
                 let of_pod = self.kubelet.gpus.iter().filter(|gpu| gpus.contains(&gpu.uuid));
-                let checked = self.promised.contains_key(uid) && pod.demand().mps_containers > 0;
+                let checked = self.owed != Owed::Nothing && pod.demand().mps_containers > 0;
                 for gpu in of_pod.filter(|_| checked) {
                     let clients = self.kubelet.mps_clients(gpu, &self.pods);
                     assert!(clients <= gpu.mps_clients, "{clients} clients on {}", gpu.uuid);
