@@ -196,7 +196,13 @@ impl Counters {
     /// Adds a received packet.
     #[inline]
     pub(super) fn received(&mut self, side: Side, bytes: usize) {
-        self.add(Count::ReceivedPackets(side), 1);
+        self.received_many(side, 1, bytes);
+    }
+
+    /// Adds so many received packets, with so many bytes together.
+    #[inline]
+    pub fn received_many(&mut self, side: Side, packets: usize, bytes: usize) {
+        self.add(Count::ReceivedPackets(side), packets as u64);
         self.add(Count::ReceivedBytes(side), bytes as u64);
     }
 

@@ -17,6 +17,7 @@
 //!  server       the state of all allocations; media in both directions; expiry
 //!  requests     Refresh, CreatePermission, ChannelBind, and what all requests share (an `impl Server`)
 //!  allocate     Allocate (an `impl Server`)
+//!  runs         datagrams that came in one piece, decided once for all of them (an `impl Server`)
 //!  allocation   one allocation: relays, permissions, channels
 //!  table        all allocations of a shard, found by client or by relay
 //!  shared       what shards share: ports, quotas, reserved ports
@@ -46,6 +47,7 @@ pub mod nonce;
 pub mod peers;
 pub mod ports;
 mod requests;
+pub mod runs;
 pub mod server;
 pub mod shared;
 pub mod table;

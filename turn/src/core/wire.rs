@@ -86,9 +86,14 @@ pub fn length_in_stream(bytes: &[u8]) -> Result<Option<usize>, NotOurs> {
     }
 }
 
-fn channel_data(bytes: &[u8]) -> Option<Inbound<'_>> {
+/// The head of ChannelData: its channel, and how long its payload is to be (RFC 8656, section 12.4).
+pub(super) fn channel_head(bytes: &[u8]) -> Option<(ChannelNumber, usize)> {
     let number = ChannelNumber::new(u16_at(bytes, 0)?)?;
-    let length = usize::from(u16_at(bytes, 2)?);
+    Some((number, usize::from(u16_at(bytes, 2)?)))
+}
+
+fn channel_data(bytes: &[u8]) -> Option<Inbound<'_>> {
+    let (number, length) = channel_head(bytes)?;
     // Over UDP a sender may pad, so there may be more bytes than the length says.
     let data = bytes.get(CHANNEL_HEADER_LEN..CHANNEL_HEADER_LEN + length)?;
     Some(Inbound::ChannelData(number, data))
@@ -251,7 +256,7 @@ fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
 
 /// The longest head: a Data indication's with an IPv6 peer.
 const MAX_HEAD_LEN: usize = 48;
-const CHANNEL_HEADER_LEN: usize = 4;
+pub(super) const CHANNEL_HEADER_LEN: usize = 4;
 const STUN_HEADER_LEN: usize = 20;
 const MAGIC_COOKIE: [u8; 4] = [0x21, 0x12, 0xA4, 0x42];
 const COOKIE_HIGH: u16 = 0x2112;

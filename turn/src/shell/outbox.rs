@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!  Forward ─► push ─┬─ same way, same receiver, same length ──► longer run ─┐
-//!                   └─ else ──────────────────────────────────► new run ────┴─► flush: one sendmmsg per socket,
-//!                                                                               UDP_SEGMENT for each run
+//!                   └─ else ──────────────────────────────────► new run ────┼─► flush: one sendmmsg per socket,
+//!  Run ─► push_run ───────────────────────────────────────────► as it is ───┘          UDP_SEGMENT for each run
 //! ```
 //!
 //! Nothing is copied: heads, payloads and padding are gathered from where they lie. The order of the datagrams to one
@@ -19,6 +19,7 @@ use super::datagrams::{MAX_MESSAGES, Message, send};
 use super::sockets::Sockets;
 use crate::core::RelayId;
 use crate::core::counters::{Counters, Direction, Drop};
+use crate::core::runs::{self, Receiver};
 use crate::core::server::Forward;
 use crate::core::wire::Envelope;
 
@@ -26,7 +27,9 @@ use crate::core::wire::Envelope;
 #[derive(Debug, Default)]
 pub(super) struct Outbox<'a> {
     datagrams: ArrayVec<Datagram<'a>, MAX_DATAGRAMS>,
-    runs: ArrayVec<Run, MAX_MESSAGES>,
+    runs: ArrayVec<Run<'a>, MAX_MESSAGES>,
+    /// How many parts the runs have that came whole.
+    parts: usize,
 }
 
 /// Whether the kernel may be asked to cut runs.
@@ -51,7 +54,7 @@ enum Way {
 }
 
 #[derive(Debug)]
-struct Run {
+struct Run<'a> {
     way: Way,
     to: SocketAddr,
     /// How many datagrams.
@@ -62,12 +65,37 @@ struct Run {
     total: usize,
     /// Whether the last is as long as the first, so that another may follow.
     is_open: bool,
+    /// As it came, where it came whole. Else its datagrams stand beside.
+    whole: Option<runs::Run<'a>>,
 }
 
 impl<'a> Outbox<'a> {
     /// Whether it must be flushed before more goes in.
     pub(super) fn is_full(&self) -> bool {
-        self.datagrams.is_full() || self.runs.is_full()
+        self.datagrams.is_full() || self.runs.is_full() || self.parts > MAX_WHOLE_PARTS - 2 * MAX_SEGMENTS
+    }
+
+    /// Takes a run in, unless it is one that the kernel could not send so. There must be room.
+    pub(super) fn push_run(&mut self, run: runs::Run<'a>) -> bool {
+        let (count, length, total) = (run.count(), run.each_len(), run.total_len());
+        if count > MAX_SEGMENTS || length > MAX_SEGMENT || total > MAX_RUN_BYTES {
+            return false;
+        }
+        let (way, to) = match run.to {
+            Receiver::Peer { relay, peer } => (Way::Relay(relay), peer),
+            Receiver::Client(to) => (Way::Listener(to.local), to.remote),
+        };
+        self.parts += 2 * count;
+        self.runs.push(Run {
+            way,
+            to,
+            count,
+            length,
+            total,
+            is_open: false,
+            whole: Some(run),
+        });
+        true
     }
 
     /// Takes a payload in. There must be room.
@@ -100,6 +128,7 @@ impl<'a> Outbox<'a> {
                 length,
                 total: length,
                 is_open: (1..=MAX_SEGMENT).contains(&length),
+                whole: None,
             }),
         }
         self.datagrams.push(datagram);
@@ -116,21 +145,46 @@ impl<'a> Outbox<'a> {
         while let Some(first) = runs.first() {
             let alike = runs.iter().take_while(|run| run.way == first.way).count();
             let (now, later) = runs.split_at(alike);
-            let (these, rest) = datagrams.split_at(now.iter().map(|run| run.count).sum());
+            let (these, rest) = datagrams.split_at(now.iter().map(Run::beside).sum());
             match sockets.by_way(first.way) {
                 Some(socket) => send_runs(socket, now, these, segmentation, counters),
-                None => these
-                    .iter()
-                    .for_each(|_| counters.dropped(first.direction(), Drop::SendFailed)),
+                None => now.iter().for_each(|run| run.dropped(Drop::SendFailed, counters)),
             }
             (datagrams, runs) = (rest, later);
         }
         self.datagrams.clear();
         self.runs.clear();
+        self.parts = 0;
     }
 }
 
-impl Run {
+impl<'a> Run<'a> {
+    /// How many datagrams stand beside it.
+    fn beside(&self) -> usize {
+        if self.whole.is_some() { 0 } else { self.count }
+    }
+
+    /// The parts of all its datagrams, where `beside` are those that stand beside it.
+    fn parts<'p, const N: usize>(&'p self, beside: &'p [Datagram<'_>], parts: &mut ArrayVec<IoSlice<'p>, N>) {
+        if let Some(whole) = &self.whole {
+            for (head, payload) in whole.datagrams() {
+                parts.extend(head.map(IoSlice::new));
+                parts.push(IoSlice::new(payload));
+            }
+        }
+        parts.extend(beside.iter().flat_map(Datagram::parts));
+    }
+
+    fn payload_len(&self, beside: &[Datagram<'_>]) -> usize {
+        let beside = beside.iter().map(|datagram| datagram.payload.len());
+        self.whole
+            .map_or_else(|| beside.sum(), |whole| whole.payload_len())
+    }
+
+    fn dropped(&self, reason: Drop, counters: &mut Counters) {
+        (0..self.count).for_each(|_| counters.dropped(self.direction(), reason));
+    }
+
     #[inline]
     fn takes(&self, way: Way, to: SocketAddr, length: usize) -> bool {
         self.is_open
@@ -153,16 +207,6 @@ impl Datagram<'_> {
     fn length(&self) -> usize {
         let around = self.envelope.as_ref();
         self.payload.len() + around.map_or(0, |around| around.head().len() + around.padding().len())
-    }
-
-    fn part_count(&self) -> usize {
-        let around = self.envelope.as_ref();
-        let has_head = around.is_some();
-        let has_padding = around.is_some_and(|around| !around.padding().is_empty());
-        [has_head, !self.payload.is_empty(), has_padding]
-            .into_iter()
-            .map(usize::from)
-            .sum()
     }
 
     /// Its parts, those that are not empty. A head never is.
@@ -211,24 +255,27 @@ impl Segmentation {
 /// Sends runs by one socket.
 fn send_runs(
     socket: BorrowedFd<'_>,
-    runs: &[Run],
+    runs: &[Run<'_>],
     datagrams: &[Datagram<'_>],
     segmentation: &mut Segmentation,
     counters: &mut Counters,
 ) {
-    // Filled in place: what is collected is moved once more, and this is 6 kB.
+    // Filled in place: what is collected is moved once more, and this is 14 kB.
     let mut parts: ArrayVec<IoSlice<'_>, MAX_PARTS> = ArrayVec::new();
-    parts.extend(datagrams.iter().flat_map(Datagram::parts));
-    let mut parts = &parts[..];
+    let mut of_runs: ArrayVec<(&Run<'_>, &[Datagram<'_>], usize), MAX_MESSAGES> = ArrayVec::new();
     let mut rest = datagrams;
-    let mut messages: ArrayVec<Message<'_>, MAX_MESSAGES> = ArrayVec::new();
-    let mut of_runs: ArrayVec<(&Run, &[Datagram<'_>]), MAX_MESSAGES> = ArrayVec::new();
     for run in runs {
-        let (these, others) = rest.split_at(run.count);
-        let count = these.iter().map(Datagram::part_count).sum();
-        let (own, others_parts) = parts.split_at(count);
-        (rest, parts) = (others, others_parts);
-        of_runs.push((run, these));
+        let (these, others) = rest.split_at(run.beside());
+        let before = parts.len();
+        run.parts(these, &mut parts);
+        of_runs.push((run, these, parts.len() - before));
+        rest = others;
+    }
+    let mut parts = &parts[..];
+    let mut messages: ArrayVec<Message<'_>, MAX_MESSAGES> = ArrayVec::new();
+    for (run, _, count) in &of_runs {
+        let (own, others) = parts.split_at(*count);
+        parts = others;
         messages.push(Message {
             to: run.to,
             parts: own,
@@ -237,7 +284,7 @@ fn send_runs(
     }
     let mut done = 0;
     while done < messages.len() {
-        let (run, these) = of_runs[done];
+        let (run, these, _) = of_runs[done];
         if run.count > 1 && !segmentation.is_on() {
             send_singly(socket, run, these, counters);
             done += 1;
@@ -245,9 +292,8 @@ fn send_runs(
         }
         match send(socket, &messages[done..]) {
             Ok(sent) => {
-                for (run, these) in &of_runs[done..done + sent] {
-                    let payload = these.iter().map(|datagram| datagram.payload.len()).sum();
-                    counters.relayed_many(run.direction(), run.count, payload);
+                for (run, these, _) in &of_runs[done..done + sent] {
+                    counters.relayed_many(run.direction(), run.count, run.payload_len(these));
                 }
                 done += sent.max(1);
             }
@@ -256,9 +302,7 @@ fn send_runs(
                 done += 1;
             }
             Err(error) => {
-                these
-                    .iter()
-                    .for_each(|_| counters.dropped(run.direction(), reason(&error)));
+                run.dropped(reason(&error), counters);
                 done += 1;
             }
         }
@@ -266,31 +310,38 @@ fn send_runs(
 }
 
 /// Sends the datagrams of a run one by one, though with few system calls.
-fn send_singly(socket: BorrowedFd<'_>, run: &Run, datagrams: &[Datagram<'_>], counters: &mut Counters) {
-    for some in datagrams.chunks(MAX_MESSAGES) {
-        let parts: ArrayVec<ArrayVec<IoSlice<'_>, 3>, MAX_MESSAGES> =
-            some.iter().map(|datagram| datagram.parts().collect()).collect();
-        let messages: ArrayVec<Message<'_>, MAX_MESSAGES> = parts
-            .iter()
-            .map(|parts| Message {
-                to: run.to,
-                parts,
-                segment: None,
-            })
-            .collect();
-        let mut done = 0;
-        while done < messages.len() {
-            match send(socket, &messages[done..]) {
-                Ok(sent) => {
-                    for datagram in &some[done..done + sent] {
-                        counters.relayed(run.direction(), datagram.payload.len());
-                    }
-                    done += sent.max(1);
+fn send_singly(socket: BorrowedFd<'_>, run: &Run<'_>, beside: &[Datagram<'_>], counters: &mut Counters) {
+    let mut parts: ArrayVec<ArrayVec<IoSlice<'_>, 3>, MAX_DATAGRAMS> = ArrayVec::new();
+    let mut payloads: ArrayVec<usize, MAX_DATAGRAMS> = ArrayVec::new();
+    for (head, payload) in run.whole.iter().flat_map(runs::Run::datagrams) {
+        let both = head.into_iter().chain([payload]);
+        parts.push(both.map(IoSlice::new).collect());
+        payloads.push(payload.len());
+    }
+    for datagram in beside {
+        parts.push(datagram.parts().collect());
+        payloads.push(datagram.payload.len());
+    }
+    let messages: ArrayVec<Message<'_>, MAX_DATAGRAMS> = parts
+        .iter()
+        .map(|parts| Message {
+            to: run.to,
+            parts,
+            segment: None,
+        })
+        .collect();
+    let mut done = 0;
+    while done < messages.len() {
+        match send(socket, &messages[done..]) {
+            Ok(sent) => {
+                for payload in &payloads[done..done + sent] {
+                    counters.relayed(run.direction(), *payload);
                 }
-                Err(error) => {
-                    counters.dropped(run.direction(), reason(&error));
-                    done += 1;
-                }
+                done += sent.max(1);
+            }
+            Err(error) => {
+                counters.dropped(run.direction(), reason(&error));
+                done += 1;
             }
         }
     }
@@ -305,8 +356,10 @@ fn reason(error: &io::Error) -> Drop {
 
 /// How many datagrams wait at most.
 const MAX_DATAGRAMS: usize = 128;
-/// A head, a payload and padding for each.
-const MAX_PARTS: usize = 3 * MAX_DATAGRAMS;
+/// A head, a payload and padding for each; and those of runs that came whole.
+const MAX_PARTS: usize = 3 * MAX_DATAGRAMS + MAX_WHOLE_PARTS;
+/// For some of the longest, of which each datagram has a head and a payload.
+const MAX_WHOLE_PARTS: usize = 8 * MAX_SEGMENTS;
 /// What every kernel with UDP_SEGMENT takes at once (UDP_MAX_SEGMENTS).
 const MAX_SEGMENTS: usize = 64;
 /// A little less than an IP packet holds.

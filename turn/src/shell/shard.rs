@@ -31,6 +31,8 @@ use super::streams::{StreamListener, Streams, first_message};
 use super::token::Token;
 use super::xdp::{Channels, Ends, Xdp};
 use crate::addresses::Addresses;
+use crate::core::counters::Side;
+use crate::core::runs::Run;
 use crate::core::server::{Command, OpenFailure, Server};
 use crate::core::shared::Shared;
 use crate::core::wire::NotOurs;
@@ -241,6 +243,13 @@ impl Shard {
                 local,
                 remote: message.from,
             };
+            self.server.handle_timeout(now.instant);
+            let (bytes, every) = (message.bytes, message.segment);
+            let run = self.server.client_run(now.instant, from, bytes, every);
+            if self.pass_run_on(&mut outbox, Side::Client, bytes, run) {
+                self.after_input(&mut outbox, now);
+                continue;
+            }
             for datagram in message.datagrams() {
                 outbox.push(self.server.client_input(now, from, datagram));
                 self.after_input(&mut outbox, now);
@@ -260,6 +269,17 @@ impl Shard {
         self.is_more |= inbox.is_full();
         let mut outbox = Outbox::default();
         for message in inbox.messages() {
+            self.server.handle_timeout(now.instant);
+            let (bytes, every) = (message.bytes, message.segment);
+            let run = self
+                .server
+                .peer_run(now.instant, relay, message.from, bytes, every);
+            if self.pass_run_on(&mut outbox, Side::Peer, bytes, run) {
+                if outbox.is_full() {
+                    self.flush(&mut outbox);
+                }
+                continue;
+            }
             for datagram in message.datagrams() {
                 let forward = self.server.peer_input(now, relay, message.from, datagram);
                 let counters = self.server.counters_mut();
@@ -272,6 +292,22 @@ impl Shard {
             }
         }
         self.flush(&mut outbox);
+    }
+
+    /// Takes in what came in one piece, where it goes in one piece, too.
+    fn pass_run_on<'a>(
+        &mut self,
+        outbox: &mut Outbox<'a>,
+        side: Side,
+        bytes: &[u8],
+        run: Option<Run<'a>>,
+    ) -> bool {
+        let passed = run.filter(|run| outbox.push_run(*run));
+        if let Some(run) = passed {
+            let counters = self.server.counters_mut();
+            counters.received_many(side, run.count(), bytes.len());
+        }
+        passed.is_some()
     }
 
     /// Makes room, and does what is to be done: what is on its way goes first, before a relay is closed or its number
