@@ -1,5 +1,7 @@
 //! A run is decided as its datagrams are, one by one.
 
+#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
 mod common;
 
 use common::{Answer, Client, World, peer, peer_v6};
@@ -42,14 +44,14 @@ impl Stage {
         Self { world, client, relay }
     }
 
-    fn from_client_singly(&mut self, bytes: &[u8], every: usize) -> Vec<Option<Left>> {
+    fn singly_from_client(&mut self, bytes: &[u8], every: usize) -> Vec<Option<Left>> {
         let (now, from) = (self.world.now(), self.client.at);
         let each = bytes.chunks(every);
         each.map(|datagram| left(&self.world.server.client_input(now, from, datagram)))
             .collect()
     }
 
-    fn from_peer_singly(
+    fn singly_from_peer(
         &mut self,
         peer: std::net::SocketAddr,
         bytes: &[u8],
@@ -137,7 +139,7 @@ proptest! {
     fn a_clients_run_is_decided_as_its_datagrams_are((bytes, every) in pieces()) {
         let mut stage = Stage::new(Limits::default());
         let now = stage.world.now().instant;
-        let singly = stage.from_client_singly(&bytes, every);
+        let singly = stage.singly_from_client(&bytes, every);
         let run = stage.world.server.client_run(now, stage.client.at, &bytes, every);
         if let Some(run) = run {
             prop_assert_eq!(of_run(&run), singly);
@@ -161,7 +163,7 @@ proptest! {
         let mut stage = Stage::new(Limits::default());
         let now = stage.world.now().instant;
         let bytes: Vec<u8> = (0..count * every + last % every).map(|at| at as u8).collect();
-        let singly = stage.from_peer_singly(peer(n), &bytes, every);
+        let singly = stage.singly_from_peer(peer(n), &bytes, every);
         let run = stage.world.server.peer_run(now, stage.relay, peer(n), &bytes, every);
         prop_assert_eq!(run.is_some(), n <= 2 && bytes.len() > every);
         if let Some(run) = run {

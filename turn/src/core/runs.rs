@@ -55,7 +55,43 @@ enum Heads {
     },
 }
 
-impl Run<'_> {
+impl<'a> Run<'a> {
+    /// ChannelData of one channel, `every` bytes each but the last, on its way to a peer. `None` where `bytes` are not that
+    /// and nothing else: one datagram, several channels, padding, no payload.
+    pub fn to_peer(relay: RelayId, peer: SocketAddr, bytes: &'a [u8], every: usize) -> Option<Self> {
+        let (channel, length) = channel_head(bytes)?;
+        if bytes.len() <= every || length == 0 || length + CHANNEL_HEADER_LEN != every {
+            return None;
+        }
+        let head = &bytes[..CHANNEL_HEADER_LEN];
+        let (full, last) = bytes.split_at(bytes.len() - bytes.len() % every);
+        let payload = last.len().saturating_sub(CHANNEL_HEADER_LEN);
+        let is_last_alike = last.is_empty() || payload > 0 && channel_head(last) == Some((channel, payload));
+        let are_alike = is_last_alike && full.chunks_exact(every).all(|chunk| chunk.starts_with(head));
+        are_alike.then_some(Self {
+            to: Receiver::Peer { relay, peer },
+            bytes,
+            every,
+            heads: Heads::Come,
+        })
+    }
+
+    /// What a peer sent, `every` bytes each but the last, on its way to a client. `None` for one datagram.
+    pub fn to_client(to: FiveTuple, channel: ChannelNumber, bytes: &'a [u8], every: usize) -> Option<Self> {
+        if every == 0 || bytes.len() <= every {
+            return None;
+        }
+        Some(Self {
+            to: Receiver::Client(to),
+            bytes,
+            every,
+            heads: Heads::Leave {
+                each: head_of(channel, every)?,
+                last: head_of(channel, bytes.len() % every)?,
+            },
+        })
+    }
+
     /// How many datagrams.
     pub fn count(&self) -> usize {
         self.bytes.len().div_ceil(self.every)
@@ -104,33 +140,14 @@ impl<R: CryptoRng> Server<R> {
         bytes: &'a [u8],
         every: usize,
     ) -> Option<Run<'a>> {
-        let (channel, length) = channel_head(bytes)?;
-        let are_alike = |chunk: &[u8]| {
-            let head = channel_head(chunk);
-            head == Some((channel, chunk.len().wrapping_sub(CHANNEL_HEADER_LEN)))
-        };
-        if bytes.len() <= every || length == 0 || length + CHANNEL_HEADER_LEN != every {
-            return None;
-        }
-        let (full, last) = bytes.split_at(bytes.len() - bytes.len() % every);
-        let is_last_one = last.is_empty() || last.len() > CHANNEL_HEADER_LEN && are_alike(last);
-        let each = &bytes[..CHANNEL_HEADER_LEN];
-        if !is_last_one || !full.chunks_exact(every).all(|chunk| chunk.starts_with(each)) {
-            return None;
-        }
+        let (channel, _) = channel_head(bytes)?;
         let (id, allocation) = self.table.of_client(&from)?;
         let peer = allocation.peer_of(now, channel)?;
         let family = Family::of_socket(peer);
         let is_free = allocation.relays[family].is_some()
             && allocation.is_permitted(now, peer.ip())
             && allocation.buckets.is_unlimited();
-        let relay = RelayId::new(id, family);
-        is_free.then_some(Run {
-            to: Receiver::Peer { relay, peer },
-            bytes,
-            every,
-            heads: Heads::Come,
-        })
+        Run::to_peer(RelayId::new(id, family), peer, bytes, every).filter(|_| is_free)
     }
 
     /// The run that a peer's datagrams are, `every` bytes each but the last. Nothing is counted.
@@ -144,20 +161,10 @@ impl<R: CryptoRng> Server<R> {
     ) -> Option<Run<'a>> {
         let allocation = self.table.get(relay.allocation())?;
         let channel = allocation.channel_to(now, peer)?;
-        let is_free = bytes.len() > every
-            && every > 0
-            && allocation.client.transport == Transport::Udp
+        let is_free = allocation.client.transport == Transport::Udp
             && allocation.is_permitted(now, peer.ip())
             && allocation.buckets.is_unlimited();
-        is_free.then_some(Run {
-            to: Receiver::Client(allocation.client),
-            bytes,
-            every,
-            heads: Heads::Leave {
-                each: head_of(channel, every)?,
-                last: head_of(channel, bytes.len() % every)?,
-            },
-        })
+        Run::to_client(allocation.client, channel, bytes, every).filter(|_| is_free)
     }
 }
 

@@ -1,9 +1,9 @@
 //! What waits to be sent: payloads to pass on, kept in runs that the kernel can send as one.
 //!
 //! ```text
-//!  Forward ─► push ─┬─ same way, same receiver, same length ──► longer run ─┐
-//!                   └─ else ──────────────────────────────────► new run ────┼─► flush: one sendmmsg per socket,
-//!  Run ─► push_run ───────────────────────────────────────────► as it is ───┘          UDP_SEGMENT for each run
+//!  Forward ─► push ─────┬─ same way, same receiver, same length ──► longer run ─┐
+//!  Run ─────► push_run ─┴─ else ──────────────────────────────────► new run ────┴─► flush: one sendmmsg per socket,
+//!                                                                                   UDP_SEGMENT for each run
 //! ```
 //!
 //! Nothing is copied: heads, payloads and padding are gathered from where they lie. The order of the datagrams to one
@@ -17,18 +17,18 @@ use arrayvec::ArrayVec;
 
 use super::datagrams::{MAX_MESSAGES, Message, send};
 use super::sockets::Sockets;
-use crate::core::RelayId;
 use crate::core::counters::{Counters, Direction, Drop};
-use crate::core::runs::{self, Receiver};
+use crate::core::runs::Receiver;
 use crate::core::server::Forward;
 use crate::core::wire::Envelope;
+use crate::core::{self, RelayId};
 
 /// Payloads of one inbox on their way. To be emptied with [`Outbox::flush`].
 #[derive(Debug, Default)]
 pub(super) struct Outbox<'a> {
-    datagrams: ArrayVec<Datagram<'a>, MAX_DATAGRAMS>,
-    runs: ArrayVec<Run<'a>, MAX_MESSAGES>,
-    /// How many parts the runs have that came whole.
+    pieces: ArrayVec<Piece<'a>, MAX_PIECES>,
+    runs: ArrayVec<Run, MAX_MESSAGES>,
+    /// Of how many parts the pieces are gathered, at most.
     parts: usize,
 }
 
@@ -39,10 +39,14 @@ pub(super) struct Segmentation {
     rest: u32,
 }
 
+/// What came in one piece.
 #[derive(Debug)]
-struct Datagram<'a> {
-    envelope: Option<Envelope>,
-    payload: &'a [u8],
+enum Piece<'a> {
+    Datagram {
+        envelope: Option<Envelope>,
+        payload: &'a [u8],
+    },
+    Run(core::runs::Run<'a>),
 }
 
 /// The socket that something leaves by.
@@ -54,84 +58,83 @@ enum Way {
 }
 
 #[derive(Debug)]
-struct Run<'a> {
+struct Run {
     way: Way,
     to: SocketAddr,
+    /// How many pieces.
+    pieces: usize,
+    size: Size,
+    /// Whether the last datagram is as long as the first, so that another may follow.
+    is_open: bool,
+}
+
+/// How much a piece or a run is.
+#[derive(Debug, Clone, Copy)]
+struct Size {
     /// How many datagrams.
     count: usize,
     /// The length of the first.
     length: usize,
     /// All their bytes.
     total: usize,
-    /// Whether the last is as long as the first, so that another may follow.
-    is_open: bool,
-    /// As it came, where it came whole. Else its datagrams stand beside.
-    whole: Option<runs::Run<'a>>,
 }
 
 impl<'a> Outbox<'a> {
     /// Whether it must be flushed before more goes in.
     pub(super) fn is_full(&self) -> bool {
-        self.datagrams.is_full() || self.runs.is_full() || self.parts > MAX_WHOLE_PARTS - 2 * MAX_SEGMENTS
-    }
-
-    /// Takes a run in, unless it is one that the kernel could not send so. There must be room.
-    pub(super) fn push_run(&mut self, run: runs::Run<'a>) -> bool {
-        let (count, length, total) = (run.count(), run.each_len(), run.total_len());
-        if count > MAX_SEGMENTS || length > MAX_SEGMENT || total > MAX_RUN_BYTES {
-            return false;
-        }
-        let (way, to) = match run.to {
-            Receiver::Peer { relay, peer } => (Way::Relay(relay), peer),
-            Receiver::Client(to) => (Way::Listener(to.local), to.remote),
-        };
-        self.parts += 2 * count;
-        self.runs.push(Run {
-            way,
-            to,
-            count,
-            length,
-            total,
-            is_open: false,
-            whole: Some(run),
-        });
-        true
+        self.pieces.is_full() || self.runs.is_full() || self.parts + MAX_PARTS_OF_PIECE > MAX_PARTS
     }
 
     /// Takes a payload in. There must be room.
     #[inline]
     pub(super) fn push(&mut self, forward: Forward<'a>) {
-        match forward {
-            Forward::Nothing => {}
-            Forward::ToPeer { relay, peer, payload } => self.add(Way::Relay(relay), peer, None, payload),
+        let (way, to, envelope, payload) = match forward {
+            Forward::Nothing => return,
+            Forward::ToPeer { relay, peer, payload } => (Way::Relay(relay), peer, None, payload),
             Forward::ToClient {
                 to,
                 envelope,
                 payload,
-            } => self.add(Way::Listener(to.local), to.remote, Some(envelope), payload),
-        }
+            } => (Way::Listener(to.local), to.remote, Some(envelope), payload),
+        };
+        self.add(way, to, Piece::Datagram { envelope, payload });
     }
 
-    fn add(&mut self, way: Way, to: SocketAddr, envelope: Option<Envelope>, payload: &'a [u8]) {
-        let datagram = Datagram { envelope, payload };
-        let length = datagram.length();
+    /// Takes in what came in one piece, unless the kernel could not send it so. There must be room.
+    pub(super) fn push_run(&mut self, run: core::runs::Run<'a>) -> bool {
+        let (way, to) = match run.to {
+            Receiver::Peer { relay, peer } => (Way::Relay(relay), peer),
+            Receiver::Client(to) => (Way::Listener(to.local), to.remote),
+        };
+        let piece = Piece::Run(run);
+        let size = piece.size();
+        let fits = size.count <= MAX_SEGMENTS && size.length <= MAX_SEGMENT && size.total <= MAX_RUN_BYTES;
+        if fits {
+            self.add(way, to, piece);
+        }
+        fits
+    }
+
+    fn add(&mut self, way: Way, to: SocketAddr, piece: Piece<'a>) {
+        let size = piece.size();
+        let is_even = size.total == size.count * size.length;
         match self.runs.last_mut() {
-            Some(run) if run.takes(way, to, length) => {
-                run.count += 1;
-                run.total += length;
-                run.is_open = length == run.length;
+            Some(run) if run.takes(way, to, size) => {
+                run.pieces += 1;
+                run.size.count += size.count;
+                run.size.total += size.total;
+                run.is_open = is_even && size.length == run.size.length;
             }
             _ => self.runs.push(Run {
                 way,
                 to,
-                count: 1,
-                length,
-                total: length,
-                is_open: (1..=MAX_SEGMENT).contains(&length),
-                whole: None,
+                pieces: 1,
+                size,
+                is_open: is_even && (1..=MAX_SEGMENT).contains(&size.length),
             }),
         }
-        self.datagrams.push(datagram);
+        self.parts += piece.most_parts();
+        self.pieces.push(piece);
     }
 
     /// Sends all there is, and counts what became of it.
@@ -141,58 +144,39 @@ impl<'a> Outbox<'a> {
         segmentation: &mut Segmentation,
         counters: &mut Counters,
     ) {
-        let (mut datagrams, mut runs) = (&self.datagrams[..], &self.runs[..]);
+        let (mut pieces, mut runs) = (&self.pieces[..], &self.runs[..]);
         while let Some(first) = runs.first() {
             let alike = runs.iter().take_while(|run| run.way == first.way).count();
             let (now, later) = runs.split_at(alike);
-            let (these, rest) = datagrams.split_at(now.iter().map(Run::beside).sum());
+            let (these, rest) = pieces.split_at(now.iter().map(|run| run.pieces).sum());
             match sockets.by_way(first.way) {
                 Some(socket) => send_runs(socket, now, these, segmentation, counters),
                 None => now.iter().for_each(|run| run.dropped(Drop::SendFailed, counters)),
             }
-            (datagrams, runs) = (rest, later);
+            (pieces, runs) = (rest, later);
         }
-        self.datagrams.clear();
+        self.pieces.clear();
         self.runs.clear();
         self.parts = 0;
     }
 }
 
-impl<'a> Run<'a> {
-    /// How many datagrams stand beside it.
-    fn beside(&self) -> usize {
-        if self.whole.is_some() { 0 } else { self.count }
-    }
-
-    /// The parts of all its datagrams, where `beside` are those that stand beside it.
-    fn parts<'p, const N: usize>(&'p self, beside: &'p [Datagram<'_>], parts: &mut ArrayVec<IoSlice<'p>, N>) {
-        if let Some(whole) = &self.whole {
-            for (head, payload) in whole.datagrams() {
-                parts.extend(head.map(IoSlice::new));
-                parts.push(IoSlice::new(payload));
-            }
-        }
-        parts.extend(beside.iter().flat_map(Datagram::parts));
-    }
-
-    fn payload_len(&self, beside: &[Datagram<'_>]) -> usize {
-        let beside = beside.iter().map(|datagram| datagram.payload.len());
-        self.whole
-            .map_or_else(|| beside.sum(), |whole| whole.payload_len())
+impl Run {
+    /// Datagrams may follow that are as long as the first, or one that is shorter.
+    #[inline]
+    fn takes(&self, way: Way, to: SocketAddr, size: Size) -> bool {
+        let is_next = size.length == self.size.length || size.count == 1;
+        self.is_open
+            && is_next
+            && (1..=self.size.length).contains(&size.length)
+            && self.size.count + size.count <= MAX_SEGMENTS
+            && self.size.total + size.total <= MAX_RUN_BYTES
+            && self.way == way
+            && self.to == to
     }
 
     fn dropped(&self, reason: Drop, counters: &mut Counters) {
-        (0..self.count).for_each(|_| counters.dropped(self.direction(), reason));
-    }
-
-    #[inline]
-    fn takes(&self, way: Way, to: SocketAddr, length: usize) -> bool {
-        self.is_open
-            && (1..=self.length).contains(&length)
-            && self.count < MAX_SEGMENTS
-            && self.total + length <= MAX_RUN_BYTES
-            && self.way == way
-            && self.to == to
+        (0..self.size.count).for_each(|_| counters.dropped(self.direction(), reason));
     }
 
     fn direction(&self) -> Direction {
@@ -203,22 +187,63 @@ impl<'a> Run<'a> {
     }
 }
 
-impl Datagram<'_> {
-    fn length(&self) -> usize {
-        let around = self.envelope.as_ref();
-        self.payload.len() + around.map_or(0, |around| around.head().len() + around.padding().len())
+impl Piece<'_> {
+    fn size(&self) -> Size {
+        match self {
+            Self::Datagram { envelope, payload } => {
+                let around = envelope.as_ref();
+                let around = around.map_or(0, |around| around.head().len() + around.padding().len());
+                let length = payload.len() + around;
+                Size {
+                    count: 1,
+                    length,
+                    total: length,
+                }
+            }
+            Self::Run(run) => Size {
+                count: run.count(),
+                length: run.each_len(),
+                total: run.total_len(),
+            },
+        }
     }
 
-    /// Its parts, those that are not empty. A head never is.
-    fn parts(&self) -> impl Iterator<Item = IoSlice<'_>> {
-        let around = self.envelope.as_ref();
-        let head = around.map_or(&[][..], Envelope::head);
-        let padding = around.map_or(&[][..], Envelope::padding);
-        [head, self.payload, padding]
-            .into_iter()
-            .filter(|part| !part.is_empty())
-            .map(IoSlice::new)
+    fn payload_len(&self) -> usize {
+        match self {
+            Self::Datagram { payload, .. } => payload.len(),
+            Self::Run(run) => run.payload_len(),
+        }
     }
+
+    fn most_parts(&self) -> usize {
+        match self {
+            Self::Datagram { .. } => 3,
+            Self::Run(run) => 2 * run.count(),
+        }
+    }
+
+    /// Gives each of its datagrams: head, payload and padding.
+    fn each<'p>(&'p self, mut datagram: impl FnMut([&'p [u8]; 3])) {
+        match self {
+            Self::Datagram { envelope, payload } => {
+                let around = envelope.as_ref();
+                let head = around.map_or(&[][..], Envelope::head);
+                let padding = around.map_or(&[][..], Envelope::padding);
+                datagram([head, payload, padding]);
+            }
+            Self::Run(run) => run
+                .datagrams()
+                .for_each(|(head, payload)| datagram([head.unwrap_or_default(), payload, &[]])),
+        }
+    }
+}
+
+/// Those that are not empty, for the system.
+fn slices(parts: [&[u8]; 3]) -> impl Iterator<Item = IoSlice<'_>> {
+    parts
+        .into_iter()
+        .filter(|part| !part.is_empty())
+        .map(IoSlice::new)
 }
 
 impl Sockets {
@@ -255,19 +280,21 @@ impl Segmentation {
 /// Sends runs by one socket.
 fn send_runs(
     socket: BorrowedFd<'_>,
-    runs: &[Run<'_>],
-    datagrams: &[Datagram<'_>],
+    runs: &[Run],
+    pieces: &[Piece<'_>],
     segmentation: &mut Segmentation,
     counters: &mut Counters,
 ) {
-    // Filled in place: what is collected is moved once more, and this is 14 kB.
+    // Filled in place: what is collected is moved once more, and this is 8 kB.
     let mut parts: ArrayVec<IoSlice<'_>, MAX_PARTS> = ArrayVec::new();
-    let mut of_runs: ArrayVec<(&Run<'_>, &[Datagram<'_>], usize), MAX_MESSAGES> = ArrayVec::new();
-    let mut rest = datagrams;
+    let mut of_runs: ArrayVec<(&Run, &[Piece<'_>], usize), MAX_MESSAGES> = ArrayVec::new();
+    let mut rest = pieces;
     for run in runs {
-        let (these, others) = rest.split_at(run.beside());
+        let (these, others) = rest.split_at(run.pieces);
         let before = parts.len();
-        run.parts(these, &mut parts);
+        for piece in these {
+            piece.each(|datagram| parts.extend(slices(datagram)));
+        }
         of_runs.push((run, these, parts.len() - before));
         rest = others;
     }
@@ -279,13 +306,13 @@ fn send_runs(
         messages.push(Message {
             to: run.to,
             parts: own,
-            segment: (run.count > 1).then_some(run.length as u16),
+            segment: (run.size.count > 1).then_some(run.size.length as u16),
         });
     }
     let mut done = 0;
     while done < messages.len() {
         let (run, these, _) = of_runs[done];
-        if run.count > 1 && !segmentation.is_on() {
+        if run.size.count > 1 && !segmentation.is_on() {
             send_singly(socket, run, these, counters);
             done += 1;
             continue;
@@ -293,11 +320,12 @@ fn send_runs(
         match send(socket, &messages[done..]) {
             Ok(sent) => {
                 for (run, these, _) in &of_runs[done..done + sent] {
-                    counters.relayed_many(run.direction(), run.count, run.payload_len(these));
+                    let payload = these.iter().map(Piece::payload_len).sum();
+                    counters.relayed_many(run.direction(), run.size.count, payload);
                 }
                 done += sent.max(1);
             }
-            Err(error) if run.count > 1 && segmentation.is_refusal(&error) => {
+            Err(error) if run.size.count > 1 && segmentation.is_refusal(&error) => {
                 send_singly(socket, run, these, counters);
                 done += 1;
             }
@@ -310,19 +338,16 @@ fn send_runs(
 }
 
 /// Sends the datagrams of a run one by one, though with few system calls.
-fn send_singly(socket: BorrowedFd<'_>, run: &Run<'_>, beside: &[Datagram<'_>], counters: &mut Counters) {
-    let mut parts: ArrayVec<ArrayVec<IoSlice<'_>, 3>, MAX_DATAGRAMS> = ArrayVec::new();
-    let mut payloads: ArrayVec<usize, MAX_DATAGRAMS> = ArrayVec::new();
-    for (head, payload) in run.whole.iter().flat_map(runs::Run::datagrams) {
-        let both = head.into_iter().chain([payload]);
-        parts.push(both.map(IoSlice::new).collect());
-        payloads.push(payload.len());
+fn send_singly(socket: BorrowedFd<'_>, run: &Run, pieces: &[Piece<'_>], counters: &mut Counters) {
+    let mut datagrams: ArrayVec<ArrayVec<IoSlice<'_>, 3>, MAX_SEGMENTS> = ArrayVec::new();
+    let mut payloads: ArrayVec<usize, MAX_SEGMENTS> = ArrayVec::new();
+    for piece in pieces {
+        piece.each(|datagram| {
+            datagrams.push(slices(datagram).collect());
+            payloads.push(datagram[1].len());
+        });
     }
-    for datagram in beside {
-        parts.push(datagram.parts().collect());
-        payloads.push(datagram.payload.len());
-    }
-    let messages: ArrayVec<Message<'_>, MAX_DATAGRAMS> = parts
+    let messages: ArrayVec<Message<'_>, MAX_SEGMENTS> = datagrams
         .iter()
         .map(|parts| Message {
             to: run.to,
@@ -354,12 +379,12 @@ fn reason(error: &io::Error) -> Drop {
     }
 }
 
-/// How many datagrams wait at most.
-const MAX_DATAGRAMS: usize = 128;
-/// A head, a payload and padding for each; and those of runs that came whole.
-const MAX_PARTS: usize = 3 * MAX_DATAGRAMS + MAX_WHOLE_PARTS;
-/// For some of the longest, of which each datagram has a head and a payload.
-const MAX_WHOLE_PARTS: usize = 8 * MAX_SEGMENTS;
+/// How many pieces wait at most.
+const MAX_PIECES: usize = 128;
+/// And parts of them.
+const MAX_PARTS: usize = 512;
+/// Of the longest run, each datagram has a head and a payload.
+const MAX_PARTS_OF_PIECE: usize = 2 * MAX_SEGMENTS;
 /// What every kernel with UDP_SEGMENT takes at once (UDP_MAX_SEGMENTS).
 const MAX_SEGMENTS: usize = 64;
 /// A little less than an IP packet holds.
@@ -377,6 +402,7 @@ mod tests {
     use super::super::sockets::{Listener, udp};
     use super::*;
     use crate::core::counters::Count;
+    use crate::core::runs::Run;
     use crate::core::wire::ChannelNumber;
     use crate::core::{FiveTuple, Transport};
 
@@ -418,6 +444,45 @@ mod tests {
             outbox.push(world.to_peer(&PAYLOAD[..length]));
         }
         assert_eq!(counts(&outbox), [64, 1, 44, 19]);
+    }
+
+    #[test]
+    fn what_came_in_one_piece_lengthens_a_run_or_ends_it() {
+        let world = World::new();
+        let mut outbox = Outbox::default();
+        let piece =
+            |length, every| Run::to_client(world.client(), channel(), &PAYLOAD[..length], every).unwrap();
+        outbox.push(world.to_client(&PAYLOAD[..100]));
+        for (length, every) in [
+            (200, 100),
+            (300, 100),
+            (250, 100),
+            (300, 100),
+            (200, 50),
+            (100, 50),
+        ] {
+            assert!(outbox.push_run(piece(length, every)));
+        }
+        outbox.push(world.to_client(&PAYLOAD[..30]));
+        outbox.push(world.to_client(&PAYLOAD[..30]));
+        assert_eq!(counts(&outbox), [1 + 2 + 3 + 3, 3, 4 + 2 + 1, 1]);
+    }
+
+    #[test]
+    fn a_piece_that_the_kernel_could_not_send_is_not_taken() {
+        let long = vec![0; 64_900];
+        let world = World::new();
+        let mut outbox = Outbox::default();
+        let piece =
+            |length, every| Run::to_client(world.client(), channel(), &long[..length], every).unwrap();
+        // Too long each, too many, too long together.
+        for (length, every) in [(4000, 1469), (650, 10), (64_900, 1400)] {
+            assert!(!outbox.push_run(piece(length, every)));
+        }
+        while !outbox.is_full() {
+            assert!(outbox.push_run(piece(640, 10)));
+        }
+        assert_eq!(counts(&outbox), [64; 4], "each datagram has two parts");
     }
 
     #[test]
@@ -513,18 +578,18 @@ mod tests {
             }
         }
 
+        fn client(&self) -> FiveTuple {
+            FiveTuple {
+                transport: Transport::Udp,
+                local: self.local,
+                remote: self.client.local_addr().unwrap(),
+            }
+        }
+
         fn to_client<'a>(&self, payload: &'a [u8]) -> Forward<'a> {
             Forward::ToClient {
-                to: FiveTuple {
-                    transport: Transport::Udp,
-                    local: self.local,
-                    remote: self.client.local_addr().unwrap(),
-                },
-                envelope: Envelope::channel_data(
-                    ChannelNumber::new(0x4000).unwrap(),
-                    payload.len() as u16,
-                    false,
-                ),
+                to: self.client(),
+                envelope: Envelope::channel_data(channel(), payload.len() as u16, false),
                 payload,
             }
         }
@@ -534,18 +599,31 @@ mod tests {
             let lengths = [
                 1200, 1200, 1200, 333, 0, 5, 5, 5, 1472, 1472, 1473, 9000, 1, 1, 2, 2,
             ];
-            let payloads: Vec<&[u8]> = lengths
+            let mut payloads: Vec<&[u8]> = lengths
                 .iter()
                 .enumerate()
                 .map(|(at, length)| &PAYLOAD[at..at + length])
                 .collect();
+            // And what came in one piece.
+            let pieces = [1000, 1000, 1000, 300];
+            let (peer, of_peer) = (self.peer.local_addr().unwrap(), &PAYLOAD[..3300]);
+            let with_head = |payload: &[u8]| {
+                let head = [0x4000, payload.len() as u16].map(u16::to_be_bytes);
+                [head.as_flattened(), payload].concat()
+            };
+            let of_client: Vec<_> = of_peer.chunks(1000).flat_map(with_head).collect();
             let mut outbox = Outbox::default();
             payloads
                 .iter()
                 .for_each(|payload| outbox.push(self.to_peer(payload)));
+            assert!(outbox.push_run(Run::to_peer(RelayId(0), peer, &of_client, 1004).unwrap()));
             payloads
                 .iter()
                 .for_each(|payload| outbox.push(self.to_client(payload)));
+            let piece = Run::to_client(self.client(), channel(), of_peer, 1000).unwrap();
+            assert!(outbox.push_run(piece));
+            payloads.extend(of_peer.chunks(1000));
+            let lengths: Vec<_> = lengths.into_iter().chain(pieces).collect();
             let mut counters = Counters::default();
             outbox.flush(&self.sockets, segmentation, &mut counters);
             let mut buffer = [0; 10_000];
@@ -569,8 +647,12 @@ mod tests {
         }
     }
 
+    fn channel() -> ChannelNumber {
+        ChannelNumber::new(0x4000).unwrap()
+    }
+
     fn counts(outbox: &Outbox<'_>) -> Vec<usize> {
-        outbox.runs.iter().map(|run| run.count).collect()
+        outbox.runs.iter().map(|run| run.size.count).collect()
     }
 
     #[allow(clippy::disallowed_methods, reason = "the test has sockets of its own")]
