@@ -140,6 +140,9 @@ impl<R: CryptoRng> Server<R> {
         bytes: &'a [u8],
         every: usize,
     ) -> Option<Run<'a>> {
+        if bytes.len() <= every {
+            return None;
+        }
         let (channel, _) = channel_head(bytes)?;
         let (id, allocation) = self.table.of_client(&from)?;
         let peer = allocation.peer_of(now, channel)?;
@@ -159,6 +162,9 @@ impl<R: CryptoRng> Server<R> {
         bytes: &'a [u8],
         every: usize,
     ) -> Option<Run<'a>> {
+        if bytes.len() <= every {
+            return None;
+        }
         let allocation = self.table.get(relay.allocation())?;
         let channel = allocation.channel_to(now, peer)?;
         let is_free = allocation.client.transport == Transport::Udp
