@@ -30,7 +30,7 @@ pub(crate) struct Network {
     servers: String,
     world: String,
     home: File,
-    /// veth wakes up a receiver of what a driver sends only if it has a program too.
+    /// A receiver of what a driver sends takes packets in as cards do, with a program too.
     _receiver: Option<Xdp>,
 }
 

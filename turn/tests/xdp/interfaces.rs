@@ -45,6 +45,21 @@ fn from_a_driver_to_the_kernel_and_back() {
     assert_eq!(number(&metrics, XDP_TO_PEER), 0);
 }
 
+#[test]
+fn a_driver_sends_back_where_the_other_end_has_no_program() {
+    let Some(mut net) = Net::build() else { return };
+    net.1.clear();
+    net.0.exec("world", "ethtool", &["-K", "eth0", "gro", "on"]);
+    let server = net.serve(&["--xdp", "eth0"]);
+    assert_eq!(server.said("the driver of eth0 relays channels itself"), 1);
+    let mut call = Call::new(&net);
+    for length in [4, 333, 1468] {
+        call.both_ways(length);
+    }
+    let metrics = server.until(XDP_TO_CLIENT, 3);
+    assert_eq!(number(&metrics, XDP_TO_PEER), 3);
+}
+
 /// As in a container: the other end of its interface wakes up for nothing that a driver sends.
 #[test]
 fn where_the_driver_can_not_send_the_kernel_does_it() {

@@ -5,7 +5,7 @@
 //! ```
 //!
 //! On veth a driver has packets to relay only where they come with finished checksums, and what it sends back is taken in
-//! only where the other end has a program too; so the world's end is made that way.
+//! only where the other end takes packets in as cards do; so the world's end is made that way, with a program of its own.
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 #![allow(
     clippy::disallowed_methods,

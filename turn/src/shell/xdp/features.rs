@@ -10,7 +10,7 @@ use rustix::net::{
 };
 
 /// Whether the driver of an interface sends what XDP programs give it. A virtual pair's does while the other end takes
-/// packets in as cards do: with a program of its own (what is sent back by XDP_TX takes that), or by GRO.
+/// packets in as cards do: with a program of its own, or by GRO.
 ///
 /// # Errors
 /// Where the kernel does not say.

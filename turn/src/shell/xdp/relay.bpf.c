@@ -213,7 +213,7 @@ static __always_inline void rewrite(struct headers *new, const struct headers *o
 	}
 }
 
-static __always_inline int leave(struct xdp_md *ctx, const struct bpf_fib_lookup *hop, __u32 direction,
+static __always_inline int leave(const struct bpf_fib_lookup *hop, __u32 direction,
 				 const struct way *way)
 {
 	struct count *count = bpf_map_lookup_elem(&COUNTS, &direction);
@@ -222,9 +222,10 @@ static __always_inline int leave(struct xdp_md *ctx, const struct bpf_fib_lookup
 		count->packets += 1;
 		count->bytes += way->payload;
 	}
-	if (hop->ifindex == ctx->ingress_ifindex)
-		return XDP_TX;
-	return bpf_redirect_map(&PORTS, hop->ifindex, 0);
+	/* By the way that one interface sends another's packets by, even where it is the same one: whether a driver can do that
+	 * is known, and XDP_TX ends in nothing on a veth whose other end has no program. Where it is not among PORTS it is the
+	 * kernel that sends, which can do both. */
+	return bpf_redirect_map(&PORTS, hop->ifindex, XDP_TX);
 }
 
 /* Takes the channel head away. Padding after the payload (RFC 8656, section 12.5) stays behind the packet's end, where
@@ -279,7 +280,7 @@ static __always_inline int client_input(struct xdp_md *ctx, const struct headers
 	if (data + sizeof(kept) > data_end)
 		return XDP_DROP;
 	rewrite(data, &kept, &way, &hop, head_sum);
-	return leave(ctx, &hop, TO_PEER, &way);
+	return leave(&hop, TO_PEER, &way);
 }
 
 /* Puts a channel head before the payload. */
@@ -322,7 +323,7 @@ static __always_inline int peer_input(struct xdp_md *ctx, const struct headers *
 	rewrite(data, &kept, &way, &hop, head.number + head.length);
 	*place = head;
 	way.payload -= sizeof(head);
-	return leave(ctx, &hop, TO_CLIENT, &way);
+	return leave(&hop, TO_CLIENT, &way);
 }
 
 SEC("xdp.frags")
