@@ -15,7 +15,7 @@ use rand::CryptoRng;
 
 use super::family::Family;
 use super::server::Server;
-use super::wire::{CHANNEL_HEADER_LEN, ChannelNumber, channel_head};
+use super::wire::{CHANNEL_HEADER_LEN, ChannelNumber, channel_head, channel_head_of};
 use super::{FiveTuple, RelayId, Transport};
 
 /// Datagrams that go the same way. Of those that came, each but the last is equally long, and the last not longer; none of
@@ -86,8 +86,8 @@ impl<'a> Run<'a> {
             bytes,
             every,
             heads: Heads::Leave {
-                each: head_of(channel, every)?,
-                last: head_of(channel, bytes.len() % every)?,
+                each: channel_head_of(channel, u16::try_from(every).ok()?),
+                last: channel_head_of(channel, u16::try_from(bytes.len() % every).ok()?),
             },
         })
     }
@@ -140,9 +140,6 @@ impl<R: CryptoRng> Server<R> {
         bytes: &'a [u8],
         every: usize,
     ) -> Option<Run<'a>> {
-        if bytes.len() <= every {
-            return None;
-        }
         let (channel, _) = channel_head(bytes)?;
         let (id, allocation) = self.table.of_client(&from)?;
         let peer = allocation.peer_of(now, channel)?;
@@ -162,9 +159,6 @@ impl<R: CryptoRng> Server<R> {
         bytes: &'a [u8],
         every: usize,
     ) -> Option<Run<'a>> {
-        if bytes.len() <= every {
-            return None;
-        }
         let allocation = self.table.get(relay.allocation())?;
         let channel = allocation.channel_to(now, peer)?;
         let is_free = allocation.client.transport == Transport::Udp
@@ -172,10 +166,4 @@ impl<R: CryptoRng> Server<R> {
             && allocation.buckets.is_unlimited();
         Run::to_client(allocation.client, channel, bytes, every).filter(|_| is_free)
     }
-}
-
-fn head_of(channel: ChannelNumber, length: usize) -> Option<[u8; CHANNEL_HEADER_LEN]> {
-    let [a, b] = channel.get().to_be_bytes();
-    let [c, d] = u16::try_from(length).ok()?.to_be_bytes();
-    Some([a, b, c, d])
 }

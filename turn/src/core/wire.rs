@@ -92,6 +92,12 @@ pub(super) fn channel_head(bytes: &[u8]) -> Option<(ChannelNumber, usize)> {
     Some((number, usize::from(u16_at(bytes, 2)?)))
 }
 
+/// The head of ChannelData with so many bytes of payload.
+pub(super) fn channel_head_of(channel: ChannelNumber, payload_len: u16) -> [u8; CHANNEL_HEADER_LEN] {
+    let ([a, b], [c, d]) = (channel.get().to_be_bytes(), payload_len.to_be_bytes());
+    [a, b, c, d]
+}
+
 fn channel_data(bytes: &[u8]) -> Option<Inbound<'_>> {
     let (number, length) = channel_head(bytes)?;
     // Over UDP a sender may pad, so there may be more bytes than the length says.
@@ -178,8 +184,7 @@ impl Envelope {
     /// ChannelData around `payload_len` bytes; padded where the client's transport is a stream.
     pub fn channel_data(channel: ChannelNumber, payload_len: u16, padded: bool) -> Self {
         let mut envelope = Self::empty();
-        envelope.push(&channel.get().to_be_bytes());
-        envelope.push(&payload_len.to_be_bytes());
+        envelope.push(&channel_head_of(channel, payload_len));
         if padded {
             envelope.padding = padding_of(payload_len);
         }
@@ -256,7 +261,8 @@ fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
 
 /// The longest head: a Data indication's with an IPv6 peer.
 const MAX_HEAD_LEN: usize = 48;
-pub(super) const CHANNEL_HEADER_LEN: usize = 4;
+/// The length of ChannelData's head (RFC 8656, section 12.4).
+pub const CHANNEL_HEADER_LEN: usize = 4;
 const STUN_HEADER_LEN: usize = 20;
 const MAGIC_COOKIE: [u8; 4] = [0x21, 0x12, 0xA4, 0x42];
 const COOKIE_HIGH: u16 = 0x2112;

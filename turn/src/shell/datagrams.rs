@@ -39,6 +39,11 @@ pub struct Received<'a> {
 }
 
 impl<'a> Received<'a> {
+    /// Whether there are several datagrams.
+    pub fn is_merged(self) -> bool {
+        self.bytes.len() > self.segment
+    }
+
     /// Each datagram. An empty message is one empty datagram.
     pub fn datagrams(self) -> impl Iterator<Item = &'a [u8]> {
         let empty = self.bytes.is_empty().then_some(self.bytes);

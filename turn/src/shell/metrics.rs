@@ -8,6 +8,7 @@ use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, 
 
 use super::xdp::{Count, Xdp};
 use crate::core::counters::{Count as Counted, Counters, Direction, Side};
+use crate::core::wire::CHANNEL_HEADER_LEN;
 
 /// Carries a shard's counters over to the registry. Shards may share one registry through clones.
 #[derive(Debug, Clone)]
@@ -109,7 +110,7 @@ impl Meter {
             .with_label_values(&[direction.label()])
             .inc_by(new.packets);
         let (side, around) = match direction {
-            Direction::ToPeer => (Side::Client, CHANNEL_HEAD_LEN),
+            Direction::ToPeer => (Side::Client, CHANNEL_HEADER_LEN as u64),
             Direction::ToClient => (Side::Peer, 0),
         };
         for (count, counter) in &self.counters {
@@ -180,8 +181,6 @@ fn opts(metric: Metric) -> Opts {
 }
 
 const XDP_EVERY: Duration = Duration::from_secs(1);
-/// RFC 8656, section 12.4.
-const CHANNEL_HEAD_LEN: u64 = 4;
 /// From 4 µs to 65 ms.
 const SHORTEST_S: f64 = 4e-6;
 const BUCKETS: usize = 15;

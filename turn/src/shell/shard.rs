@@ -243,12 +243,14 @@ impl Shard {
                 local,
                 remote: message.from,
             };
-            self.server.handle_timeout(now.instant);
-            let (bytes, every) = (message.bytes, message.segment);
-            let run = self.server.client_run(now.instant, from, bytes, every);
-            if self.pass_run_on(&mut outbox, Side::Client, bytes, run) {
-                self.after_input(&mut outbox, now);
-                continue;
+            if message.is_merged() {
+                self.server.handle_timeout(now.instant);
+                let (bytes, every) = (message.bytes, message.segment);
+                let run = self.server.client_run(now.instant, from, bytes, every);
+                if self.pass_run_on(&mut outbox, Side::Client, bytes, run) {
+                    self.after_input(&mut outbox, now);
+                    continue;
+                }
             }
             for datagram in message.datagrams() {
                 outbox.push(self.server.client_input(now, from, datagram));
@@ -269,16 +271,18 @@ impl Shard {
         self.is_more |= inbox.is_full();
         let mut outbox = Outbox::default();
         for message in inbox.messages() {
-            self.server.handle_timeout(now.instant);
-            let (bytes, every) = (message.bytes, message.segment);
-            let run = self
-                .server
-                .peer_run(now.instant, relay, message.from, bytes, every);
-            if self.pass_run_on(&mut outbox, Side::Peer, bytes, run) {
-                if outbox.is_full() {
-                    self.flush(&mut outbox);
+            if message.is_merged() {
+                self.server.handle_timeout(now.instant);
+                let (bytes, every) = (message.bytes, message.segment);
+                let run = self
+                    .server
+                    .peer_run(now.instant, relay, message.from, bytes, every);
+                if self.pass_run_on(&mut outbox, Side::Peer, bytes, run) {
+                    if outbox.is_full() {
+                        self.flush(&mut outbox);
+                    }
+                    continue;
                 }
-                continue;
             }
             for datagram in message.datagrams() {
                 let forward = self.server.peer_input(now, relay, message.from, datagram);
