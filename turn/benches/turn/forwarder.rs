@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::io::{IoSlice, Write as _};
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::num::NonZeroU64;
 use std::time::Instant;
 
@@ -22,10 +22,10 @@ struct Relay {
     peer: SocketAddr,
 }
 
-/// Runs until it is killed.
-pub(crate) fn run() -> anyhow::Result<()> {
+/// Runs on an address until it is killed.
+pub(crate) fn run(ip: IpAddr) -> anyhow::Result<()> {
     sockets::raise_open_files(0);
-    let listener = sockets::udp("127.0.0.1:0".parse()?)?;
+    let listener = sockets::udp(SocketAddr::new(ip, 0))?;
     println!("{}", listener.local_addr()?);
     std::io::stdout().flush()?;
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
@@ -66,7 +66,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
                     continue;
                 };
                 let peer = std::str::from_utf8(peer)?.parse().context("a peer's address")?;
-                let socket = sockets::udp("127.0.0.1:0".parse()?)?;
+                let socket = sockets::udp(SocketAddr::new(ip, 0))?;
                 listener.send_to(socket.local_addr()?.to_string().as_bytes(), message.from)?;
                 watch(&epoll, &socket, relays.len() as u64)?;
                 by_client.insert(message.from, relays.len());

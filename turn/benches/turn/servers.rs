@@ -2,6 +2,7 @@
 
 use std::io::{BufRead as _, BufReader};
 use std::net::{SocketAddr, UdpSocket};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -12,23 +13,24 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 
 use crate::client::{CHANNEL, Client, REALM, USER};
 use crate::load::{Flow, Kind, PAYLOAD};
-use crate::network::{self, INTERFACE, Network, SERVER, WORLD};
+use crate::network::{CARD, Network, SERVER, WORLD};
 
 /// Where the servers run.
 pub(crate) const SERVER_CORE: usize = 0;
 /// Where the load runs.
 pub(crate) const LOAD_CORE: usize = 1;
 
+const COTURN_PROGRAM: &str = "turnserver";
 const LOOPBACK: &str = "127.0.0.1";
 /// How many clients may be refused, in all.
 const MAX_REFUSED: usize = 1000;
-/// The places in [`Servers::all`].
-pub(crate) const OURS: usize = 0;
-pub(crate) const COTURN: usize = 1;
-pub(crate) const FORWARDER: usize = 2;
-pub(crate) const DIRECT: usize = 3;
-pub(crate) const XDP: usize = 4;
-/// The name of the last: client and peer without anything between.
+/// Ours.
+pub(crate) const OURS: &str = "penstock";
+/// Ours, with the network driver relaying.
+pub(crate) const XDP: &str = "xdp";
+pub(crate) const COTURN: &str = "coturn";
+pub(crate) const FORWARDER: &str = "forwarder";
+/// Client and peer without anything between.
 pub(crate) const NONE: &str = "none";
 
 /// How a client gets a relay.
@@ -48,19 +50,19 @@ pub(crate) struct Server {
     speaks: Speaks,
     process: Option<Ended>,
     /// Where its clients and peers are, if not on loopback.
-    network: Option<Network>,
+    pub(crate) network: Option<Network>,
 }
 
 /// All of them.
-pub(crate) struct Servers(Vec<Server>);
+pub(crate) struct Servers {
+    pub(crate) on_loopback: Vec<Server>,
+    pub(crate) behind_cards: Vec<Server>,
+}
 
 impl Servers {
-    /// Starts ours, coturn (`COTURN`, or the one of the system), the forwarder, and ours with the network driver relaying.
+    /// Starts ours, coturn (`COTURN`, or the one of the system) and the forwarder, on loopback and each behind a card of
+    /// its own, and there ours with the driver relaying.
     pub(crate) fn start() -> anyhow::Result<Self> {
-        let xdp = ours(Some(Network::build()?))?;
-        let ours = ours(None)?;
-        let coturn = coturn()?;
-        let forwarder = forwarder()?;
         let direct = Server {
             name: NONE,
             address: "127.0.0.1:0".parse()?,
@@ -68,21 +70,26 @@ impl Servers {
             process: None,
             network: None,
         };
-        Ok(Self(vec![ours, coturn, forwarder, direct, xdp]))
-    }
-
-    pub(crate) fn all(&self) -> &[Server] {
-        &self.0
+        let card = |name| Network::build(name).map(Some);
+        Ok(Self {
+            on_loopback: vec![ours(OURS, None)?, coturn(None)?, forwarder(None)?, direct],
+            behind_cards: vec![
+                ours(OURS, card(OURS)?)?,
+                coturn(card(COTURN)?)?,
+                forwarder(card(FORWARDER)?)?,
+                ours(XDP, card(XDP)?)?,
+            ],
+        })
     }
 }
 
 impl Server {
     /// Opens so many flows through it.
     pub(crate) fn flows(&self, count: usize, kind: Kind) -> anyhow::Result<Vec<Flow>> {
-        match &self.network {
-            Some(network) => network.in_world(|| self.flows_from(WORLD, count, kind)),
-            None => self.flows_from(LOOPBACK, count, kind),
-        }
+        within(self.network.as_ref(), || {
+            let (_, world) = addresses(self.network.as_ref());
+            self.flows_from(world, count, kind)
+        })
     }
 
     fn flows_from(&self, ip: &str, count: usize, kind: Kind) -> anyhow::Result<Vec<Flow>> {
@@ -102,9 +109,9 @@ impl Server {
         Ok(flows)
     }
 
-    /// Whether it is a TURN server on loopback.
+    /// Whether it is a TURN server.
     pub(crate) fn is_turn(&self) -> bool {
-        self.speaks == Speaks::Turn && self.network.is_none()
+        self.speaks == Speaks::Turn
     }
 
     /// Gives them up, so that their ports can serve again.
@@ -175,13 +182,14 @@ impl Server {
         let Some(process) = &self.process else {
             return Ok(0.0);
         };
-        let mut sum_ns = 0.0;
+        let mut sum_s = 0.0;
         for task in std::fs::read_dir(format!("/proc/{}/task", process.0.id()))? {
-            let text = std::fs::read_to_string(task?.path().join("schedstat"))?;
-            let ns = text.split_whitespace().next().context("an empty schedstat")?;
-            sum_ns += ns.parse::<f64>()?;
+            sum_s += schedstat_s(&task?.path().join("schedstat"))?;
         }
-        Ok(sum_ns / 1e9 + network::program_s(process.0.id())?)
+        if let Some(network) = &self.network {
+            sum_s += network.poller_s()?;
+        }
+        Ok(sum_s)
     }
 
     /// The memory that it has for itself, in bytes.
@@ -208,6 +216,13 @@ impl Drop for Ended {
     }
 }
 
+/// The time on a CPU, in seconds.
+pub(crate) fn schedstat_s(file: &Path) -> anyhow::Result<f64> {
+    let text = std::fs::read_to_string(file)?;
+    let ns = text.split_whitespace().next().context("an empty schedstat")?;
+    Ok(ns.parse::<f64>()? / 1e9)
+}
+
 /// Lets a process run on one core only.
 pub(crate) fn pin(process: u32, core: usize) -> anyhow::Result<()> {
     let mut cores = CpuSet::new();
@@ -226,16 +241,28 @@ fn pinned(network: Option<&Network>, program: &str) -> Command {
     command
 }
 
-fn ours(network: Option<Network>) -> anyhow::Result<Server> {
+/// The server's address and the world's.
+fn addresses(network: Option<&Network>) -> (&'static str, &'static str) {
+    network.map_or((LOOPBACK, LOOPBACK), |_| (SERVER, WORLD))
+}
+
+/// Does something where the clients are.
+fn within<T>(network: Option<&Network>, act: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    match network {
+        Some(network) => network.in_world(act),
+        None => act(),
+    }
+}
+
+fn ours(name: &'static str, network: Option<Network>) -> anyhow::Result<Server> {
     let mut command = pinned(network.as_ref(), env!("CARGO_BIN_EXE_penstock-turn"));
-    let (name, ip) = if network.is_some() {
-        command.args(["--xdp", INTERFACE, "--allow-peer", WORLD]);
-        ("xdp", SERVER)
-    } else {
-        command.args(["--allow-peer", "127.0.0.0/8"]);
-        ("penstock", LOOPBACK)
-    };
+    let (ip, world) = addresses(network.as_ref());
+    if name == XDP {
+        command.args(["--xdp", CARD]);
+    }
     command.args([
+        "--allow-peer",
+        world,
         "--listen",
         &format!("{ip}:0"),
         "--metrics-listen",
@@ -279,54 +306,56 @@ fn ours(network: Option<Network>) -> anyhow::Result<Server> {
     })
 }
 
-fn coturn() -> anyhow::Result<Server> {
-    let program = std::env::var("COTURN").unwrap_or_else(|_| "turnserver".to_owned());
+fn coturn(network: Option<Network>) -> anyhow::Result<Server> {
+    let program = std::env::var("COTURN").unwrap_or_else(|_| COTURN_PROGRAM.to_owned());
+    let (ip, world) = addresses(network.as_ref());
     let port = sockets::udp("127.0.0.1:0".parse()?)?.local_addr()?.port();
-    let mut command = pinned(None, &program);
-    command.args([
-        "-c",
-        concat!(env!("CARGO_MANIFEST_DIR"), "/benches/turn/coturn.conf"),
-    ]);
-    command.args(["--listening-port", &port.to_string()]);
+    let mut command = pinned(network.as_ref(), &program);
+    let config = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/turn/coturn.conf");
+    command.args(["-c", config, "--listening-port", &port.to_string()]);
+    command.args(["--listening-ip", ip, "--relay-ip", ip]);
     command.stdout(Stdio::null()).stderr(Stdio::null());
-    let process = Some(Ended(
-        command.spawn().with_context(|| format!("starting {program}"))?,
-    ));
-    let address = SocketAddr::from(([127, 0, 0, 1], port));
+    let process = command.spawn().with_context(|| format!("starting {program}"))?;
+    let server = Server {
+        name: COTURN,
+        address: SocketAddr::new(ip.parse()?, port),
+        speaks: Speaks::Turn,
+        process: Some(Ended(process)),
+        network,
+    };
     for _ in 0..50 {
         std::thread::sleep(Duration::from_millis(100));
-        let socket = UdpSocket::bind("127.0.0.1:0")?;
-        socket.connect(address)?;
+        let socket = within(server.network.as_ref(), || Ok(UdpSocket::bind((world, 0))?))?;
+        socket.connect(server.address)?;
         socket.set_read_timeout(Some(Duration::from_millis(100)))?;
         // A Binding request.
         let binding = [&[0, 1, 0, 0, 0x21, 0x12, 0xA4, 0x42][..], &[7; 12]].concat();
         if socket.send(&binding).is_ok() && socket.recv(&mut [0; 256]).is_ok() {
-            return Ok(Server {
-                name: "coturn",
-                address,
-                speaks: Speaks::Turn,
-                process,
-                network: None,
-            });
+            return Ok(server);
         }
     }
+    let address = server.address;
     bail!("{program} did not answer on {address}: install Debian's package coturn, or set COTURN")
 }
 
-fn forwarder() -> anyhow::Result<Server> {
+fn forwarder(network: Option<Network>) -> anyhow::Result<Server> {
     let own = std::env::current_exe()?;
-    let mut command = pinned(None, own.to_str().context("a path that is not UTF-8")?);
-    let mut child = command.arg("forwarder").stdout(Stdio::piped()).spawn()?;
+    let mut command = pinned(
+        network.as_ref(),
+        own.to_str().context("a path that is not UTF-8")?,
+    );
+    let (ip, _) = addresses(network.as_ref());
+    let mut child = command.args(["forwarder", ip]).stdout(Stdio::piped()).spawn()?;
     let stdout = child.stdout.take().context("no stdout")?;
     let process = Some(Ended(child));
     let mut line = String::new();
     BufReader::new(stdout).read_line(&mut line)?;
     Ok(Server {
-        name: "forwarder",
+        name: FORWARDER,
         address: line.trim().parse()?,
         speaks: Speaks::Open,
         process,
-        network: None,
+        network,
     })
 }
 
