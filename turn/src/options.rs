@@ -151,8 +151,8 @@ pub struct Options {
     #[arg(long, env = "PENSTOCK_TURN_ONLY_ALLOWED_PEERS")]
     pub only_allowed_peers: bool,
 
-    /// How many allocations there may be in all [default: one for each relay port, as far as files may be
-    /// open (ulimit -Hn)]
+    /// How many allocations there may be in all [default: one for each relay port, as far as files may be open
+    /// (ulimit -Hn): relays get three quarters of them where TCP and TLS connections want the rest]
     #[arg(long, env = "PENSTOCK_TURN_MAX_ALLOCATIONS", value_name = "N")]
     pub max_allocations: Option<usize>,
 
@@ -185,7 +185,8 @@ pub struct Options {
     #[arg(long, env = "PENSTOCK_TURN_SOURCE_BANDWIDTH", value_name = "BYTES")]
     pub source_bandwidth: Option<NonZeroU64>,
 
-    /// How many TCP and TLS connections there may be in all
+    /// How many TCP and TLS connections there may be in all, and no more than the files that relays leave, or a quarter
+    /// of all
     #[arg(
         long,
         env = "PENSTOCK_TURN_MAX_CONNECTIONS",

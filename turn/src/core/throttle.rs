@@ -5,7 +5,7 @@
 //! those that it pushes out, and locks nobody out.
 //!
 //! All shards share one table, since a source chooses its shard by its port. Each set of places has a lock of its own, held
-//! for a look at [`WAYS`] places, so that shards meet only over one and the same source.
+//! for a look at [`WAYS`] places, so that shards hardly meet but over one and the same source.
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

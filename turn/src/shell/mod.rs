@@ -279,7 +279,7 @@ fn limit_to_open_files(settings: &mut Settings, shards: usize) {
     let files = sockets::raise_open_files(usize::MAX);
     let room = wanted.within(files.saturating_sub(open_files::of_shards(shards, listeners)));
     if room != wanted {
-        tracing::warn!(
+        tracing::info!(
             "fewer relays or connections than wanted ({} and {}): a process may have only so many files open; raise \
              ulimit -Hn, or lower --max-allocations and --max-connections",
             wanted.relays,
