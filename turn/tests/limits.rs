@@ -257,6 +257,67 @@ fn a_user_reaches_so_many_peers_at_once() {
 }
 
 #[test]
+fn what_is_refused_holds_nothing() {
+    let udp = RequestedTransport::new(17);
+    let pair = EvenPort::new(true);
+    let both = AdditionalAddressFamily::new(Family::V6.into());
+    let unknown = ReservationToken::new(12_345);
+    let one = of_users(Quota {
+        allocations: 1,
+        ..LIMITS.user
+    });
+    let total = Limits { total: 1, ..LIMITS };
+    let ports = Limits { ports: 1, ..LIMITS };
+    let all = 50_000..50_010;
+    // The limits, the ports of other processes, whether all of IPv6 are theirs, what is asked for, the answer, what is
+    // held then.
+    type Case<'a> = (
+        Limits,
+        std::ops::Range<u16>,
+        bool,
+        Vec<&'a dyn AttributeWrite>,
+        Answer,
+        (usize, usize),
+    );
+    let cases: [Case<'_>; 9] = [
+        (one, 0..0, false, vec![&pair], Answer::Error(486), (0, 0)),
+        (total, 0..0, false, vec![&pair], Answer::Error(508), (0, 0)),
+        (ports, 0..0, false, vec![&pair], Answer::Error(508), (0, 0)),
+        (LIMITS, all.clone(), false, vec![], Answer::Error(508), (0, 0)),
+        (
+            LIMITS,
+            all.clone(),
+            false,
+            vec![&pair],
+            Answer::Error(508),
+            (0, 0),
+        ),
+        (LIMITS, all, true, vec![&both], Answer::Error(508), (0, 0)),
+        (LIMITS, 0..0, false, vec![&unknown], Answer::Error(508), (0, 0)),
+        // Half of what was asked for.
+        (LIMITS, 0..0, true, vec![&both], Answer::Success, (1, 1)),
+        (ports, 0..0, false, vec![&both], Answer::Success, (1, 1)),
+    ];
+    for (number, (limits, busy, busy_v6, more, expected, kept)) in cases.into_iter().enumerate() {
+        let mut world = World::with(|made| *made = config(limits));
+        world.busy.extend(busy);
+        world.busy_v6 = busy_v6;
+        let mut client = Client::ann(1000);
+        let _ = client.refresh(&mut world, 0);
+        let attributes = [&[&udp as &dyn AttributeWrite][..], &more].concat();
+        let held = |world: &World| (world.shared.held(world.now().instant), world.ports_taken());
+        assert_eq!(
+            client.ask(&mut world, ALLOCATE, &attributes),
+            expected,
+            "{number}"
+        );
+        assert_eq!(held(&world), kept, "{number}");
+        let _ = client.refresh(&mut world, 0);
+        assert_eq!(held(&world), (0, 0), "{number}");
+    }
+}
+
+#[test]
 fn a_user_who_stands_for_everybody_has_limits_of_its_own() {
     let mut world = World::with(|made| {
         *made = config(Limits {
@@ -442,7 +503,7 @@ fn rate(per_second: u32, burst: u32) -> Throttle {
 /// From another address.
 fn elsewhere(port: u16) -> Client {
     let mut client = Client::ann(port);
-    client.at.remote.set_ip("198.51.100.8".parse().unwrap());
+    client.at.remote.set_ip([198, 51, 100, 8].into());
     client
 }
 
