@@ -135,7 +135,8 @@ impl Buckets {
         self.0.iter().all(Option::is_none)
     }
 
-    /// Whether `bytes` more may pass. Where one of both refuses, the other has lost nothing.
+    /// Whether `bytes` more may pass. Where one of both refuses, the other has lost nothing (but for a moment, which another
+    /// shard may see).
     #[inline]
     pub fn take(&self, now: Instant, bytes: usize) -> bool {
         let [user, source] = &self.0;
