@@ -185,7 +185,7 @@ mod tests {
         )
         .unwrap();
         assert_eq!(options.realm, "example.org");
-        assert_eq!(options.user_quota, 5, "the flag goes before the file");
+        assert_eq!(options.user_quota, Some(5), "the flag goes before the file");
         assert!(options.only_allowed_peers && !options.no_tcp);
         assert_eq!(options.users.len(), 2);
         assert_eq!(options.allow_peers.len(), 1);

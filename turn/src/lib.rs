@@ -5,11 +5,13 @@
 //!  options   the command line, the environment
 //!  config_file  the file, and the variables of another container
 //!  addresses what clients are told, behind NATs
+//!  open_files how many relays and connections there is room for
 //!  shell     sockets, the loop that drives the core, metrics
 //! ```
 
 pub mod addresses;
 pub mod config_file;
 pub mod core;
+pub mod open_files;
 pub mod options;
 pub mod shell;

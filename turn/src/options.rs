@@ -138,7 +138,7 @@ pub struct Options {
     #[arg(long, env = "PENSTOCK_TURN_SECRET_FILE", value_name = "FILE")]
     pub auth_secret_file: Option<PathBuf>,
 
-    /// A user who never expires. May be given several times
+    /// A user who never expires, and who may be many people. May be given several times
     #[arg(long = "user", env = "PENSTOCK_TURN_USERS", hide_env_values = true, value_delimiter = ',', value_parser = user, value_name = "NAME:PASSWORD")]
     pub users: Vec<(String, String)>,
 
@@ -151,30 +151,23 @@ pub struct Options {
     #[arg(long, env = "PENSTOCK_TURN_ONLY_ALLOWED_PEERS")]
     pub only_allowed_peers: bool,
 
-    /// How many allocations there may be in all [default: one for each relay port, as far as files may be
-    /// open (ulimit -Hn)]
+    /// How many allocations there may be in all [default: one for each relay port, as far as files may be open
+    /// (ulimit -Hn): relays get three quarters of them where TCP and TLS connections want the rest]
     #[arg(long, env = "PENSTOCK_TURN_MAX_ALLOCATIONS", value_name = "N")]
     pub max_allocations: Option<usize>,
 
-    /// How many allocations one user may have
-    #[arg(
-        long,
-        env = "PENSTOCK_TURN_USER_QUOTA",
-        default_value_t = 16,
-        value_name = "N"
-    )]
-    pub user_quota: usize,
+    /// How many allocations one user may have [default: 16 with time-limited credentials; no limit for a --user, who may
+    /// stand for everybody: --source-quota limits each address then]
+    #[arg(long, env = "PENSTOCK_TURN_USER_QUOTA", value_name = "N")]
+    pub user_quota: Option<usize>,
 
-    /// How many different peers one user may have permissions for at once, over all allocations
-    #[arg(
-        long,
-        env = "PENSTOCK_TURN_USER_PEERS",
-        default_value_t = 64,
-        value_name = "N"
-    )]
-    pub user_peers: usize,
+    /// How many different peers one user may have permissions for at once, over all allocations [default: 64 with
+    /// time-limited credentials; no limit for a --user]
+    #[arg(long, env = "PENSTOCK_TURN_USER_PEERS", value_name = "N")]
+    pub user_peers: Option<usize>,
 
-    /// How many bytes a second may be relayed for one user, both ways together [default: no limit]
+    /// How many bytes a second may be relayed for one user, both ways together. Each packet counts as it is between relay
+    /// and peer, with 28 bytes of headers (48 over IPv6). The same for a --user [default: no limit]
     #[arg(long, env = "PENSTOCK_TURN_USER_BANDWIDTH", value_name = "BYTES")]
     pub user_bandwidth: Option<NonZeroU64>,
 
@@ -187,11 +180,13 @@ pub struct Options {
     #[arg(long, env = "PENSTOCK_TURN_SOURCE_PEERS", value_name = "N")]
     pub source_peers: Option<usize>,
 
-    /// How many bytes a second may be relayed for one source, both ways together [default: no limit]
+    /// How many bytes a second may be relayed for one source, both ways together, headers counted likewise
+    /// [default: no limit]
     #[arg(long, env = "PENSTOCK_TURN_SOURCE_BANDWIDTH", value_name = "BYTES")]
     pub source_bandwidth: Option<NonZeroU64>,
 
-    /// How many TCP and TLS connections there may be in all
+    /// How many TCP and TLS connections there may be in all, and no more than the files that relays leave, or a quarter
+    /// of all
     #[arg(
         long,
         env = "PENSTOCK_TURN_MAX_CONNECTIONS",
@@ -482,11 +477,9 @@ impl Options {
         let most = self.max_allocations.unwrap_or(usize::MAX);
         Limits {
             total: most.min(self.relay_ports.count()),
-            user: Quota {
-                allocations: self.user_quota,
-                peers: self.user_peers,
-                bytes_per_second: self.user_bandwidth,
-            },
+            ports: usize::MAX,
+            user: self.quota_of_user(USER_QUOTA, USER_PEERS),
+            fixed_user: self.quota_of_user(usize::MAX, usize::MAX),
             source: Quota {
                 allocations: self.source_quota.unwrap_or(usize::MAX),
                 peers: self.source_peers.unwrap_or(usize::MAX),
@@ -494,6 +487,15 @@ impl Options {
             },
             connections: self.max_connections,
             connections_per_source: self.source_connections,
+        }
+    }
+
+    /// With those where none were given.
+    fn quota_of_user(&self, allocations: usize, peers: usize) -> Quota {
+        Quota {
+            allocations: self.user_quota.unwrap_or(allocations),
+            peers: self.user_peers.unwrap_or(peers),
+            bytes_per_second: self.user_bandwidth,
         }
     }
 
@@ -578,6 +580,10 @@ const SECRETS: SecretFile = SecretFile {
 const LIBRARY: &str = "stun_types";
 /// USERNAME's longest value (RFC 8489, section 14.3).
 const MAX_NAME_LEN: usize = 508;
+/// Allocations of a user whose credentials expire: one browser may take several for one session.
+const USER_QUOTA: usize = 16;
+/// Peers of one such.
+const USER_PEERS: usize = 64;
 /// Short, since it is in every challenge.
 const MAX_REALM_LEN: usize = 127;
 
@@ -626,6 +632,24 @@ mod tests {
         std::fs::write(file.path(), "new\n\nold\n").unwrap();
         let settings = settings(&["--auth-secret-file", file.path().to_str().unwrap()]).unwrap();
         assert_eq!(settings.users.secrets, [b"new".to_vec(), b"old".to_vec()]);
+    }
+
+    #[test]
+    fn a_user_who_never_expires_has_only_the_limits_that_were_given() {
+        let limits = |args: &[&str]| {
+            let limits = settings(&[&["--user", "a:b"], args].concat()).unwrap().limits;
+            let of = |quota: Quota| (quota.allocations, quota.peers);
+            (of(limits.user), of(limits.fixed_user))
+        };
+        let none = usize::MAX;
+        assert_eq!(limits(&[]), ((16, 64), (none, none)));
+        assert_eq!(limits(&["--user-quota", "3"]), ((3, 64), (3, none)));
+        assert_eq!(limits(&["--user-peers", "5"]), ((16, 5), (none, 5)));
+        let both = settings(&["--user", "a:b", "--user-bandwidth", "7"])
+            .unwrap()
+            .limits;
+        assert_eq!(both.user.bytes_per_second, NonZeroU64::new(7));
+        assert_eq!(both.fixed_user.bytes_per_second, NonZeroU64::new(7));
     }
 
     fn settings(args: &[&str]) -> Result<Settings, BadOptions> {

@@ -255,7 +255,13 @@ fn a_port_is_reserved_within_the_quota() {
         allocations: 2,
         ..LIMITS.user
     };
-    let mut world = World::with(|made| *made = config(Limits { user, ..LIMITS }));
+    let mut world = World::with(|made| {
+        *made = config(Limits {
+            user,
+            fixed_user: user,
+            ..LIMITS
+        })
+    });
     allocate(&mut world, &mut Client::ann(1000), &[&EvenPort::new(true)]).unwrap();
     assert_eq!(allocate(&mut world, &mut Client::ann(1001), &[]), Err(486));
     world.wait(30);

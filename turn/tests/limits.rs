@@ -4,16 +4,18 @@ mod common;
 
 use std::num::NonZeroU64;
 
-use common::{Answer, Client, LIMITS, Passed, SECRET, World, config, peer, rules};
+use common::{Answer, Client, LIMITS, Passed, SECRET, World, config, peer, peer_v6, rules};
 use penstock_core::turn_rest;
 use penstock_turn::core::Transport;
+use penstock_turn::core::allocation::MAX_PEERS;
 use penstock_turn::core::counters::{Count, Direction, Drop};
+use penstock_turn::core::family::Family;
 use penstock_turn::core::peers::PeerPolicy;
 use penstock_turn::core::shared::{Limits, Quota};
-use penstock_turn::core::throttle::Rate;
-use stun_types::attribute::AlternateServer;
+use penstock_turn::core::throttle::{Rate, Throttle};
+use stun_types::attribute::{AlternateServer, AttributeWrite};
 use stun_types::message::{BINDING, Message};
-use turn_types::attribute::RequestedTransport;
+use turn_types::attribute::{AdditionalAddressFamily, EvenPort, RequestedTransport, ReservationToken};
 use turn_types::message::ALLOCATE;
 
 #[test]
@@ -27,7 +29,8 @@ fn a_user_has_so_many_bytes_a_second_over_all_allocations_and_both_ways() {
     let _ = two.allocated(&mut world);
     assert_eq!(one.bind(&mut world, 0x4000, peer(1)), Answer::Success);
     assert_eq!(two.bind(&mut world, 0x4000, peer(1)), Answer::Success);
-    let payload = [7; 1000];
+    // 1000 with its headers.
+    let payload = [7; 972];
     for _ in 0..4 {
         assert_ne!(one.send_on(&mut world, 0x4000, &payload), Passed::Nothing);
         assert_ne!(two.send_on(&mut world, 0x4000, &payload), Passed::Nothing);
@@ -65,14 +68,144 @@ fn a_source_has_quotas_whoever_asks_from_there() {
     assert_eq!(ann.allocate(&mut world), Answer::Success);
     assert_eq!(bob.allocate(&mut world), Answer::Success);
     assert_eq!(Client::ann(1002).allocate(&mut world), Answer::Error(486));
-    let mut elsewhere = Client::ann(1003);
-    elsewhere.at.remote.set_ip("198.51.100.8".parse().unwrap());
-    assert_eq!(elsewhere.allocate(&mut world), Answer::Success);
+    assert_eq!(elsewhere(1003).allocate(&mut world), Answer::Success);
     assert_eq!(ann.bind(&mut world, 0x4000, peer(1)), Answer::Success);
     assert_eq!(bob.permit(&mut world, peer(2)), Answer::Error(508));
     assert_eq!(bob.bind(&mut world, 0x4000, peer(1)), Answer::Success);
     assert_ne!(ann.send_on(&mut world, 0x4000, &[7; 1000]), Passed::Nothing);
     assert_eq!(bob.send_on(&mut world, 0x4000, &[7; 1000]), Passed::Nothing);
+}
+
+#[test]
+fn who_allocates_again_finds_the_bandwidth_that_was_left() {
+    let limited = Quota {
+        bytes_per_second: NonZeroU64::new(1000),
+        ..LIMITS.user
+    };
+    for limits in [
+        of_users(limited),
+        Limits {
+            source: limited,
+            ..LIMITS
+        },
+    ] {
+        let mut world = World::with(|made| *made = config(limits));
+        let mut client = Client::ann(1000);
+        let mut passed = 0;
+        for _ in 0..5 {
+            let _ = client.allocated(&mut world);
+            assert_eq!(client.bind(&mut world, 0x4000, peer(1)), Answer::Success);
+            let left = client.send_on(&mut world, 0x4000, &[7; 900]);
+            passed += usize::from(left != Passed::Nothing);
+            assert_eq!(client.refresh(&mut world, 0), Answer::Success);
+        }
+        assert_eq!(passed, 1);
+        world.wait(1);
+        let _ = client.allocated(&mut world);
+        assert_eq!(client.bind(&mut world, 0x4000, peer(1)), Answer::Success);
+        assert_ne!(client.send_on(&mut world, 0x4000, &[7; 900]), Passed::Nothing);
+    }
+}
+
+#[test]
+fn who_redeems_the_last_thing_it_holds_finds_the_bandwidth_that_was_left() {
+    let mut world = with_user(Quota {
+        bytes_per_second: NonZeroU64::new(1000),
+        ..LIMITS.user
+    });
+    let mut client = Client::ann(1000);
+    let udp = RequestedTransport::new(17);
+    let _ = client.refresh(&mut world, 0);
+    let (answer, bytes) = client.ask_raw(&mut world, ALLOCATE, &[&udp, &EvenPort::new(true)]);
+    assert_eq!(answer, Answer::Success);
+    let message = Message::from_bytes(&bytes).unwrap();
+    let token = message.attribute::<ReservationToken>().unwrap();
+    assert_eq!(client.bind(&mut world, 0x4000, peer(1)), Answer::Success);
+    assert_ne!(client.send_on(&mut world, 0x4000, &[7; 900]), Passed::Nothing);
+    assert_eq!(client.refresh(&mut world, 0), Answer::Success);
+    assert_eq!(client.ask(&mut world, ALLOCATE, &[&udp, &token]), Answer::Success);
+    assert_eq!(client.bind(&mut world, 0x4000, peer(1)), Answer::Success);
+    assert_eq!(client.send_on(&mut world, 0x4000, &[7; 900]), Passed::Nothing);
+}
+
+#[test]
+fn a_packet_costs_its_headers_too() {
+    for (address, headers) in [(peer(1), 28), (peer_v6(1), 48)] {
+        let mut world = with_user(Quota {
+            bytes_per_second: NonZeroU64::new(10 * headers),
+            ..LIMITS.user
+        });
+        let mut client = Client::ann(1000);
+        let family = AdditionalAddressFamily::new(Family::V6.into());
+        let both: [&dyn AttributeWrite; 2] = [&RequestedTransport::new(17), &family];
+        let _ = client.refresh(&mut world, 0);
+        assert_eq!(client.ask(&mut world, ALLOCATE, &both), Answer::Success);
+        let relay = *world
+            .open
+            .iter()
+            .find(|(_, bind)| bind.is_ipv4() == address.is_ipv4())
+            .unwrap()
+            .0;
+        assert_eq!(client.bind(&mut world, 0x4000, address), Answer::Success);
+        let up = (0..5).filter(|_| client.send_on(&mut world, 0x4000, b"") != Passed::Nothing);
+        assert_eq!(up.count(), 5);
+        let down = (0..200).filter(|_| world.peer_sends(relay, address, b"") != Passed::Nothing);
+        assert_eq!(down.count(), 5, "200 empty ones of {address}");
+        assert_eq!(client.send_on(&mut world, 0x4000, b""), Passed::Nothing);
+    }
+}
+
+#[test]
+fn what_the_source_may_not_send_is_not_drawn_from_the_user() {
+    let rate = |bytes| Quota {
+        bytes_per_second: NonZeroU64::new(bytes),
+        ..LIMITS.user
+    };
+    let limits = Limits {
+        source: rate(1000),
+        ..of_users(rate(2000))
+    };
+    let mut world = World::with(|made| *made = config(limits));
+    let (mut here, mut there) = (Client::ann(1000), elsewhere(1001));
+    for client in [&mut here, &mut there] {
+        let _ = client.allocated(&mut world);
+        assert_eq!(client.bind(&mut world, 0x4000, peer(1)), Answer::Success);
+    }
+    let passed = (0..20).filter(|_| here.send_on(&mut world, 0x4000, &[7; 472]) != Passed::Nothing);
+    assert_eq!(passed.count(), 2);
+    let passed = (0..20).filter(|_| there.send_on(&mut world, 0x4000, &[7; 472]) != Passed::Nothing);
+    assert_eq!(passed.count(), 2, "the user has half of its own left");
+}
+
+#[test]
+fn a_peer_that_was_refused_does_not_count() {
+    let mut world = with_user(Quota {
+        peers: 2,
+        ..LIMITS.user
+    });
+    let mut client = Client::ann(1000);
+    assert_eq!(client.allocate(&mut world), Answer::Success);
+    assert_eq!(client.bind(&mut world, 0x4000, peer(1)), Answer::Success);
+    assert_eq!(client.bind(&mut world, 0x4000, peer(2)), Answer::Error(400));
+    assert_eq!(client.permit(&mut world, peer(3)), Answer::Success);
+    assert_eq!(client.permit(&mut world, peer(2)), Answer::Error(508));
+}
+
+#[test]
+fn a_peer_beyond_what_one_allocation_may_have_does_not_count() {
+    let mut world = with_user(Quota {
+        peers: MAX_PEERS + 1,
+        ..LIMITS.user
+    });
+    let (mut full, mut other) = (Client::ann(1000), Client::ann(1001));
+    assert_eq!(full.allocate(&mut world), Answer::Success);
+    assert_eq!(other.allocate(&mut world), Answer::Success);
+    for n in 0..MAX_PEERS as u8 {
+        assert_eq!(full.permit(&mut world, peer(n)), Answer::Success);
+    }
+    assert_eq!(full.permit(&mut world, peer(100)), Answer::Error(508));
+    assert_eq!(full.bind(&mut world, 0x4000, peer(101)), Answer::Error(508));
+    assert_eq!(other.permit(&mut world, peer(102)), Answer::Success);
 }
 
 #[test]
@@ -83,13 +216,7 @@ fn only_channels_that_no_rate_limits_need_not_be_asked_for_each_packet() {
     };
     for (limits, channels) in [
         (LIMITS, 1),
-        (
-            Limits {
-                user: limited,
-                ..LIMITS
-            },
-            0,
-        ),
+        (of_users(limited), 0),
         (
             Limits {
                 source: limited,
@@ -130,12 +257,91 @@ fn a_user_reaches_so_many_peers_at_once() {
 }
 
 #[test]
+fn what_is_refused_holds_nothing() {
+    let udp = RequestedTransport::new(17);
+    let pair = EvenPort::new(true);
+    let both = AdditionalAddressFamily::new(Family::V6.into());
+    let unknown = ReservationToken::new(12_345);
+    let one = of_users(Quota {
+        allocations: 1,
+        ..LIMITS.user
+    });
+    let total = Limits { total: 1, ..LIMITS };
+    let ports = Limits { ports: 1, ..LIMITS };
+    let all = 50_000..50_010;
+    // The limits, the ports of other processes, whether all of IPv6 are theirs, what is asked for, the answer, what is
+    // held then.
+    type Case<'a> = (
+        Limits,
+        std::ops::Range<u16>,
+        bool,
+        Vec<&'a dyn AttributeWrite>,
+        Answer,
+        (usize, usize),
+    );
+    let cases: [Case<'_>; 9] = [
+        (one, 0..0, false, vec![&pair], Answer::Error(486), (0, 0)),
+        (total, 0..0, false, vec![&pair], Answer::Error(508), (0, 0)),
+        (ports, 0..0, false, vec![&pair], Answer::Error(508), (0, 0)),
+        (LIMITS, all.clone(), false, vec![], Answer::Error(508), (0, 0)),
+        (
+            LIMITS,
+            all.clone(),
+            false,
+            vec![&pair],
+            Answer::Error(508),
+            (0, 0),
+        ),
+        (LIMITS, all, true, vec![&both], Answer::Error(508), (0, 0)),
+        (LIMITS, 0..0, false, vec![&unknown], Answer::Error(508), (0, 0)),
+        // Half of what was asked for.
+        (LIMITS, 0..0, true, vec![&both], Answer::Success, (1, 1)),
+        (ports, 0..0, false, vec![&both], Answer::Success, (1, 1)),
+    ];
+    for (number, (limits, busy, busy_v6, more, expected, kept)) in cases.into_iter().enumerate() {
+        let mut world = World::with(|made| *made = config(limits));
+        world.busy.extend(busy);
+        world.busy_v6 = busy_v6;
+        let mut client = Client::ann(1000);
+        let _ = client.refresh(&mut world, 0);
+        let attributes = [&[&udp as &dyn AttributeWrite][..], &more].concat();
+        let held = |world: &World| (world.shared.held(world.now().instant), world.ports_taken());
+        assert_eq!(
+            client.ask(&mut world, ALLOCATE, &attributes),
+            expected,
+            "{number}"
+        );
+        assert_eq!(held(&world), kept, "{number}");
+        let _ = client.refresh(&mut world, 0);
+        assert_eq!(held(&world), (0, 0), "{number}");
+    }
+}
+
+#[test]
+fn a_user_who_stands_for_everybody_has_limits_of_its_own() {
+    let mut world = World::with(|made| {
+        *made = config(Limits {
+            user: Quota {
+                allocations: 1,
+                ..LIMITS.user
+            },
+            fixed_user: Quota::default(),
+            ..LIMITS
+        });
+    });
+    for port in 1000..1005 {
+        assert_eq!(Client::ann(port).allocate(&mut world), Answer::Success);
+    }
+    // Of the same name, and not the same user.
+    let mut expiring = [2000, 2001].map(|port| Client::with_secret(port, "ann", 3600));
+    assert_eq!(expiring[0].allocate(&mut world), Answer::Success);
+    assert_eq!(expiring[1].allocate(&mut world), Answer::Error(486));
+}
+
+#[test]
 fn a_source_gets_so_many_answers_without_authenticating() {
     let mut world = World::with(|config| {
-        config.unproven_answers = Rate {
-            per_second: 2,
-            burst: 5,
-        };
+        config.unproven_answers = rate(2, 5);
     });
     let mut client = Client::ann(1000);
     let answered = |world: &mut World, client: &mut Client| {
@@ -149,9 +355,7 @@ fn a_source_gets_so_many_answers_without_authenticating() {
     assert!(!answered(&mut world, &mut other_port), "one source");
     let binding = client.bare(BINDING, &[]);
     assert_eq!(world.ask(client.at, &binding), None, "Binding too");
-    let mut elsewhere = Client::ann(1000);
-    elsewhere.at.remote.set_ip("198.51.100.8".parse().unwrap());
-    assert!(answered(&mut world, &mut elsewhere));
+    assert!(answered(&mut world, &mut elsewhere(1000)));
     world.wait(1);
     assert_eq!((0..20).filter(|_| answered(&mut world, &mut client)).count(), 2);
 }
@@ -159,10 +363,7 @@ fn a_source_gets_so_many_answers_without_authenticating() {
 #[test]
 fn guessing_passwords_ends_soon_and_cuts_off_nobody() {
     let mut world = World::with(|config| {
-        config.auth_failures = Rate {
-            per_second: 1,
-            burst: 3,
-        };
+        config.auth_failures = rate(1, 3);
     });
     let mut ann = Client::ann(1000);
     assert_eq!(ann.allocate(&mut world), Answer::Success);
@@ -177,6 +378,26 @@ fn guessing_passwords_ends_soon_and_cuts_off_nobody() {
     assert_eq!(world.server.counters().get(dropped), 4);
     world.wait(1);
     assert_eq!(Client::ann(1002).allocate(&mut world), Answer::Success);
+}
+
+#[test]
+fn all_shards_count_for_a_source_together() {
+    let mut made = config(LIMITS);
+    made.unproven_answers = rate(1, 8);
+    made.auth_failures = rate(1, 3);
+    let mut shards = [(); 2].map(|()| World::with(|config| *config = made.clone()));
+    let mut guesser = Client::new(1000, "ann", "wrong");
+    for shard in [0, 1, 0] {
+        assert_eq!(guesser.allocate(&mut shards[shard]), Answer::Error(401));
+    }
+    let request = Client::ann(1001).bare(BINDING, &[]);
+    let (mut answered, from) = (0, elsewhere(1001).at);
+    for world in &mut shards {
+        let right = Client::ann(1002).allocate(world);
+        assert_eq!(right, Answer::None, "guessed too often");
+        answered += (0..10).filter(|_| world.ask(from, &request).is_some()).count();
+    }
+    assert_eq!(answered, 8);
 }
 
 #[test]
@@ -254,10 +475,7 @@ fn an_allocation_ends_with_its_connection() {
 #[test]
 fn a_flood_of_made_up_sources_costs_no_memory() {
     let mut world = World::with(|config| {
-        config.unproven_answers = Rate {
-            per_second: 100,
-            burst: 2000,
-        };
+        config.unproven_answers = rate(100, 2000);
     });
     let mut client = Client::ann(1000);
     let request = client.bare(ALLOCATE, &[&RequestedTransport::new(17)]);
@@ -275,5 +493,25 @@ fn a_flood_of_made_up_sources_costs_no_memory() {
 }
 
 fn with_user(user: Quota) -> World {
-    World::with(|made| *made = config(Limits { user, ..LIMITS }))
+    World::with(|made| *made = config(of_users(user)))
+}
+
+fn rate(per_second: u32, burst: u32) -> Throttle {
+    Throttle::new(Rate { per_second, burst }, 7)
+}
+
+/// From another address.
+fn elsewhere(port: u16) -> Client {
+    let mut client = Client::ann(port);
+    client.at.remote.set_ip([198, 51, 100, 8].into());
+    client
+}
+
+/// For all users alike.
+fn of_users(user: Quota) -> Limits {
+    Limits {
+        user,
+        fixed_user: user,
+        ..LIMITS
+    }
 }

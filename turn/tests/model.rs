@@ -5,8 +5,9 @@ mod common;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use common::{Answer, Client, Passed, World, peer};
+use common::{Answer, Client, LIMITS, Passed, USER, World, config, peer};
 use penstock_turn::core::RelayId;
+use penstock_turn::core::shared::{Limits, Quota, Who};
 use proptest::prelude::*;
 
 #[derive(Debug, Clone)]
@@ -25,6 +26,8 @@ const CLIENTS: usize = 2;
 const CHANNELS: std::ops::Range<u16> = 0x4000..0x4002;
 /// Peers 0 to 3 are allowed, those above are denied.
 const PEERS: u8 = 6;
+/// How many of them the user of all clients may have at once.
+const USER_PEERS: usize = 3;
 
 fn address(n: u8) -> SocketAddr {
     if n < 4 {
@@ -90,12 +93,24 @@ struct Run {
     world: World,
     clients: Vec<Client>,
     models: Vec<Model>,
+    /// The peers that count for the user, and until when; none where nothing is allocated.
+    counted: BTreeMap<u8, u64>,
 }
 
 impl Run {
     fn new() -> Self {
+        let user = Quota {
+            peers: USER_PEERS,
+            ..USER
+        };
+        let limits = Limits {
+            user,
+            fixed_user: user,
+            ..LIMITS
+        };
         Self {
-            world: World::new(),
+            world: World::with(|made| *made = config(limits)),
+            counted: BTreeMap::new(),
             clients: (0..CLIENTS).map(|n| Client::ann(1000 + n as u16)).collect(),
             models: (0..CLIENTS).map(|_| Model::default()).collect(),
         }
@@ -103,7 +118,7 @@ impl Run {
 
     fn step(&mut self, step: &Step) {
         let now = self.world.elapsed.as_secs();
-        self.models.iter_mut().for_each(|model| model.expire(now));
+        self.expire(now);
         match *step {
             Step::Wait(seconds) => self.world.wait(seconds),
             Step::Allocate(c) => self.allocate(c, now),
@@ -123,29 +138,35 @@ impl Run {
         }
     }
 
+    fn expire(&mut self, now: u64) {
+        self.models.iter_mut().for_each(|model| model.expire(now));
+        let is_any_alive = self.models.iter().any(|model| model.relay.is_some());
+        self.counted.retain(|_, ends| is_any_alive && now < *ends);
+    }
+
+    /// Whether one more peer fits; only then it counts.
+    fn counts(&mut self, p: u8, now: u64) -> bool {
+        let fits = self.counted.contains_key(&p) || self.counted.len() < USER_PEERS;
+        if fits {
+            self.counted.insert(p, now + 300);
+        }
+        fits
+    }
+
     fn allocate(&mut self, c: usize, now: u64) {
+        let known: Vec<_> = self.world.open.keys().copied().collect();
         let answer = self.clients[c].allocate(&mut self.world);
         let model = &mut self.models[c];
         if model.relay.is_some() {
             return assert_eq!(answer, Answer::Error(437));
         }
         assert_eq!(answer, Answer::Success);
+        let opened = self.world.open.keys().find(|relay| !known.contains(relay));
         *model = Model {
+            relay: opened.copied(),
             ends: now + 600,
             ..Model::default()
         };
-        self.find_relay(c);
-    }
-
-    /// Which relay a client got is seen by where its packets leave.
-    fn find_relay(&mut self, c: usize) {
-        assert_eq!(self.clients[c].permit(&mut self.world, peer(0)), Answer::Success);
-        let Passed::ToPeer(relay, ..) = self.clients[c].send(&mut self.world, peer(0), b"x") else {
-            panic!("an allocation with a permission passes packets on")
-        };
-        let now = self.world.elapsed.as_secs();
-        self.models[c].relay = Some(relay);
-        self.models[c].permissions.insert(0, now + 300);
     }
 
     fn refresh(&mut self, c: usize, seconds: u32, now: u64) {
@@ -161,12 +182,12 @@ impl Run {
 
     fn permit(&mut self, c: usize, p: u8, now: u64) {
         let answer = self.clients[c].permit(&mut self.world, address(p));
-        let model = &mut self.models[c];
-        let expected = match (model.relay, p < 4) {
+        let expected = match (self.models[c].relay, p < 4) {
             (None, _) => Answer::Error(437),
             (Some(_), false) => Answer::Error(403),
+            (Some(_), true) if !self.counts(p, now) => Answer::Error(508),
             (Some(_), true) => {
-                model.permissions.insert(p, now + 300);
+                self.models[c].permissions.insert(p, now + 300);
                 Answer::Success
             }
         };
@@ -175,12 +196,13 @@ impl Run {
 
     fn bind(&mut self, c: usize, number: u16, p: u8, now: u64) {
         let answer = self.clients[c].bind(&mut self.world, number, address(p));
-        let model = &mut self.models[c];
-        let expected = match (model.relay, p < 4) {
+        let expected = match (self.models[c].relay, p < 4) {
             (None, _) => Answer::Error(437),
             (Some(_), false) => Answer::Error(403),
-            (Some(_), true) if !model.may_bind(number, p) => Answer::Error(400),
+            (Some(_), true) if !self.models[c].may_bind(number, p) => Answer::Error(400),
+            (Some(_), true) if !self.counts(p, now) => Answer::Error(508),
             (Some(_), true) => {
+                let model = &mut self.models[c];
                 model.permissions.insert(p, now + 300);
                 model.channels.insert(number, (p, now + 600));
                 Answer::Success
@@ -253,14 +275,21 @@ impl Run {
         }
     }
 
-    /// After every step: no allocation, port or socket more or less than the model has.
+    /// After every step: no allocation, port, socket or counted peer more or less than the model has.
     fn check(&mut self) {
         let now = self.world.elapsed.as_secs();
-        self.models.iter_mut().for_each(|model| model.expire(now));
+        self.expire(now);
         self.world.wait_and_tick(0);
+        let ann = Who {
+            name: "ann".into(),
+            expires: false,
+        };
+        let (shared, instant) = (&self.world.shared, self.world.now().instant);
+        assert_eq!(shared.peers_of(instant, &ann), self.counted.len());
         let alive = self.models.iter().filter(|model| model.relay.is_some()).count();
         assert_eq!(self.world.server.allocation_count(), alive);
         assert_eq!(self.world.ports_taken(), alive);
+        assert_eq!(shared.held(instant), alive);
         assert_eq!(self.world.open.len(), alive);
         let next = self
             .models

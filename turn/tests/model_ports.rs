@@ -93,6 +93,7 @@ impl Run {
         let limits = Limits {
             total: usize::MAX,
             user,
+            fixed_user: user,
             ..LIMITS
         };
         let world = World::with(|made| {
@@ -255,6 +256,12 @@ impl Run {
             .count();
         assert_eq!(self.world.open.len(), relays.len());
         assert_eq!(self.world.ports_taken(), relays.len() + reserved);
+        let alive = self
+            .models
+            .iter()
+            .filter(|model| model.relays.present().next().is_some());
+        let held = self.world.shared.held(self.world.now().instant);
+        assert_eq!(held, alive.count() + reserved);
         let next = self.world.server.next_timeout();
         let next = next.map(|at| (at - self.world.began).as_secs());
         assert_eq!(next, relays.iter().min().copied());

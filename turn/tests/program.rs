@@ -137,7 +137,9 @@ fn sighup_reads_secrets_certificates_and_rules_again() {
     let folder = tempfile::tempdir().unwrap();
     let secrets = folder.path().join("secrets");
     std::fs::write(&secrets, "south\n").unwrap();
-    let server = Server::start(&["--auth-secret-file", secrets.to_str().unwrap()]);
+    // It asks again and again with a secret that is not taken yet.
+    let often = ["--auth-failure-rate", "0"];
+    let server = Server::start(&[&["--auth-secret-file", secrets.to_str().unwrap()], &often[..]].concat());
     let with = |secret: &[u8]| {
         let mut person = Person::new(server.address);
         let name = "4102444800:p".to_owned();

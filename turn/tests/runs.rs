@@ -175,7 +175,7 @@ proptest! {
 #[test]
 fn what_may_differ_from_one_datagram_to_the_next_is_no_run() {
     let limited = Limits {
-        user: Quota {
+        fixed_user: Quota {
             bytes_per_second: std::num::NonZeroU64::new(1000),
             ..Quota::default()
         },

@@ -12,7 +12,7 @@ use penstock_turn::core::peers::PeerPolicy;
 use penstock_turn::core::family::ByFamily;
 use penstock_turn::core::server::{Config, Rules, Server};
 use penstock_turn::core::shared::{Limits, Shared};
-use penstock_turn::core::throttle::Rate;
+use penstock_turn::core::throttle::{Rate, Throttle};
 use penstock_turn::core::wire::length_in_stream;
 use penstock_turn::core::{FiveTuple, Now, RelayId, Transport};
 use rand::SeedableRng as _;
@@ -24,10 +24,13 @@ fuzz_target!(|bytes: &[u8]| {
         unix: Duration::from_secs(1_893_456_000),
     };
     let address: SocketAddr = ([198, 51, 100, 7], 1000).into();
-    let no_limit = Rate {
-        per_second: 0,
-        burst: 0,
-    };
+    let no_limit = Throttle::new(
+        Rate {
+            per_second: 0,
+            burst: 0,
+        },
+        7,
+    );
     let limits = Limits {
         total: 8,
         ..Limits::default()
@@ -44,7 +47,7 @@ fuzz_target!(|bytes: &[u8]| {
         relay_ips: ByFamily::first_of([address.ip()]),
         shared: Shared::new("50000-50009".parse().expect("a range of ports"), limits),
         alternates: ByFamily::default(),
-        unproven_answers: no_limit,
+        unproven_answers: no_limit.clone(),
         auth_failures: no_limit,
     };
     let mut server = Server::new(config, Nonces::new([7; 32], now.instant), StdRng::seed_from_u64(7));

@@ -15,6 +15,7 @@ use turn_types::attribute::{
     AdditionalAddressFamily, EvenPort, RequestedAddressFamily, RequestedTransport, ReservationToken,
 };
 
+use super::RelayId;
 use super::allocation::{Allocation, Ports, Relay};
 use super::answer::Refusal;
 use super::auth::AuthError;
@@ -24,7 +25,6 @@ use super::ports::Parity;
 use super::requests::{Handled, Request, family_asked, granted, lifetime_asked};
 use super::server::{Command, Server, allocated};
 use super::shared::Holder;
-use super::{RelayId, Source};
 
 /// What an Allocate request asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,10 +50,7 @@ impl<R: CryptoRng> Server<R> {
         if self.draining {
             return Err(self.go_elsewhere(&request));
         }
-        let holder = Holder {
-            who: request.user.who.clone(),
-            source: Source::of(request.from.remote.ip()),
-        };
+        let holder = Holder::of(&request.user, &request.from);
         let mut allocation = match wanted {
             Wanted::Reserved(token) => self.redeemed(request, lifetime, token, &holder)?,
             Wanted::One(family, parity) => self.with_ports(request, lifetime, &holder, &[family], parity)?,

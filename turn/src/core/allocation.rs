@@ -13,7 +13,7 @@ use super::family::{ByFamily, Family};
 use super::ports::Parity;
 use super::shared::{Buckets, Holder};
 use super::wire::ChannelNumber;
-use super::{FiveTuple, PERMISSION_LIFETIME, Source};
+use super::{FiveTuple, PERMISSION_LIFETIME};
 
 /// How long a channel lasts (RFC 8656, section 12).
 pub const CHANNEL_LIFETIME: Duration = Duration::from_secs(600);
@@ -152,10 +152,18 @@ impl Allocation {
 
     /// What quotas count it for.
     pub fn holder(&self) -> Holder {
-        Holder {
-            who: self.user.who.clone(),
-            source: Source::of(self.client.remote.ip()),
-        }
+        Holder::of(&self.user, &self.client)
+    }
+
+    /// Whether so many bytes of payload may pass between a relay of that family and a peer, as far as bandwidth goes.
+    /// They cost what the packet takes on the way there, so that empty ones are not free.
+    #[inline]
+    pub fn draw(&self, now: Instant, family: Family, payload: usize) -> bool {
+        let headers = match family {
+            Family::V4 => IPV4_HEADER_LEN + UDP_HEADER_LEN,
+            Family::V6 => IPV6_HEADER_LEN + UDP_HEADER_LEN,
+        };
+        self.buckets.take(now, payload + headers)
     }
 
     /// Whether a socket is still to be opened.
@@ -184,15 +192,30 @@ impl Allocation {
     /// # Errors
     /// [`Full`].
     pub fn permit(&mut self, now: Instant, peers: &[IpAddr]) -> Result<(), Full> {
+        self.may_permit(now, peers)?;
         self.permissions.retain(|permission| now < permission.expires);
+        peers.iter().for_each(|peer| self.permit_one(now, *peer));
+        Ok(())
+    }
+
+    /// Whether [`Self::permit`] would do it. Changes nothing.
+    ///
+    /// # Errors
+    /// As that.
+    pub fn may_permit(&self, now: Instant, peers: &[IpAddr]) -> Result<(), Full> {
+        let known = self
+            .permissions
+            .iter()
+            .filter(|permission| now < permission.expires)
+            .count();
         let new = peers
             .iter()
-            .filter(|peer| !self.is_permitted(now, **peer))
+            .enumerate()
+            .filter(|(at, peer)| !self.is_permitted(now, **peer) && !peers[..*at].contains(peer))
             .count();
-        if self.permissions.len() + new > MAX_PEERS {
+        if known + new > MAX_PEERS {
             return Err(Full);
         }
-        peers.iter().for_each(|peer| self.permit_one(now, *peer));
         Ok(())
     }
 
@@ -221,27 +244,12 @@ impl Allocation {
         number: ChannelNumber,
         peer: SocketAddr,
     ) -> Result<(), BindError> {
-        self.channels.retain(|channel| now < channel.expires);
-        let at = self
-            .channels
-            .iter()
-            .position(|known| known.number == number || known.peer == peer);
-        let room = match at.map(|at| &self.channels[at]) {
-            Some(known) => {
-                if (known.number, known.peer) != (number, peer) {
-                    return Err(BindError::Taken);
-                }
-                true
-            }
-            None => self.channels.len() < MAX_PEERS,
-        };
-        if !room {
-            return Err(BindError::Full);
-        }
+        self.may_bind_channel(now, number, peer)?;
         self.permit(now, &[peer.ip()]).map_err(|Full| BindError::Full)?;
+        self.channels.retain(|channel| now < channel.expires);
         let expires = now + CHANNEL_LIFETIME;
-        match at {
-            Some(at) => self.channels[at].expires = expires,
+        match self.channels.iter_mut().find(|known| known.number == number) {
+            Some(known) => known.expires = expires,
             None => self.channels.push(Channel {
                 number,
                 peer,
@@ -249,6 +257,25 @@ impl Allocation {
             }),
         }
         Ok(())
+    }
+
+    /// Whether [`Self::bind_channel`] would do it. Changes nothing.
+    ///
+    /// # Errors
+    /// As that.
+    pub fn may_bind_channel(
+        &self,
+        now: Instant,
+        number: ChannelNumber,
+        peer: SocketAddr,
+    ) -> Result<(), BindError> {
+        let live = || self.channels.iter().filter(|channel| now < channel.expires);
+        match live().find(|known| known.number == number || known.peer == peer) {
+            Some(known) if (known.number, known.peer) != (number, peer) => return Err(BindError::Taken),
+            None if live().count() >= MAX_PEERS => return Err(BindError::Full),
+            Some(_) | None => {}
+        }
+        self.may_permit(now, &[peer.ip()]).map_err(|Full| BindError::Full)
     }
 
     /// The channels through one of its relays.
@@ -288,6 +315,9 @@ impl Allocation {
     }
 }
 
+const IPV4_HEADER_LEN: usize = 20;
+const IPV6_HEADER_LEN: usize = 40;
+const UDP_HEADER_LEN: usize = 8;
 /// How many ports are tried before an Allocate fails: others on this machine may hold some of our range.
 const MAX_TRIES: u8 = 10;
 
@@ -355,6 +385,7 @@ mod tests {
             allocation.bind_channel(now, channel(0x4FFF), peer(200)),
             Err(BindError::Full)
         );
+        assert_eq!(allocation.permit(now, &[ip(1), ip(2), ip(1)]), Ok(()), "known");
         assert_eq!(allocation.permit(now + PERMISSION_LIFETIME, &[ip(200)]), Ok(()));
     }
 

@@ -33,8 +33,8 @@ impl Bucket {
     /// Takes `bytes` out, if they are in it. What is larger than the bucket is let through when it is full.
     #[inline]
     pub fn take(&self, now: Instant, bytes: usize) -> bool {
-        let now = now.saturating_duration_since(self.began).as_nanos() as u64;
-        let cost = bytes as u64 * SECOND_NS / self.bytes_per_second;
+        let now = self.since_began_ns(now);
+        let cost = self.cost_ns(bytes);
         // Relaxed: only the number itself is shared.
         let spent = |full_at: u64| {
             let spent = full_at.saturating_sub(now);
@@ -43,6 +43,25 @@ impl Bucket {
         self.full_at_ns
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, spent)
             .is_ok()
+    }
+
+    /// Puts `bytes` back that were taken out.
+    pub fn put_back(&self, bytes: usize) {
+        // What was taken has moved the number forward by as much, so it is not less.
+        self.full_at_ns.fetch_sub(self.cost_ns(bytes), Ordering::Relaxed);
+    }
+
+    /// Whether nothing is missing.
+    pub fn is_full(&self, now: Instant) -> bool {
+        self.full_at_ns.load(Ordering::Relaxed) <= self.since_began_ns(now)
+    }
+
+    fn since_began_ns(&self, now: Instant) -> u64 {
+        now.saturating_duration_since(self.began).as_nanos() as u64
+    }
+
+    fn cost_ns(&self, bytes: usize) -> u64 {
+        bytes as u64 * SECOND_NS / self.bytes_per_second
     }
 }
 
@@ -85,6 +104,29 @@ mod tests {
         assert!(bucket.take(now, 1200));
         assert!(!bucket.take(now + Duration::from_millis(11_999), 1200));
         assert!(bucket.take(now + Duration::from_secs(12), 1200));
+    }
+
+    #[test]
+    fn what_is_put_back_was_never_taken() {
+        let (bucket, now) = setup(1000);
+        assert!(bucket.is_full(now) && bucket.take(now, 600) && !bucket.is_full(now));
+        assert!(bucket.take(now, 400) && !bucket.take(now, 1));
+        bucket.put_back(400);
+        assert!(bucket.take(now, 400) && !bucket.take(now, 1));
+        bucket.put_back(400);
+        bucket.put_back(600);
+        assert!(bucket.is_full(now));
+        assert!(bucket.take(now, 5000), "larger than the bucket");
+        bucket.put_back(5000);
+        assert!(bucket.is_full(now));
+    }
+
+    #[test]
+    fn it_is_full_again_when_what_was_spent_has_flowed_in() {
+        let (bucket, now) = setup(1000);
+        assert!(bucket.take(now, 500));
+        assert!(!bucket.is_full(now + Duration::from_millis(499)));
+        assert!(bucket.is_full(now + Duration::from_millis(500)));
     }
 
     fn setup(bytes_per_second: u64) -> (Bucket, Instant) {

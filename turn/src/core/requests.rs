@@ -207,6 +207,8 @@ impl<R: CryptoRng> Server<R> {
         }
         let ips: Vec<_> = peers.iter().map(SocketAddr::ip).collect();
         let allocation = self.table.get_mut(id).ok_or(Refusal::AllocationMismatch)?;
+        // What the allocation refuses must not count.
+        allocation.may_permit(request.now.instant, &ips)?;
         self.shared
             .permit(request.now.instant, &allocation.holder(), &ips)
             .map_err(|_| Refusal::InsufficientCapacity)?;
@@ -225,6 +227,7 @@ impl<R: CryptoRng> Server<R> {
         let peer = *peers_of(request.message)?.first().ok_or(Refusal::BadRequest)?;
         self.check_peer(id, &request.user, peer.ip())?;
         let allocation = self.table.get_mut(id).ok_or(Refusal::AllocationMismatch)?;
+        allocation.may_bind_channel(request.now.instant, number, peer)?;
         // 486 is about allocations only (RFC 8656, section 19).
         self.shared
             .permit(request.now.instant, &allocation.holder(), &[peer.ip()])

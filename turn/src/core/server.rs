@@ -17,7 +17,7 @@ use super::nonce::Nonces;
 use super::peers::PeerPolicy;
 use super::shared::Shared;
 use super::table::Table;
-use super::throttle::{Rate, Throttle};
+use super::throttle::Throttle;
 use super::wire::{ChannelNumber, Envelope, Inbound, SendIndication, classify};
 use super::{AllocationId, FiveTuple, Now, RelayId, Transport, answer};
 
@@ -34,10 +34,10 @@ pub struct Config {
     pub shared: Shared,
     /// Where clients are sent while this server drains.
     pub alternates: ByFamily<Option<SocketAddr>>,
-    /// How often a source gets an answer without having authenticated.
-    pub unproven_answers: Rate,
-    /// How often a source may fail to authenticate.
-    pub auth_failures: Rate,
+    /// How often a source gets an answer without having authenticated. A clone of it counts for several servers together.
+    pub unproven_answers: Throttle,
+    /// How often a source may fail to authenticate; likewise.
+    pub auth_failures: Throttle,
 }
 
 /// What may change while the server runs.
@@ -139,8 +139,8 @@ impl<R: CryptoRng> Server<R> {
             counters: Counters::default(),
             alternates: config.alternates,
             draining: false,
-            unproven_answers: Throttle::new(config.unproven_answers, rng.next_u64()),
-            auth_failures: Throttle::new(config.auth_failures, rng.next_u64()),
+            unproven_answers: config.unproven_answers,
+            auth_failures: config.auth_failures,
             rng,
         }
     }
@@ -303,9 +303,6 @@ impl<R: CryptoRng> Server<R> {
         if !allocation.is_permitted(now, peer.ip()) {
             return Err(Drop::NoPermission);
         }
-        if !allocation.buckets.take(now, payload.len()) {
-            return Err(Drop::OverRate);
-        }
         let length = u16::try_from(payload.len()).map_err(|_| Drop::TooLong)?;
         let to = allocation.client;
         let envelope = match allocation.channel_to(now, peer) {
@@ -316,6 +313,10 @@ impl<R: CryptoRng> Server<R> {
                 Envelope::data_indication(peer, length, transaction).ok_or(Drop::TooLong)?
             }
         };
+        // Last, so that what is dropped for another reason costs nothing.
+        if !allocation.draw(now, relay.family(), payload.len()) {
+            return Err(Drop::OverRate);
+        }
         Ok(Forward::ToClient {
             to,
             envelope,
@@ -369,15 +370,14 @@ impl<R: CryptoRng> Server<R> {
         let Some(allocation) = self.table.get_mut(id.allocation()) else {
             return false;
         };
-        let (holder, token) = (allocation.holder(), allocation.token.take());
+        let holder = allocation.holder();
         let Some(relay) = &mut allocation.relays[id.family()] else {
             return false;
         };
         let (Ports::Of(parity), State::Opening { tries_left: 1.. }) = (relay.ports, relay.state) else {
-            allocation.token = token;
             return false;
         };
-        let taken = match token {
+        let taken = match allocation.token.take() {
             None => self
                 .shared
                 .take_port(now, id.family(), parity, &mut self.rng)
@@ -460,7 +460,7 @@ fn to_permitted_peer<'a>(
     if !allocation.is_permitted(now, peer.ip()) {
         return Err(Drop::NoPermission);
     }
-    if !allocation.buckets.take(now, payload.len()) {
+    if !allocation.draw(now, family, payload.len()) {
         return Err(Drop::OverRate);
     }
     let relay = RelayId::new(id, family);

@@ -16,10 +16,11 @@ use std::time::{Duration, Instant};
 
 use rand::Rng;
 
+use super::auth::User;
 use super::bucket::Bucket;
 use super::family::{ByFamily, Family};
 use super::ports::{Parity, PortPool, PortRange};
-use super::{PERMISSION_LIFETIME, Source};
+use super::{FiveTuple, PERMISSION_LIFETIME, Source};
 
 /// How long a reserved port is kept (RFC 8656, section 7.2: at least 30 seconds).
 pub const RESERVATION_LIFETIME: Duration = Duration::from_secs(30);
@@ -29,8 +30,12 @@ pub const RESERVATION_LIFETIME: Duration = Duration::from_secs(30);
 pub struct Limits {
     /// Allocations, and ports reserved for one, in all.
     pub total: usize,
-    /// For one user, by [`User::who`](super::auth::User::who).
+    /// Relay ports of both families together: each is a socket, and an allocation may have two.
+    pub ports: usize,
+    /// For one user whose credentials expire.
     pub user: Quota,
+    /// For one user who never expires, whom many people may be.
+    pub fixed_user: Quota,
     /// For one source.
     pub source: Quota,
     /// Stream connections, in all.
@@ -46,7 +51,7 @@ pub struct Quota {
     pub allocations: usize,
     /// Different peers with a permission.
     pub peers: usize,
-    /// Bytes of payload per second, both ways together.
+    /// Bytes per second between relays and peers, both ways together: payload, UDP header and IP header.
     pub bytes_per_second: Option<NonZeroU64>,
 }
 
@@ -64,7 +69,9 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             total: usize::MAX,
+            ports: usize::MAX,
             user: Quota::default(),
+            fixed_user: Quota::default(),
             source: Quota::default(),
             connections: usize::MAX,
             connections_per_source: usize::MAX,
@@ -81,13 +88,41 @@ pub enum NoRoom {
     Quota,
 }
 
+impl Limits {
+    fn of_user(&self, who: &Who) -> Quota {
+        if who.expires { self.user } else { self.fixed_user }
+    }
+}
+
+/// A user, as far as quotas go.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Who {
+    /// [`User::who`].
+    pub name: Arc<str>,
+    /// Whether the credentials expire. One of each kind and the same name are two users.
+    pub expires: bool,
+}
+
 /// Who holds an allocation, or a reserved port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Holder {
     /// The user.
-    pub who: Arc<str>,
+    pub who: Who,
     /// Where the user is.
     pub source: Source,
+}
+
+impl Holder {
+    /// That user, at that client's address.
+    pub fn of(user: &User, client: &FiveTuple) -> Self {
+        Self {
+            who: Who {
+                name: user.who.clone(),
+                expires: user.expiry_unix.is_some(),
+            },
+            source: Source::of(client.remote.ip()),
+        }
+    }
 }
 
 /// What an allocation's packets draw from.
@@ -100,10 +135,21 @@ impl Buckets {
         self.0.iter().all(Option::is_none)
     }
 
-    /// Whether `bytes` more may pass.
+    /// Whether `bytes` more may pass. Where one of both refuses, the other has lost nothing (but for a moment, which another
+    /// shard may see).
     #[inline]
     pub fn take(&self, now: Instant, bytes: usize) -> bool {
-        self.0.iter().flatten().all(|bucket| bucket.take(now, bytes))
+        let [user, source] = &self.0;
+        let takes =
+            |bucket: &Option<Arc<Bucket>>| bucket.as_ref().is_none_or(|bucket| bucket.take(now, bytes));
+        if !takes(user) {
+            return false;
+        }
+        let passes = takes(source);
+        if !passes && let Some(user) = user {
+            user.put_back(bytes);
+        }
+        passes
     }
 }
 
@@ -117,13 +163,23 @@ struct State {
     ports: ByFamily<PortPool>,
     held: usize,
     connected: usize,
-    users: HashMap<Arc<str>, Account>,
-    sources: HashMap<Source, Account>,
+    users: Accounts<Who>,
+    sources: Accounts<Source>,
+    /// When buckets that are full again are forgotten.
+    sweep_at: Option<Instant>,
     connections: HashMap<Source, usize>,
     reservations: HashMap<u64, Reservation>,
 }
 
-/// What one user, or one source, has. It goes when nothing is held any more.
+/// What users have, or what sources have.
+#[derive(Debug)]
+struct Accounts<K> {
+    open: HashMap<K, Account>,
+    /// The buckets of those who hold nothing any more, until they are full again: who comes back finds what was left.
+    spent: HashMap<K, Arc<Bucket>>,
+}
+
+/// What one user, or one source, has. It goes when nothing is held any more, all but its bucket.
 #[derive(Debug, Default)]
 struct Account {
     held: usize,
@@ -151,8 +207,9 @@ impl Shared {
             ports,
             held: 0,
             connected: 0,
-            users: HashMap::new(),
-            sources: HashMap::new(),
+            users: Accounts::default(),
+            sources: Accounts::default(),
+            sweep_at: None,
             connections: HashMap::new(),
             reservations: HashMap::new(),
         })))
@@ -178,6 +235,9 @@ impl Shared {
     pub fn take_port(&self, now: Instant, family: Family, parity: Parity, rng: &mut impl Rng) -> Option<u16> {
         let mut state = self.state();
         state.expire(now);
+        if state.ports_taken() >= state.limits.ports {
+            return None;
+        }
         state.ports[family].take(parity, rng)
     }
 
@@ -194,6 +254,9 @@ impl Shared {
     ) -> Result<(u16, u64), NoRoom> {
         let mut state = self.state();
         state.expire(now);
+        if state.ports_taken() + 2 > state.limits.ports {
+            return Err(NoRoom::Server);
+        }
         state.hold(holder)?;
         let Some(port) = state.ports[family].take(Parity::EvenPair, rng) else {
             state.release(holder);
@@ -221,8 +284,8 @@ impl Shared {
         }
         let reservation = state.reservations.remove(&token)?;
         // The holder may have moved; the place moves along.
-        state.release(&reservation.holder);
         state.hold_anyhow(holder);
+        state.release(&reservation.holder);
         let buckets = state.buckets(now, holder);
         Some((reservation.family, reservation.port, buckets))
     }
@@ -247,24 +310,18 @@ impl Shared {
     pub fn permit(&self, now: Instant, holder: &Holder, peers: &[IpAddr]) -> Result<(), NoRoom> {
         let mut state = self.state();
         let limits = state.limits;
-        let fits = |account: Option<&mut Account>, most| {
-            account.is_none_or(|account| account.has_room_for(now, peers, most))
-        };
-        if !fits(state.users.get_mut(&holder.who), limits.user.peers)
-            || !fits(state.sources.get_mut(&holder.source), limits.source.peers)
+        let of_user = limits.of_user(&holder.who).peers;
+        if !state.users.has_room_for(now, &holder.who, peers, of_user)
+            || !state
+                .sources
+                .has_room_for(now, &holder.source, peers, limits.source.peers)
         {
             return Err(NoRoom::Quota);
         }
-        if limits.user.peers != usize::MAX
-            && let Some(account) = state.users.get_mut(&holder.who)
-        {
-            account.note(now, peers);
-        }
-        if limits.source.peers != usize::MAX
-            && let Some(account) = state.sources.get_mut(&holder.source)
-        {
-            account.note(now, peers);
-        }
+        state.users.note(now, &holder.who, peers, of_user);
+        state
+            .sources
+            .note(now, &holder.source, peers, limits.source.peers);
         Ok(())
     }
 
@@ -285,17 +342,37 @@ impl Shared {
     pub fn disconnect(&self, source: Source) {
         let mut state = self.state();
         state.connected -= 1;
-        less(&mut state.connections, &source, |count| {
-            *count = count.saturating_sub(1);
-            *count == 0
-        });
+        if let Some(count) = state.connections.get_mut(&source) {
+            *count -= 1;
+            if *count == 0 {
+                state.connections.remove(&source);
+            }
+        }
     }
 
     /// How many ports are taken or reserved, of both families.
     pub fn ports_taken(&self, now: Instant) -> usize {
         let mut state = self.state();
         state.expire(now);
-        state.ports.iter().map(|(_, ports)| ports.taken_count()).sum()
+        state.ports_taken()
+    }
+
+    /// How many allocations, and ports reserved for one, there are.
+    pub fn held(&self, now: Instant) -> usize {
+        let mut state = self.state();
+        state.expire(now);
+        state.held
+    }
+
+    /// How many peers count for a user.
+    pub fn peers_of(&self, now: Instant, who: &Who) -> usize {
+        let state = self.state();
+        let known = state
+            .users
+            .open
+            .get(who)
+            .map_or(&[][..], |account| &account.peers);
+        known.iter().filter(|(_, ends)| now < *ends).count()
     }
 
     /// No code under the lock stops half-way, so what a panicked shard left is whole.
@@ -309,9 +386,8 @@ impl State {
         if self.held >= self.limits.total {
             return Err(NoRoom::Server);
         }
-        let user = self.users.get(&holder.who).map_or(0, |account| account.held);
-        let source = self.sources.get(&holder.source).map_or(0, |account| account.held);
-        if user >= self.limits.user.allocations || source >= self.limits.source.allocations {
+        let (user, source) = (self.users.held(&holder.who), self.sources.held(&holder.source));
+        if user >= self.limits.of_user(&holder.who).allocations || source >= self.limits.source.allocations {
             return Err(NoRoom::Quota);
         }
         self.hold_anyhow(holder);
@@ -320,30 +396,27 @@ impl State {
 
     fn hold_anyhow(&mut self, holder: &Holder) {
         self.held += 1;
-        self.users.entry(holder.who.clone()).or_default().held += 1;
-        self.sources.entry(holder.source).or_default().held += 1;
+        self.users.hold(&holder.who);
+        self.sources.hold(&holder.source);
     }
 
     fn release(&mut self, holder: &Holder) {
         self.held -= 1;
-        less(&mut self.users, &holder.who, Account::let_go);
-        less(&mut self.sources, &holder.source, Account::let_go);
+        self.users.let_go(&holder.who);
+        self.sources.let_go(&holder.source);
     }
 
     fn buckets(&mut self, now: Instant, holder: &Holder) -> Buckets {
-        let of = |account: Option<&mut Account>, rate: Option<NonZeroU64>| {
-            let new = || Arc::new(Bucket::new(rate?, now)).into();
-            let account = account?;
-            account.bucket = account.bucket.take().or_else(new);
-            account.bucket.clone()
-        };
+        let user = self.limits.of_user(&holder.who).bytes_per_second;
+        let source = self.limits.source.bytes_per_second;
         Buckets([
-            of(self.users.get_mut(&holder.who), self.limits.user.bytes_per_second),
-            of(
-                self.sources.get_mut(&holder.source),
-                self.limits.source.bytes_per_second,
-            ),
+            self.users.bucket(now, &holder.who, user),
+            self.sources.bucket(now, &holder.source, source),
         ])
+    }
+
+    fn ports_taken(&self) -> usize {
+        self.ports.iter().map(|(_, ports)| ports.taken_count()).sum()
     }
 
     fn expire(&mut self, now: Instant) {
@@ -352,6 +425,11 @@ impl State {
             .extract_if(|_, reservation| reservation.ends <= now)
             .collect();
         over.iter().for_each(|(_, reservation)| self.end(reservation));
+        if self.sweep_at.is_none_or(|at| at <= now) {
+            self.users.forget_full(now);
+            self.sources.forget_full(now);
+            self.sweep_at = Some(now + SWEEP_INTERVAL);
+        }
     }
 
     fn end(&mut self, reservation: &Reservation) {
@@ -360,12 +438,67 @@ impl State {
     }
 }
 
-impl Account {
-    fn let_go(&mut self) -> bool {
-        self.held = self.held.saturating_sub(1);
-        self.held == 0
+impl<K> Default for Accounts<K> {
+    fn default() -> Self {
+        Self {
+            open: HashMap::new(),
+            spent: HashMap::new(),
+        }
+    }
+}
+
+impl<K: Clone + Eq + Hash> Accounts<K> {
+    fn held(&self, key: &K) -> usize {
+        self.open.get(key).map_or(0, |account| account.held)
     }
 
+    fn hold(&mut self, key: &K) {
+        self.open.entry(key.clone()).or_default().held += 1;
+    }
+
+    fn let_go(&mut self, key: &K) {
+        let Some(account) = self.open.get_mut(key) else {
+            return;
+        };
+        account.held = account.held.saturating_sub(1);
+        if account.held > 0 {
+            return;
+        }
+        let bucket = account.bucket.take();
+        self.open.remove(key);
+        if let Some(bucket) = bucket {
+            self.spent.insert(key.clone(), bucket);
+        }
+    }
+
+    /// What one who holds something draws from, if there is a rate.
+    fn bucket(&mut self, now: Instant, key: &K, rate: Option<NonZeroU64>) -> Option<Arc<Bucket>> {
+        let (rate, account) = (rate?, self.open.get_mut(key)?);
+        let known = account.bucket.take().or_else(|| self.spent.remove(key));
+        account.bucket = known.or_else(|| Some(Arc::new(Bucket::new(rate, now))));
+        account.bucket.clone()
+    }
+
+    fn has_room_for(&mut self, now: Instant, key: &K, peers: &[IpAddr], most: usize) -> bool {
+        let account = self.open.get_mut(key);
+        account.is_none_or(|account| account.has_room_for(now, peers, most))
+    }
+
+    /// Where there is no limit, nothing need be known.
+    fn note(&mut self, now: Instant, key: &K, peers: &[IpAddr], most: usize) {
+        if most != usize::MAX
+            && let Some(account) = self.open.get_mut(key)
+        {
+            account.note(now, peers);
+        }
+    }
+
+    fn forget_full(&mut self, now: Instant) {
+        self.spent.retain(|_, bucket| !bucket.is_full(now));
+    }
+}
+
+impl Account {
     fn has_room_for(&mut self, now: Instant, peers: &[IpAddr], most: usize) -> bool {
         self.peers.retain(|(_, ends)| now < *ends);
         let new = peers
@@ -390,12 +523,8 @@ impl Account {
     }
 }
 
-/// Makes one thing less, and takes it out where nothing is left of it.
-fn less<K: Eq + Hash, V>(map: &mut HashMap<K, V>, key: &K, make_less: impl FnOnce(&mut V) -> bool) {
-    if map.get_mut(key).is_some_and(make_less) {
-        map.remove(key);
-    }
-}
+/// How often full buckets are looked for: all that are kept are looked at, which is too much to do for each request.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 #[allow(
@@ -505,8 +634,81 @@ mod tests {
             shared.release(&holder);
         }
         let state = shared.state();
-        assert_eq!((state.held, state.users.len(), state.sources.len()), (0, 0, 0));
+        assert_eq!(state.held, 0);
+        assert_eq!((state.users.open.len(), state.sources.open.len()), (0, 0));
         assert_eq!((state.connections.len(), state.reservations.len()), (0, 0));
+    }
+
+    #[test]
+    fn a_bucket_is_kept_until_it_is_full_again() {
+        let rate = Quota {
+            bytes_per_second: NonZeroU64::new(1000),
+            ..Quota::default()
+        };
+        let (shared, now, _) = setup(Limits {
+            user: rate,
+            source: rate,
+            ..Limits::default()
+        });
+        let kept = |shared: &Shared| {
+            let state = shared.state();
+            (state.users.spent.len(), state.sources.spent.len())
+        };
+        let (second, spent) = (now + Duration::from_secs(1), holder("a", 1));
+        for n in 0..100 {
+            let one = holder(&n.to_string(), n);
+            assert!(shared.admit(now, &one).unwrap().take(now, 500));
+            shared.release(&one);
+        }
+        assert_eq!(kept(&shared), (100, 100));
+        assert!(shared.admit(second, &spent).unwrap().take(second, 1000));
+        assert_eq!(kept(&shared), (0, 0), "the others' are full");
+        shared.release(&spent);
+        let later = second + Duration::from_millis(500);
+        let buckets = shared.admit(later, &spent).unwrap();
+        assert!(!buckets.take(later, 501) && buckets.take(later, 500));
+        assert_eq!(kept(&shared), (0, 0), "it is drawn from again");
+    }
+
+    #[test]
+    fn a_fixed_user_has_limits_of_its_own() {
+        let of = |allocations, peers| Quota {
+            allocations,
+            peers,
+            ..Quota::default()
+        };
+        let (shared, now, _) = setup(Limits {
+            user: of(1, 1),
+            fixed_user: of(2, 2),
+            ..Limits::default()
+        });
+        let (player, mut everybody) = (holder("a", 1), holder("a", 1));
+        everybody.who.expires = false;
+        shared.admit(now, &player).unwrap();
+        assert_eq!(shared.admit(now, &player).map(drop), Err(NoRoom::Quota));
+        assert!((0..2).all(|_| shared.admit(now, &everybody).is_ok()));
+        assert_eq!(shared.admit(now, &everybody).map(drop), Err(NoRoom::Quota));
+        assert_eq!(shared.permit(now, &player, &[ip(1), ip(2)]), Err(NoRoom::Quota));
+        assert_eq!(shared.permit(now, &everybody, &[ip(1), ip(2)]), Ok(()));
+        assert_eq!(shared.permit(now, &everybody, &[ip(3)]), Err(NoRoom::Quota));
+        let known = [&player, &everybody].map(|holder| shared.peers_of(now, &holder.who));
+        assert_eq!(known, [0, 2]);
+    }
+
+    #[test]
+    fn ports_of_both_families_are_counted_together() {
+        let (shared, now, mut rng) = setup(Limits {
+            ports: 3,
+            ..Limits::default()
+        });
+        let ann = holder("a", 1);
+        shared.take_pair(now, Family::V4, &ann, &mut rng).unwrap();
+        let refused = shared.take_pair(now, Family::V6, &ann, &mut rng);
+        assert_eq!((refused, shared.held(now)), (Err(NoRoom::Server), 1));
+        let port = shared.take_port(now, Family::V6, Parity::Any, &mut rng).unwrap();
+        assert_eq!(shared.take_port(now, Family::V4, Parity::Any, &mut rng), None);
+        shared.give_back(Family::V6, port);
+        assert!(shared.take_port(now, Family::V4, Parity::Any, &mut rng).is_some());
     }
 
     #[test]
@@ -545,7 +747,10 @@ mod tests {
 
     fn holder(who: &str, source: u8) -> Holder {
         Holder {
-            who: who.into(),
+            who: Who {
+                name: who.into(),
+                expires: true,
+            },
             source: Source::of(ip(source)),
         }
     }

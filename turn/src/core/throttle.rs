@@ -3,8 +3,12 @@
 //! Sources can be made up, so the table is a cache: each source may stand in one of [`WAYS`] places, and a new one takes
 //! the place of the one that has been quiet for longest. A flood of invented sources thus makes the limit weaker for
 //! those that it pushes out, and locks nobody out.
+//!
+//! All shards share one table, since a source chooses its shard by its port. Each set of places has a lock of its own, held
+//! for a look at [`WAYS`] places, so that shards hardly meet but over one and the same source.
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::Source;
@@ -18,13 +22,19 @@ pub struct Rate {
     pub burst: u32,
 }
 
-/// The table.
+/// The table; a clone is another handle to the same.
+#[derive(Debug, Clone)]
+pub struct Throttle(Arc<Table>);
+
 #[derive(Debug)]
-pub struct Throttle {
+struct Table {
     rate: Rate,
     seed: u64,
-    places: Vec<Option<Place>>,
+    sets: Box<[Mutex<Set>]>,
 }
+
+/// Where each source of one hash may stand.
+type Set = [Option<Place>; WAYS];
 
 #[derive(Debug, Clone, Copy)]
 struct Place {
@@ -36,81 +46,77 @@ struct Place {
 impl Throttle {
     /// An empty table. `seed` is secret, so that nobody can choose sources that push out a certain other one.
     pub fn new(rate: Rate, seed: u64) -> Self {
-        let size = if rate.per_second == 0 { 0 } else { SETS * WAYS };
-        Self {
-            rate,
-            seed,
-            places: vec![None; size],
-        }
+        let size = if rate.per_second == 0 { 0 } else { SETS };
+        let sets = (0..size).map(|_| Mutex::default()).collect();
+        Self(Arc::new(Table { rate, seed, sets }))
     }
 
     /// Whether it may happen once more now. Changes nothing.
     pub fn allows(&self, now: Instant, source: Source) -> bool {
-        let known = self
-            .set_of(source)
-            .iter()
-            .flatten()
-            .find(|place| place.source == source);
-        known.is_none_or(|place| self.has_room(now, place.full_at))
+        let Some(set) = self.0.set_of(source) else {
+            return true;
+        };
+        self.0.has_room(now, full_at(&set, now, source))
     }
 
     /// Counts that it happens; false where it may not.
-    pub fn take(&mut self, now: Instant, source: Source) -> bool {
-        let cost = match self.rate.per_second {
-            0 => return true,
-            rate => Duration::from_secs(1) / rate,
+    pub fn take(&self, now: Instant, source: Source) -> bool {
+        let Some(mut set) = self.0.set_of(source) else {
+            return true;
         };
-        if !self.allows(now, source) {
+        let full_at = full_at(&set, now, source);
+        if !self.0.has_room(now, full_at) {
             return false;
         }
-        let place = self.place_for(source);
-        let full_at = place
-            .filter(|place| place.source == source)
-            .map_or(now, |place| place.full_at.max(now));
-        *place = Some(Place {
+        *place_for(&mut set, source) = Some(Place {
             source,
-            full_at: full_at + cost,
+            full_at: full_at + self.0.rate.cost(),
         });
         true
+    }
+}
+
+impl Rate {
+    fn cost(self) -> Duration {
+        Duration::from_secs(1) / self.per_second
+    }
+}
+
+impl Table {
+    /// `None` where there is no limit. No code under the lock stops half-way, so what a panicked shard left is whole.
+    fn set_of(&self, source: Source) -> Option<MutexGuard<'_, Set>> {
+        let mut hasher = DefaultHasher::new();
+        self.seed.hash(&mut hasher);
+        source.hash(&mut hasher);
+        let set = self.sets.get(hasher.finish() as usize % SETS)?;
+        Some(set.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn has_room(&self, now: Instant, full_at: Instant) -> bool {
         let used = full_at.saturating_duration_since(now);
-        used + Duration::from_secs(1) / self.rate.per_second
-            <= Duration::from_secs(1) * self.rate.burst / self.rate.per_second
+        used + self.rate.cost() <= Duration::from_secs(1) * self.rate.burst / self.rate.per_second
     }
+}
 
-    /// The source's own place, else a free one, else that of the source which has been quiet for longest.
-    fn place_for(&mut self, source: Source) -> &mut Option<Place> {
-        let range = self.range_of(source);
-        let set = &mut self.places[range];
-        let own = set
+/// When a source's burst is whole again; it is now for one that is not known.
+fn full_at(set: &Set, now: Instant, source: Source) -> Instant {
+    let known = set.iter().flatten().find(|place| place.source == source);
+    known.map_or(now, |place| place.full_at.max(now))
+}
+
+/// The source's own place, else a free one, else that of the source which has been quiet for longest.
+fn place_for(set: &mut Set, source: Source) -> &mut Option<Place> {
+    let own = set
+        .iter()
+        .position(|place| place.is_some_and(|place| place.source == source));
+    let index = own.unwrap_or_else(|| {
+        let quiet = set
             .iter()
-            .position(|place| place.is_some_and(|place| place.source == source));
-        let index = own.unwrap_or_else(|| {
-            let quiet = set
-                .iter()
-                .enumerate()
-                .min_by_key(|(_, place)| place.map(|place| place.full_at));
-            quiet.map_or(0, |(index, _)| index)
-        });
-        &mut set[index]
-    }
-
-    fn set_of(&self, source: Source) -> &[Option<Place>] {
-        &self.places[self.range_of(source)]
-    }
-
-    fn range_of(&self, source: Source) -> std::ops::Range<usize> {
-        if self.places.is_empty() {
-            return 0..0;
-        }
-        let mut hasher = DefaultHasher::new();
-        self.seed.hash(&mut hasher);
-        source.hash(&mut hasher);
-        let set = hasher.finish() as usize % SETS;
-        set * WAYS..(set + 1) * WAYS
-    }
+            .enumerate()
+            .min_by_key(|(_, place)| place.map(|place| place.full_at));
+        quiet.map_or(0, |(index, _)| index)
+    });
+    &mut set[index]
 }
 
 const SETS: usize = 512;
@@ -127,7 +133,7 @@ mod tests {
 
     #[test]
     fn a_burst_passes_and_then_one_at_a_time() {
-        let (mut throttle, now) = setup();
+        let (throttle, now) = setup();
         let passed = (0..30).filter(|_| throttle.take(now, source(1))).count();
         assert_eq!(passed, 20);
         assert!(throttle.take(now, source(2)), "another source has its own");
@@ -138,13 +144,23 @@ mod tests {
 
     #[test]
     fn a_flood_of_sources_neither_grows_the_table_nor_locks_a_new_one_out() {
-        let (mut throttle, now) = setup();
-        let places = throttle.places.capacity();
-        for n in 0..100_000_u32 {
-            throttle.take(now, Source::of(std::net::Ipv4Addr::from(n).into()));
-        }
-        assert_eq!(throttle.places.capacity(), places);
+        let (throttle, now) = setup();
+        let counted = allocation_counter::measure(|| {
+            for n in 0..100_000_u32 {
+                throttle.take(now, Source::of(std::net::Ipv4Addr::from(n).into()));
+            }
+        });
+        assert_eq!(counted.count_total, 0);
         assert!(throttle.take(now, source(250)));
+    }
+
+    #[test]
+    fn shards_share_one_table() {
+        let (throttle, now) = setup();
+        let passed = |throttle: Throttle| (0..15).filter(|_| throttle.take(now, source(1))).count();
+        let shards = [throttle.clone(), throttle]
+            .map(|throttle| std::thread::scope(|scope| scope.spawn(|| passed(throttle)).join().unwrap()));
+        assert_eq!(shards, [15, 5]);
     }
 
     #[test]
@@ -153,7 +169,7 @@ mod tests {
             per_second: 0,
             burst: 0,
         };
-        let mut throttle = Throttle::new(rate, 7);
+        let throttle = Throttle::new(rate, 7);
         let now = Instant::now();
         assert!((0..1000).all(|_| throttle.take(now, source(1)) && throttle.allows(now, source(1))));
     }

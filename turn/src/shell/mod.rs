@@ -8,7 +8,8 @@
 //!
 //! A shard owns all it touches per packet: its sockets, its server, its numbers. Each has listeners of its own at the
 //! same addresses (`SO_REUSEPORT`), and the kernel gives it its share of the clients; a client's relay is its shard's.
-//! They share the nonces' key, and what is asked for when an allocation is made: quotas and ports.
+//! They share the nonces' key, what is asked for when an allocation is made (quotas and ports), and what is asked for when
+//! somebody has not authenticated (limits of each source).
 
 mod addresses;
 pub mod clock;
@@ -43,7 +44,9 @@ use crate::core::family::Family;
 use crate::core::nonce::Nonces;
 use crate::core::peers::PeerPolicy;
 use crate::core::server::{Config, Rules, Server};
-use crate::core::shared::{Limits, Shared};
+use crate::core::shared::Shared;
+use crate::core::throttle::Throttle;
+use crate::open_files::{self, Shares};
 use crate::options::Settings;
 use control::{Control, News};
 use metrics::Meter;
@@ -124,13 +127,13 @@ fn hint(error: &io::Error, option: &str) -> String {
 /// [`Error`] says what to do.
 pub async fn run(settings: Settings, read_again: impl Fn() -> Result<Settings, String>) -> Result<(), Error> {
     let mut settings = located(settings);
-    limit_to_open_files(&mut settings.limits);
+    let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    limit_to_open_files(&mut settings, cores);
     let registry = Registry::new();
     let meter = Meter::new(&registry).map_err(|error| Error::System {
         doing: "registering the metrics",
         source: io::Error::other(error),
     })?;
-    let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let controls: Arc<[_]> = system("making an eventfd", Control::of_shards(cores))?.into();
     let xdp = past_user_space(&settings)?;
     let shards = shards(&settings, &meter, &controls, xdp.as_ref())?;
@@ -255,15 +258,37 @@ fn relay(
     })
 }
 
-/// As many allocations as there may be sockets for.
-fn limit_to_open_files(limits: &mut Limits) {
-    let room = sockets::raise_open_files(limits.total);
-    if room < limits.total {
-        limits.total = room;
+/// As many relays and connections as there may be sockets for.
+fn limit_to_open_files(settings: &mut Settings, shards: usize) {
+    let families = settings.relay_ips.present().count();
+    let tcp = settings.listen_tcp.as_ref().unwrap_or(&settings.listen).len();
+    let tls = match (&settings.listen_tls, &settings.tls) {
+        (Some(said), _) => said.len(),
+        (None, Some(_)) => settings.listen.len(),
+        (None, None) => 0,
+    };
+    let limits = &mut settings.limits;
+    if tcp + tls == 0 {
+        limits.connections = 0;
+    }
+    let wanted = Shares {
+        relays: limits.total.saturating_mul(families),
+        connections: limits.connections,
+    };
+    let listeners = settings.listen.len() + tcp + tls;
+    let files = sockets::raise_open_files(usize::MAX);
+    let room = wanted.within(files.saturating_sub(open_files::of_shards(shards, listeners)));
+    if room != wanted {
         tracing::info!(
-            "room for {room} allocations, since a process may have only so many files open (ulimit -Hn)"
+            "fewer relays or connections than wanted ({} and {}): a process may have only so many files open; raise \
+             ulimit -Hn, or lower --max-allocations and --max-connections",
+            wanted.relays,
+            wanted.connections,
         );
     }
+    limits.ports = room.relays;
+    limits.total = limits.total.min(room.relays);
+    limits.connections = room.connections;
 }
 
 /// Lets network drivers relay, where that was asked for, and says so.
@@ -301,7 +326,7 @@ fn shards(
     let mut key = [0; 32];
     rng.fill_bytes(&mut key);
     let nonces = Nonces::new(key, clock::read().instant);
-    let config = config(settings);
+    let config = config(settings, &mut rng);
     let doors = doors(settings, controls.len())?;
     let shard = |(control, (listeners, stream_listeners)): (&Arc<Control>, Doors)| {
         let streams = StreamSetup {
@@ -386,15 +411,15 @@ fn stream_listeners(settings: &Settings, udp: &[Listener]) -> Result<Vec<StreamL
     tcp.chain(tls).collect()
 }
 
-fn config(settings: &Settings) -> Config {
+fn config(settings: &Settings, rng: &mut StdRng) -> Config {
     Config {
         realm: settings.realm.clone(),
         rules: rules(settings),
         relay_ips: settings.relay_ips,
         shared: Shared::new(settings.relay_ports, settings.limits),
         alternates: settings.alternates,
-        unproven_answers: settings.unproven_answers,
-        auth_failures: settings.auth_failures,
+        unproven_answers: Throttle::new(settings.unproven_answers, rng.next_u64()),
+        auth_failures: Throttle::new(settings.auth_failures, rng.next_u64()),
     }
 }
 
@@ -422,14 +447,17 @@ fn rules(settings: &Settings) -> Rules {
 /// Says what clients will be told, and whom they may reach.
 fn announce(settings: &Settings, shard: &Shard, metrics: SocketAddr) {
     tracing::info!(
-        "listening on udp {}{}{}; clients are told relays at {}, ports {}; relays are bound to {}; peers allowed: {}; \
-         metrics on http://{metrics}/metrics",
+        "listening on udp {}{}{}; clients are told relays at {}, ports {}; relays are bound to {}; room for {} \
+         allocations with {} relays, and {} connections; peers allowed: {}; metrics on http://{metrics}/metrics",
         list(shard.listen_addresses()),
         streams(shard, false),
         streams(shard, true),
         told(settings),
         settings.relay_ports,
         list(settings.relay_ips.present().map(|(_, ip)| ip)),
+        settings.limits.total,
+        settings.limits.ports,
+        settings.limits.connections,
         peers(settings),
     );
 }

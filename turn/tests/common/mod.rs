@@ -25,7 +25,7 @@ use penstock_turn::core::nonce::Nonces;
 use penstock_turn::core::peers::PeerPolicy;
 use penstock_turn::core::server::{Command, Config, Forward, OpenFailure, Rules, Server};
 use penstock_turn::core::shared::{Limits, Quota, Shared};
-use penstock_turn::core::throttle::Rate;
+use penstock_turn::core::throttle::{Rate, Throttle};
 use penstock_turn::core::{FiveTuple, Now, RelayId, Transport};
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
@@ -45,13 +45,16 @@ pub const REALM: &str = "penstock";
 pub const BEGAN_UNIX: Duration = Duration::from_secs(1_893_456_000);
 pub const EXTERNAL: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(9, 9, 9, 9));
 pub const EXTERNAL_V6: IpAddr = IpAddr::V6(std::net::Ipv6Addr::new(0x2a00, 9, 0, 0, 0, 0, 0, 9));
+pub const USER: Quota = Quota {
+    allocations: 4,
+    peers: usize::MAX,
+    bytes_per_second: None,
+};
 pub const LIMITS: Limits = Limits {
     total: 8,
-    user: Quota {
-        allocations: 4,
-        peers: usize::MAX,
-        bytes_per_second: None,
-    },
+    ports: usize::MAX,
+    user: USER,
+    fixed_user: USER,
     source: Quota {
         allocations: usize::MAX,
         peers: usize::MAX,
@@ -63,17 +66,20 @@ pub const LIMITS: Limits = Limits {
 
 /// What the worlds are made from: relays of both families on ten ports.
 pub fn config(limits: Limits) -> Config {
-    let no_limit = Rate {
-        per_second: 0,
-        burst: 0,
-    };
+    let no_limit = Throttle::new(
+        Rate {
+            per_second: 0,
+            burst: 0,
+        },
+        7,
+    );
     Config {
         realm: REALM.to_owned(),
         rules: rules(&[SECRET]),
         relay_ips: ByFamily::first_of(["10.0.0.5".parse().unwrap(), "fd00::5".parse().unwrap()]),
         shared: Shared::new("50000-50009".parse().unwrap(), limits),
         alternates: ByFamily::default(),
-        unproven_answers: no_limit,
+        unproven_answers: no_limit.clone(),
         auth_failures: no_limit,
     }
 }

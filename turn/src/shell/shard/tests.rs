@@ -21,7 +21,7 @@ use crate::core::peers::PeerPolicy;
 use crate::core::server::Config;
 use crate::core::server::Rules;
 use crate::core::shared::{Limits, Shared};
-use crate::core::throttle::Rate;
+use crate::core::throttle::{Rate, Throttle};
 
 #[test]
 fn a_packet_through_the_sockets_allocates_nothing() {
@@ -143,8 +143,8 @@ fn shards(count: usize) -> Vec<Shard> {
         relay_ips: ByFamily::first_of(["127.0.0.1".parse().unwrap()]),
         shared: Shared::new("20000-60000".parse().unwrap(), Limits::default()),
         alternates: ByFamily::default(),
-        unproven_answers: NO_LIMIT,
-        auth_failures: NO_LIMIT,
+        unproven_answers: Throttle::new(NO_LIMIT, 7),
+        auth_failures: Throttle::new(NO_LIMIT, 7),
     };
     let nonces = Nonces::new([7; 32], clock::read().instant);
     let first = Listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
