@@ -223,7 +223,15 @@ mod tests {
 
     #[test]
     fn a_name_without_a_time_is_none() {
-        for name in ["", ":", "demo", "soon:demo", "-1:demo", "demo@fd00::9:12", "12@fd00::9"] {
+        for name in [
+            "",
+            ":",
+            "demo",
+            "soon:demo",
+            "-1:demo",
+            "demo@fd00::9:12",
+            "12@fd00::9",
+        ] {
             assert_eq!(parse(name), None, "{name}");
         }
         assert_eq!(parse("99999999999999999999:demo"), None, "no such time");

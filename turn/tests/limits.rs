@@ -157,29 +157,6 @@ fn a_source_gets_so_many_answers_without_authenticating() {
 }
 
 #[test]
-fn guessing_passwords_ends_soon_and_cuts_off_nobody() {
-    let mut world = World::with(|config| {
-        config.auth_failures = Rate {
-            per_second: 1,
-            burst: 3,
-        };
-    });
-    let mut ann = Client::ann(1000);
-    assert_eq!(ann.allocate(&mut world), Answer::Success);
-    let mut guesser = Client::new(1001, "ann", "wrong");
-    let answers = [(); 6].map(|()| guesser.allocate(&mut world));
-    assert_eq!(answers[..3], [(); 3].map(|()| Answer::Error(401)));
-    assert_eq!(answers[3..], [(); 3].map(|()| Answer::None));
-    let right = Client::ann(1002).allocate(&mut world);
-    assert_eq!(right, Answer::None, "nobody new from there for now");
-    assert_eq!(ann.refresh(&mut world, 600), Answer::Success);
-    let dropped = Count::Dropped(Direction::ToPeer, Drop::AuthLimit);
-    assert_eq!(world.server.counters().get(dropped), 4);
-    world.wait(1);
-    assert_eq!(Client::ann(1002).allocate(&mut world), Answer::Success);
-}
-
-#[test]
 fn two_secrets_are_valid_at_once_and_the_old_one_no_longer_when_it_is_taken_out() {
     let mut world = World::new();
     world.server.reload(rules(&[b"south", SECRET]));

@@ -1,10 +1,10 @@
-//! How often something may happen for one source, in a table whose size never changes.
+//! How often something may happen for one source, or whatever else it is counted by, in a table whose size never changes.
 //!
 //! Sources can be made up, so the table is a cache: each source may stand in one of [`WAYS`] places, and a new one takes
 //! the place of the one that has been quiet for longest. A flood of invented sources thus makes the limit weaker for
 //! those that it pushes out, and locks nobody out.
 
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::hash::{DefaultHasher, Hash, Hasher as _};
 use std::time::{Duration, Instant};
 
 use super::Source;
@@ -20,20 +20,20 @@ pub struct Rate {
 
 /// The table.
 #[derive(Debug)]
-pub struct Throttle {
+pub struct Throttle<K = Source> {
     rate: Rate,
     seed: u64,
-    places: Vec<Option<Place>>,
+    places: Vec<Option<Place<K>>>,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Place {
-    source: Source,
+struct Place<K> {
+    source: K,
     /// When nothing of the burst is used up any more.
     full_at: Instant,
 }
 
-impl Throttle {
+impl<K: Copy + Eq + Hash> Throttle<K> {
     /// An empty table. `seed` is secret, so that nobody can choose sources that push out a certain other one.
     pub fn new(rate: Rate, seed: u64) -> Self {
         let size = if rate.per_second == 0 { 0 } else { SETS * WAYS };
@@ -45,7 +45,7 @@ impl Throttle {
     }
 
     /// Whether it may happen once more now. Changes nothing.
-    pub fn allows(&self, now: Instant, source: Source) -> bool {
+    pub fn allows(&self, now: Instant, source: K) -> bool {
         let known = self
             .set_of(source)
             .iter()
@@ -55,7 +55,7 @@ impl Throttle {
     }
 
     /// Counts that it happens; false where it may not.
-    pub fn take(&mut self, now: Instant, source: Source) -> bool {
+    pub fn take(&mut self, now: Instant, source: K) -> bool {
         let cost = match self.rate.per_second {
             0 => return true,
             rate => Duration::from_secs(1) / rate,
@@ -81,7 +81,7 @@ impl Throttle {
     }
 
     /// The source's own place, else a free one, else that of the source which has been quiet for longest.
-    fn place_for(&mut self, source: Source) -> &mut Option<Place> {
+    fn place_for(&mut self, source: K) -> &mut Option<Place<K>> {
         let range = self.range_of(source);
         let set = &mut self.places[range];
         let own = set
@@ -97,11 +97,11 @@ impl Throttle {
         &mut set[index]
     }
 
-    fn set_of(&self, source: Source) -> &[Option<Place>] {
+    fn set_of(&self, source: K) -> &[Option<Place<K>>] {
         &self.places[self.range_of(source)]
     }
 
-    fn range_of(&self, source: Source) -> std::ops::Range<usize> {
+    fn range_of(&self, source: K) -> std::ops::Range<usize> {
         if self.places.is_empty() {
             return 0..0;
         }

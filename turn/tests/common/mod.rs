@@ -29,10 +29,10 @@ use penstock_turn::core::throttle::Rate;
 use penstock_turn::core::{FiveTuple, Now, RelayId, Transport};
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
-use stun_types::attribute::{AttributeStaticType as _, AttributeWrite, ErrorCode, Nonce, Realm, Username};
+use stun_types::attribute::{AttributeWrite, ErrorCode, Nonce, Realm, Username};
 use stun_types::message::{
-    IntegrityAlgorithm, LongTermKeyCredentials, Message, MessageIntegrityCredentials, MessageWrite as _,
-    MessageWriteExt as _, MessageWriteVec, Method, TransactionId,
+    BINDING, IntegrityAlgorithm, LongTermKeyCredentials, Message, MessageIntegrityCredentials,
+    MessageWrite as _, MessageWriteExt as _, MessageWriteVec, Method, TransactionId,
 };
 use turn_types::attribute::{
     ChannelNumber, Data, Lifetime, RequestedTransport, XorPeerAddress, XorRelayedAddress,
@@ -347,13 +347,16 @@ impl Client {
         last
     }
 
-    /// Takes an answer apart, checks its signature, and keeps the nonce of a challenge.
+    /// Takes an answer apart, and keeps the nonce of a challenge. Every other answer must be signed, but for Binding's,
+    /// since whoever it is for has authenticated.
     pub fn read(&mut self, bytes: &[u8]) -> Answer {
         let message = Message::from_bytes(bytes).unwrap();
         if let Ok(nonce) = message.attribute::<Nonce>() {
             self.nonce = nonce.nonce().to_owned();
             assert_eq!(message.attribute::<Realm>().unwrap().realm(), REALM);
-        } else if message.has_attribute(stun_types::attribute::MessageIntegrity::TYPE) {
+            let code = message.attribute::<ErrorCode>().unwrap().code();
+            assert!(matches!(code, 401 | 438), "a challenge with {code}");
+        } else if message.method() != BINDING {
             message.validate_integrity(&self.key()).unwrap();
         }
         match message.attribute::<ErrorCode>() {
