@@ -85,7 +85,14 @@ fn coturn() -> Option<Server> {
     let port = free_port();
     let mut command = Command::new("turnserver");
     // No configuration, data base or file of the machine's own.
-    command.args(["-n", "--no-tls", "--no-dtls", "--no-tcp", "--no-cli", "--no-rfc5780"]);
+    command.args([
+        "-n",
+        "--no-tls",
+        "--no-dtls",
+        "--no-tcp",
+        "--no-cli",
+        "--no-rfc5780",
+    ]);
     command.args([
         "--userdb",
         &at("db"),
