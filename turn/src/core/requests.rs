@@ -3,7 +3,7 @@
 //! ```text
 //!  Binding ─────────────────────────────────────────────────────────────► success
 //!  the others ─► authenticate ─► attributes known? ─► the method's own ─► success, signed
-//!                    │ 400 401 438      │ 420             │ 400 403 437 440 441 442 443 486 508
+//!                    │ 400 401 420 438  │ 420             │ 400 403 437 440 441 442 443 486 508
 //!                    ▼                  ▼                 ▼
 //!                 challenge          error, signed     error, signed
 //! ```
