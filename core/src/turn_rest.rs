@@ -3,10 +3,17 @@
 //!
 //! ```text
 //!  user name   1893456000:player-7            expiry (Unix seconds) : who
-//!              1893456000:player-7@10.0.3.9   the same, for that one peer only (ours; opaque to coturn)
+//!              player-7:1893456000            the same
+//!              1893456000                     for nobody by name; each such name counts for itself
+//!              1893456000:player-7@10.0.3.9   for that one peer only (ours; opaque to coturn)
 //!              …@10.0.3.9,fd00::9             for these peers only: one streamer's, of both families
+//!              1893456000:ann@example.org     what follows the @ are no addresses, so it belongs to who
 //!  password    base64(HMAC-SHA1(secret, user name))
 //! ```
+//!
+//! Where the expiry stands is told as coturn 4.6 does: before the first `:` if there are digits only, else behind it, else
+//! at the beginning of the whole name; what follows its digits there is passed over. Debian's `turnserver` is asked
+//! beside us in `turn/tests/coturn.rs`.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -21,7 +28,7 @@ use crate::ids::PlayerId;
 /// A user name and the password that belongs to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Credentials {
-    /// `expiry:who` or `expiry:who@peer`.
+    /// `expiry:who` or `expiry:who@peers`.
     pub username: String,
     /// Base64 of the HMAC.
     pub password: String,
@@ -67,25 +74,55 @@ pub fn password(secret: &[u8], username: &str) -> String {
     STANDARD.encode(mac.finalize().into_bytes())
 }
 
-/// Reads a user name. `None` where it is not of this scheme.
+/// Reads a user name. `None` where it is not of this scheme, or seems to name peers and doesn't ([`split_peers`]).
 pub fn parse(username: &str) -> Option<UserName<'_>> {
-    let (expiry, rest) = username.split_once(':')?;
-    let expiry_unix_s = expiry.parse().ok()?;
-    match rest.rsplit_once('@') {
-        None => Some(UserName {
-            expiry_unix_s,
-            who: rest,
-            peers: None,
-        }),
-        Some((who, peers)) => {
-            let peers: Result<Vec<_>, _> = peers.split(',').map(str::parse).collect();
-            Some(UserName {
-                expiry_unix_s,
-                who,
-                peers: Some(peers.ok()?),
-            })
-        }
+    let (expiry, who, of_who) = match username.split_once(':') {
+        Some((expiry, who)) if is_number(expiry) => (expiry, who, who),
+        Some((who, expiry)) if expiry.contains('@') => (expiry, who, expiry),
+        Some((who, expiry)) => (expiry, who, who),
+        None => (username, username, username),
+    };
+    let digits = expiry.find(|c: char| !c.is_ascii_digit()).unwrap_or(expiry.len());
+    let expiry_unix_s = expiry[..digits].parse().ok()?;
+    let (before, peers) = split_peers(of_who)?;
+    // Behind an expiry that comes last there is nothing of who.
+    let who = if of_who == who { before } else { who };
+    Some(UserName {
+        expiry_unix_s,
+        who,
+        peers,
+    })
+}
+
+/// A name without the peers that it is bound to, and these: what follows its last `@`, where all of that is IP addresses
+/// with commas between them. Other names have none: `ann@example.org`. `None` where there should be addresses, by the
+/// look of it, and are not (`ann@10.0.3`, `ann@10.0.3.9:3478`, `ann@`), so that a typing error never opens more peers.
+pub fn split_peers(name: &str) -> Option<(&str, Option<Vec<IpAddr>>)> {
+    let Some((before, after)) = name.rsplit_once('@') else {
+        return Some((name, None));
+    };
+    let peers: Result<Vec<IpAddr>, _> = after.split(',').map(str::parse).collect();
+    match peers {
+        Ok(peers) => Some((before, Some(peers))),
+        Err(_) if after.split(',').any(looks_like_an_address) => None,
+        Err(_) => Some((name, None)),
     }
+}
+
+/// Whether it is an address, or was meant to be one: what is left when names are taken out. A name has a letter that no
+/// address has, or letters and no colon, or letters behind its last dot. A Matrix user such as `@ada:10.0.3.9` is taken
+/// for one too, and refused.
+fn looks_like_an_address(text: &str) -> bool {
+    // A zone (fe80::1%eth0) is a name of its own.
+    let text = text.split('%').next().unwrap_or_default();
+    let is_of_a_name = |c: char| c.is_alphabetic() && !c.is_ascii_hexdigit();
+    let has_letters = |text: &str| text.contains(char::is_alphabetic);
+    let ends_as_a_name = text.rsplit_once('.').is_some_and(|(_, last)| has_letters(last));
+    !(text.contains(is_of_a_name) || (has_letters(text) && !text.contains(':')) || ends_as_a_name)
+}
+
+fn is_number(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 const MAX_PEERS: usize = 4;
@@ -136,18 +173,98 @@ mod tests {
     }
 
     #[test]
-    fn a_name_of_another_form_is_none() {
+    fn a_name_says_its_time_wherever_coturn_looks_for_it() {
+        for (name, who) in [
+            ("12:demo", "demo"),
+            ("demo:12", "demo"),
+            ("12", "12"),
+            (":12", ""),
+            ("12:", ""),
+            ("12:34", "34"),
+            ("12:@alice:example.org", "@alice:example.org"),
+            ("12:alice@example.org", "alice@example.org"),
+            ("alice@example.org:12", "alice@example.org"),
+            ("12:ada@cafe", "ada@cafe"),
+            ("12:@ada:cafe.de", "@ada:cafe.de"),
+            ("12:ada@10.0.3.9.example.org", "ada@10.0.3.9.example.org"),
+            ("12:ada@büro", "ada@büro"),
+            ("demo:12.5", "demo"),
+            ("demo:12:x", "demo"),
+            ("12x", "12x"),
+        ] {
+            let expected = UserName {
+                expiry_unix_s: 12,
+                who,
+                peers: None,
+            };
+            assert_eq!(parse(name), Some(expected), "{name}");
+        }
+    }
+
+    #[test]
+    fn peers_are_read_wherever_the_time_stands() {
+        for (name, who, peers) in [
+            ("12:demo@10.0.3.9", "demo", "10.0.3.9"),
+            ("demo@10.0.3.9:12", "demo", "10.0.3.9"),
+            ("demo:12@10.0.3.9", "demo", "10.0.3.9"),
+            ("demo:12@fd00::9", "demo", "fd00::9"),
+            ("12@10.0.3.9", "12", "10.0.3.9"),
+            ("12:ann@example.org@fd00::9", "ann@example.org", "fd00::9"),
+            ("12:@10.0.3.9", "", "10.0.3.9"),
+        ] {
+            let expected = UserName {
+                expiry_unix_s: 12,
+                who,
+                peers: Some(vec![peers.parse().unwrap()]),
+            };
+            assert_eq!(parse(name), Some(expected), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_name_without_a_time_is_none() {
         for name in [
             "",
+            ":",
             "demo",
             "soon:demo",
-            "12:demo@nowhere",
-            "12:demo@",
-            "12:demo@10.0.3.9,",
             "-1:demo",
+            "demo@fd00::9:12",
+            "12@fd00::9",
         ] {
             assert_eq!(parse(name), None, "{name}");
         }
+        assert_eq!(parse("99999999999999999999:demo"), None, "no such time");
+    }
+
+    #[test]
+    fn what_looks_like_an_address_and_is_none_opens_nothing() {
+        for peers in [
+            "",
+            "10.0.3",
+            "10.0.3.256",
+            "10.0.3.9.",
+            "10.0.3.9,",
+            ",10.0.3.9",
+            "10.0.3.9, 10.0.3.8",
+            "10.0.3.9;10.0.3.8",
+            "10.0.3.9,streamer-7",
+            "streamer-7,fd00::9",
+            "10.0.3.0/24",
+            "10.0.3.9:3478",
+            "fd00::9::1",
+            "fd00:9",
+            "[fd00::9]",
+            "[fd00::9]:3478",
+            "fd00::/8",
+            "fe80::1%eth0",
+            "123",
+        ] {
+            for name in [format!("12:demo@{peers}"), format!("demo:12@{peers}")] {
+                assert_eq!(parse(&name), None, "{name}");
+            }
+        }
+        assert_eq!(parse("demo@10.0.3:12"), None);
     }
 
     const KNOWN: &str = "sukrYkuAoZpAacN9wOWS8TSfn/0=";

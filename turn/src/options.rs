@@ -1,7 +1,7 @@
 //! The command line, and what it comes to.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser};
 use ipnet::IpNet;
+use penstock_core::turn_rest::split_peers;
 use penstock_shell::logging::LogArgs;
 use penstock_shell::secrets::{BadSecret, SecretFile};
 use penstock_shell::tls::{self, BadCertificate};
@@ -124,8 +125,9 @@ pub struct Options {
     #[arg(long, env = "PENSTOCK_TURN_REALM", default_value = "penstock", value_parser = realm)]
     pub realm: String,
 
-    /// Shared secret for time-limited credentials (user name EXPIRY:WHO or EXPIRY:WHO@PEER-IP, several with commas, as
-    /// the matchmaker makes them). Other users of this machine can see it on the command line: prefer the variable or the file
+    /// Shared secret for time-limited credentials, the same as coturn's: user name EXPIRY:WHO, WHO:EXPIRY or EXPIRY. Those
+    /// for EXPIRY:WHO@PEER-IP, several with commas, as the matchmaker makes them, reach these peers only.
+    /// Other users of this machine can see it on the command line: prefer the variable or the file
     #[arg(
         long,
         env = "PENSTOCK_TURN_SECRET",
@@ -138,7 +140,8 @@ pub struct Options {
     #[arg(long, env = "PENSTOCK_TURN_SECRET_FILE", value_name = "FILE")]
     pub auth_secret_file: Option<PathBuf>,
 
-    /// A user who never expires, and who may be many people. May be given several times
+    /// A user who never expires, and who may be many people. May be given several times. NAME@PEER-IP:PASSWORD, with an
+    /// IPv6 address in brackets, reaches that peer only
     #[arg(long = "user", env = "PENSTOCK_TURN_USERS", hide_env_values = true, value_delimiter = ',', value_parser = user, value_name = "NAME:PASSWORD")]
     pub users: Vec<(String, String)>,
 
@@ -214,7 +217,8 @@ pub struct Options {
     )]
     pub unproven_rate: u32,
 
-    /// How often a second one source may fail to authenticate; 30 seconds' worth may come at once. 0 for no limit
+    /// How often a second one source may fail to authenticate for one user; 30 seconds' worth may come at once, and what
+    /// comes after gets no answer. 0 for no limit
     #[arg(
         long,
         env = "PENSTOCK_TURN_AUTH_FAILURE_RATE",
@@ -365,7 +369,7 @@ pub struct Settings {
     pub limits: Limits,
     /// How often a source gets an answer without having authenticated.
     pub unproven_answers: Rate,
-    /// How often a source may fail to authenticate.
+    /// How often a source may fail to authenticate for one user.
     pub auth_failures: Rate,
     /// Where clients are sent while this server drains.
     pub alternates: ByFamily<Option<SocketAddr>>,
@@ -393,6 +397,15 @@ pub enum BadOptions {
         "the shared secret is empty: anybody could make credentials. Check --auth-secret and PENSTOCK_TURN_SECRET"
     )]
     EmptySecret,
+    /// A user bound to what is no address.
+    #[error(
+        "--user {name}: what follows the @ looks like an address, but is none. Write NAME@10.0.3.9:PASSWORD or \
+         NAME@[fd00::9]:PASSWORD, or leave out the @"
+    )]
+    UserPeer {
+        /// The user's name.
+        name: String,
+    },
     /// Two addresses of one family, where one can be used.
     #[error("{option} is given twice for {family}: give one IPv4 and one IPv6 address at most")]
     TwoOfAFamily {
@@ -517,6 +530,9 @@ impl Options {
         if let Some(path) = &self.auth_secret_file {
             secrets.extend(SECRETS.lines(path)?);
         }
+        if let Some((name, _)) = self.users.iter().find(|user| !says_its_peer(user)) {
+            return Err(BadOptions::UserPeer { name: name.clone() });
+        }
         let fixed: HashMap<_, _> = self.users.iter().cloned().collect();
         if secrets.is_empty() && fixed.is_empty() {
             return Err(BadOptions::NoUsers);
@@ -545,12 +561,35 @@ fn one_of_each<T: Copy>(
 }
 
 fn user(text: &str) -> Result<(String, String), String> {
-    match text.split_once(':') {
+    let of_brackets = || {
+        let (name, rest) = text.split_once("@[").filter(|(name, _)| !name.contains(':'))?;
+        let (peer, password) = rest.split_once("]:")?;
+        Some((format!("{name}@{peer}"), password))
+    };
+    let plain = || {
+        text.split_once(':')
+            .map(|(name, password)| (name.to_owned(), password))
+    };
+    match of_brackets().or_else(plain) {
         Some((name, password)) if !name.is_empty() && !password.is_empty() && name.len() <= MAX_NAME_LEN => {
-            Ok((name.to_owned(), password.to_owned()))
+            Ok((name, password.to_owned()))
         }
         // The text may be a password, so it isn't repeated here.
         _ => Err("write NAME:PASSWORD, both not empty".to_owned()),
+    }
+}
+
+/// Whether a user's name has addresses behind its `@`, or nothing like one. A name ends at the first colon, so without
+/// brackets it would have but the beginning of an IPv6 address, and that looks like a word.
+fn says_its_peer((name, password): &(String, String)) -> bool {
+    match split_peers(name) {
+        None => false,
+        Some((_, Some(_))) => true,
+        Some((_, None)) => !name.rsplit_once('@').is_some_and(|(_, begin)| {
+            let all = format!("{begin}:{password}");
+            let mut colons = all.match_indices(':');
+            colons.any(|(end, _)| all[..end].parse::<Ipv6Addr>().is_ok())
+        }),
     }
 }
 
@@ -603,8 +642,15 @@ mod tests {
 
     #[test]
     fn an_option_that_can_not_be_used_says_what_to_do() {
-        let cases: [(&[&str], &str); 6] = [
+        let cases: [(&[&str], &str); 10] = [
             (&[], "--user NAME:PASSWORD"),
+            (
+                &["--user", "bot@10.0.3:pw"],
+                "--user bot@10.0.3: what follows the @",
+            ),
+            (&["--user", "bot@:pw"], "looks like an address"),
+            (&["--user", "bot@fd00::9:pw"], "NAME@[fd00::9]:PASSWORD"),
+            (&["--user", "bot@[fd00::9::]:pw"], "looks like an address"),
             (
                 &["--user", "a:b", "--relay-ip", "10.0.0.5,10.0.0.6"],
                 "one IPv4 and one IPv6",
@@ -617,6 +663,20 @@ mod tests {
         for (args, part) in cases {
             let error = settings(args).unwrap_err().to_string();
             assert!(error.contains(part), "{args:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_user_is_bound_to_a_peer_by_its_name() {
+        for (user, name, password) in [
+            ("bot@10.0.3.9:pw", "bot@10.0.3.9", "pw"),
+            ("bot@[fd00::9]:p:w", "bot@fd00::9", "p:w"),
+            ("ann@example.org:pw", "ann@example.org", "pw"),
+            ("ann@cafe:pw", "ann@cafe", "pw"),
+            ("ann:p@[fd00::9]:w", "ann", "p@[fd00::9]:w"),
+        ] {
+            let users = settings(&["--user", user]).unwrap().users;
+            assert_eq!(users.fixed, HashMap::from([(name.into(), password.into())]));
         }
     }
 

@@ -4,7 +4,7 @@ mod common;
 
 use std::num::NonZeroU64;
 
-use common::{Answer, Client, LIMITS, Passed, SECRET, World, config, peer, peer_v6, rules};
+use common::{Answer, Client, LIMITS, Passed, SECRET, World, config, peer, peer_v6, rules, throttle};
 use penstock_core::turn_rest;
 use penstock_turn::core::Transport;
 use penstock_turn::core::allocation::MAX_PEERS;
@@ -12,7 +12,6 @@ use penstock_turn::core::counters::{Count, Direction, Drop};
 use penstock_turn::core::family::Family;
 use penstock_turn::core::peers::PeerPolicy;
 use penstock_turn::core::shared::{Limits, Quota};
-use penstock_turn::core::throttle::{Rate, Throttle};
 use stun_types::attribute::{AlternateServer, AttributeWrite};
 use stun_types::message::{BINDING, Message};
 use turn_types::attribute::{AdditionalAddressFamily, EvenPort, RequestedTransport, ReservationToken};
@@ -341,7 +340,7 @@ fn a_user_who_stands_for_everybody_has_limits_of_its_own() {
 #[test]
 fn a_source_gets_so_many_answers_without_authenticating() {
     let mut world = World::with(|config| {
-        config.unproven_answers = rate(2, 5);
+        config.unproven_answers = throttle(2, 5);
     });
     let mut client = Client::ann(1000);
     let answered = |world: &mut World, client: &mut Client| {
@@ -361,30 +360,10 @@ fn a_source_gets_so_many_answers_without_authenticating() {
 }
 
 #[test]
-fn guessing_passwords_ends_soon_and_cuts_off_nobody() {
-    let mut world = World::with(|config| {
-        config.auth_failures = rate(1, 3);
-    });
-    let mut ann = Client::ann(1000);
-    assert_eq!(ann.allocate(&mut world), Answer::Success);
-    let mut guesser = Client::new(1001, "ann", "wrong");
-    let answers = [(); 6].map(|()| guesser.allocate(&mut world));
-    assert_eq!(answers[..3], [(); 3].map(|()| Answer::Error(401)));
-    assert_eq!(answers[3..], [(); 3].map(|()| Answer::None));
-    let right = Client::ann(1002).allocate(&mut world);
-    assert_eq!(right, Answer::None, "nobody new from there for now");
-    assert_eq!(ann.refresh(&mut world, 600), Answer::Success);
-    let dropped = Count::Dropped(Direction::ToPeer, Drop::AuthLimit);
-    assert_eq!(world.server.counters().get(dropped), 4);
-    world.wait(1);
-    assert_eq!(Client::ann(1002).allocate(&mut world), Answer::Success);
-}
-
-#[test]
 fn all_shards_count_for_a_source_together() {
     let mut made = config(LIMITS);
-    made.unproven_answers = rate(1, 8);
-    made.auth_failures = rate(1, 3);
+    made.unproven_answers = throttle(1, 8);
+    made.auth_failures = throttle(1, 3);
     let mut shards = [(); 2].map(|()| World::with(|config| *config = made.clone()));
     let mut guesser = Client::new(1000, "ann", "wrong");
     for shard in [0, 1, 0] {
@@ -475,7 +454,7 @@ fn an_allocation_ends_with_its_connection() {
 #[test]
 fn a_flood_of_made_up_sources_costs_no_memory() {
     let mut world = World::with(|config| {
-        config.unproven_answers = rate(100, 2000);
+        config.unproven_answers = throttle(100, 2000);
     });
     let mut client = Client::ann(1000);
     let request = client.bare(ALLOCATE, &[&RequestedTransport::new(17)]);
@@ -494,10 +473,6 @@ fn a_flood_of_made_up_sources_costs_no_memory() {
 
 fn with_user(user: Quota) -> World {
     World::with(|made| *made = config(of_users(user)))
-}
-
-fn rate(per_second: u32, burst: u32) -> Throttle {
-    Throttle::new(Rate { per_second, burst }, 7)
 }
 
 /// From another address.

@@ -258,6 +258,17 @@ fn a_channel_out_of_range_or_taken_is_refused() {
 }
 
 #[test]
+fn a_channel_may_have_a_number_of_rfc_5766() {
+    let (mut world, mut client) = (World::new(), Client::ann(1000));
+    let (relay, _) = client.allocated(&mut world);
+    for (number, n) in [(0x4FFF, 1), (0x5000, 2), (0x7FFF, 3)] {
+        assert_eq!(client.bind(&mut world, number, peer(n)), Answer::Success);
+        let passed = Passed::ToPeer(relay, peer(n), b"up".to_vec());
+        assert_eq!(client.send_on(&mut world, number, b"up"), passed);
+    }
+}
+
+#[test]
 fn a_denied_peer_is_never_reached() {
     let (mut world, mut client) = (World::new(), Client::ann(1000));
     let _ = client.allocated(&mut world);

@@ -24,13 +24,10 @@ fuzz_target!(|bytes: &[u8]| {
         unix: Duration::from_secs(1_893_456_000),
     };
     let address: SocketAddr = ([198, 51, 100, 7], 1000).into();
-    let no_limit = Throttle::new(
-        Rate {
-            per_second: 0,
-            burst: 0,
-        },
-        7,
-    );
+    let no_limit = Rate {
+        per_second: 0,
+        burst: 0,
+    };
     let limits = Limits {
         total: 8,
         ..Limits::default()
@@ -47,8 +44,8 @@ fuzz_target!(|bytes: &[u8]| {
         relay_ips: ByFamily::first_of([address.ip()]),
         shared: Shared::new("50000-50009".parse().expect("a range of ports"), limits),
         alternates: ByFamily::default(),
-        unproven_answers: no_limit.clone(),
-        auth_failures: no_limit,
+        unproven_answers: Throttle::new(no_limit, 7),
+        auth_failures: Throttle::new(no_limit, 7),
     };
     let mut server = Server::new(config, Nonces::new([7; 32], now.instant), StdRng::seed_from_u64(7));
     let from = FiveTuple {

@@ -18,7 +18,6 @@ use turn_types::attribute::{
 use super::RelayId;
 use super::allocation::{Allocation, Ports, Relay};
 use super::answer::Refusal;
-use super::auth::AuthError;
 use super::counters::AuthFailure;
 use super::family::Family;
 use super::ports::Parity;
@@ -43,7 +42,7 @@ impl<R: CryptoRng> Server<R> {
             return repeated(existing, &request);
         }
         if request.user.is_expired(request.now) {
-            return Err(self.auth_refusal(AuthError::Failed(AuthFailure::Expired)));
+            return Err(self.auth_refusal(AuthFailure::Expired));
         }
         let wanted = wanted(request.message)?;
         let lifetime = granted(lifetime_asked(request.message)?);

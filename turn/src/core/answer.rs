@@ -105,7 +105,8 @@ pub struct Challenge<'a> {
     pub nonce: &'a str,
 }
 
-/// The answer to a Binding request.
+/// The answer to a Binding request. Without SOFTWARE, which RFC 8656, section 5, wants in answers to Allocate and Refresh
+/// only: anyone may have asked for this one in another's name, and it is 12 bytes longer than the request as it is.
 pub fn binding(asked: Asked, client: SocketAddr) -> Vec<u8> {
     success(asked, None, &[&XorMappedAddress::new(client, asked.transaction)])
 }
@@ -122,7 +123,8 @@ pub fn success(asked: Asked, key: Option<&IntegrityKey>, attributes: &[&dyn Attr
     finish(message, asked, key)
 }
 
-/// An error response. What is not signed is as short as can be: anyone may have asked for it in another's name.
+/// An error response. What is not signed is as short as can be, so it has no SOFTWARE, though RFC 8656, section 5, would
+/// like it in a failed Allocate too: anyone may have asked for it in another's name.
 pub fn refused(
     asked: Asked,
     refusal: &Refusal,
@@ -219,6 +221,32 @@ mod tests {
                 .unwrap();
             assert_eq!(error.code(), refusal.code());
             assert_ne!(error.reason(), "Unknown");
+        }
+    }
+
+    #[test]
+    fn an_answer_to_a_binding_request_amplifies_little() {
+        let asked = Asked {
+            method: stun_types::message::BINDING,
+            fingerprint: false,
+            ..asked()
+        };
+        for (client, len) in [("192.0.2.9:3478", 32), ("[2001:db8::9]:3478", 44)] {
+            assert_eq!(binding(asked, client.parse().unwrap()).len(), len);
+        }
+    }
+
+    #[test]
+    fn what_is_signed_says_what_we_are_and_what_is_not_does_not() {
+        let key = stun_types::message::LongTermKeyCredentials::new("u".into(), "p".into(), "r".into())
+            .make_key(IntegrityAlgorithm::Sha1);
+        for (key, says) in [(Some(&key), true), (None, false)] {
+            let success = success(asked(), key, &[]);
+            let error = refused(asked(), &Refusal::AllocationMismatch, key, None);
+            for bytes in [success, error] {
+                let message = Message::from_bytes(&bytes).unwrap();
+                assert_eq!(message.has_attribute(Software::TYPE), says);
+            }
         }
     }
 

@@ -3,36 +3,50 @@
 //!
 //! ```text
 //!  no MESSAGE-INTEGRITY ───────────► 401, with realm and nonce
+//!  MESSAGE-INTEGRITY-SHA256 alone ─► 420
 //!  a part missing ─────────────────► 400
 //!  nonce over, or of another client► 438, with a new one
+//!  too many failures so far ───────► nothing
 //!  no such user, or wrong password ► 401
 //!  all well ───────────────────────► the user, and the key that signs our answer
 //! ```
 //!
+//! Failures are limited for the sake of passwords that can be guessed, and of the CPU time that checking takes, which no
+//! request needs that has nothing to be checked: so whoever comes without credentials is challenged however often others
+//! behind the same NAT have failed. What such a client sends next is checked unless a [`Guesser`] of its kind has failed
+//! too often. Then it gets no answer, rather than a 401, at which it would give up: it sends its request again, over UDP
+//! seven times in half a minute, and one with the right password costs nothing, so it gets through as soon as it comes
+//! before the next wrong one.
+//!
 //! A user name's time counts when an allocation is made. Refreshing one that lives goes on after that, as with coturn:
 //! a player's session is not cut because it began an hour ago.
 //!
-//! Answers carry no PASSWORD-ALGORITHMS, so clients use MESSAGE-INTEGRITY with an MD5 key, the one every browser has.
+//! Answers carry no PASSWORD-ALGORITHMS, so clients use MESSAGE-INTEGRITY with an MD5 key, the one every browser has
+//! (RFC 8489, section 9.2.5). One that sends MESSAGE-INTEGRITY-SHA256 all the same is told that we don't know it; beside
+//! MESSAGE-INTEGRITY it is passed over, as those do that are older than it.
 
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use penstock_core::turn_rest;
-use stun_types::attribute::{AttributeStaticType as _, MessageIntegrity, Nonce, Realm, Username};
+use stun_types::attribute::{
+    AttributeStaticType as _, MessageIntegrity, MessageIntegritySha256, Nonce, Realm, Username,
+};
 use stun_types::message::{IntegrityAlgorithm, IntegrityKey, LongTermKeyCredentials, Message};
 
-use super::Now;
 use super::counters::AuthFailure;
 use super::nonce::Nonces;
+use super::{Now, Source};
 
 /// Who there is.
 #[derive(Clone, Default)]
 pub struct Users {
     /// Secrets that user names with an expiry are made from. The first that fits counts, so one can be rotated.
     pub secrets: Vec<Vec<u8>>,
-    /// Users that never end, with their passwords.
+    /// Users that never end, with their passwords. One that is called `name@10.0.3.9` reaches that peer only.
     pub fixed: HashMap<String, String>,
 }
 
@@ -65,9 +79,39 @@ pub struct User {
 pub enum AuthError {
     /// 401: it did not try.
     NoCredentials,
+    /// 420: it tried with MESSAGE-INTEGRITY-SHA256 alone.
+    UnknownIntegrity,
+    /// No answer: too many of its kind have failed.
+    TooOften,
     /// 400, 401 or 438, by the reason.
     Failed(AuthFailure),
 }
+
+/// Whose failures to authenticate count together: a source's, with one of [`SHARES`] shares of all user names.
+///
+/// By source alone, one wrong password a second would keep everybody behind its NAT from a relay. By the very name, there
+/// would be no limit: user names of a shared secret can be made up without end, each has to be checked, and together they
+/// would push what is known of others out of the [`Throttle`](super::throttle::Throttle). So a wrong password stands in
+/// the way of its own user, and of few others of the same source, and a source is checked for [`SHARES`] times the rate at
+/// most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Guesser {
+    source: Source,
+    share: u8,
+}
+
+impl Guesser {
+    /// Who tries `name` from `source`.
+    pub fn new(source: Source, name: &str) -> Self {
+        let mut hasher = DefaultHasher::new();
+        name.hash(&mut hasher);
+        let share = (hasher.finish() % SHARES) as u8;
+        Self { source, share }
+    }
+}
+
+/// How many shares user names have.
+pub const SHARES: u64 = 64;
 
 /// Authenticates requests.
 #[derive(Debug)]
@@ -98,18 +142,16 @@ impl Authenticator {
         self.nonces.issue(now.instant, client)
     }
 
-    /// Who sent `message`.
+    /// The user that `message` says it is from, in answer to a challenge of ours to `client`.
     ///
     /// # Errors
-    /// Where it is not shown to be one of the users.
-    pub fn authenticate(
-        &self,
-        now: Now,
-        client: SocketAddr,
-        message: &Message<'_>,
-    ) -> Result<User, AuthError> {
+    /// Where it says nothing of the kind.
+    pub fn claimed(&self, now: Now, client: SocketAddr, message: &Message<'_>) -> Result<String, AuthError> {
         if !message.has_attribute(MessageIntegrity::TYPE) {
-            return Err(AuthError::NoCredentials);
+            return Err(match message.has_attribute(MessageIntegritySha256::TYPE) {
+                true => AuthError::UnknownIntegrity,
+                false => AuthError::NoCredentials,
+            });
         }
         let incomplete = |_| AuthError::Failed(AuthFailure::Incomplete);
         let name = message.attribute::<Username>().map_err(incomplete)?;
@@ -121,13 +163,24 @@ impl Authenticator {
         if realm.realm() != self.realm {
             return Err(AuthError::Failed(AuthFailure::UnknownUser));
         }
-        self.user(name.username(), message).map_err(AuthError::Failed)
+        Ok(name.username().to_owned())
     }
 
-    fn user(&self, name: &str, message: &Message<'_>) -> Result<User, AuthFailure> {
+    /// The user `name`, if `message` is from it.
+    ///
+    /// # Errors
+    /// There is no such user, or the password is another.
+    pub fn user(&self, name: &str, message: &Message<'_>) -> Result<User, AuthFailure> {
         if let Some(password) = self.users.fixed.get(name) {
+            let (who, peers) = turn_rest::split_peers(name).ok_or(AuthFailure::UnknownUser)?;
             let key = self.key_that_fits(name, [password.clone()], message)?;
-            return Ok(fixed_user(name, key));
+            return Ok(User {
+                name: name.into(),
+                who: who.into(),
+                only_peers: peers.map(Into::into),
+                expiry_unix: None,
+                key,
+            });
         }
         let parsed = turn_rest::parse(name).ok_or(AuthFailure::UnknownUser)?;
         if self.users.secrets.is_empty() {
@@ -169,17 +222,6 @@ impl User {
     /// Whether the name's time is over.
     pub fn is_expired(&self, now: Now) -> bool {
         self.expiry_unix.is_some_and(|expiry| now.unix >= expiry)
-    }
-}
-
-fn fixed_user(name: &str, key: IntegrityKey) -> User {
-    let name: Arc<str> = name.into();
-    User {
-        who: name.clone(),
-        name,
-        only_peers: None,
-        expiry_unix: None,
-        key,
     }
 }
 

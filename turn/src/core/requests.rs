@@ -3,13 +3,13 @@
 //! ```text
 //!  Binding ─────────────────────────────────────────────────────────────► success
 //!  the others ─► authenticate ─► attributes known? ─► the method's own ─► success, signed
-//!                    │ 400 401 438      │ 420             │ 400 403 437 440 441 442 443 486 508
+//!                    │ 400 401 420 438  │ 420             │ 400 403 437 440 441 442 443 486 508
 //!                    ▼                  ▼                 ▼
 //!                 challenge          error, signed     error, signed
 //! ```
 //!
 //! Whoever has no allocation may have made up its address. Answers to such are as short as can be, and limited for each
-//! source; so are attempts to authenticate.
+//! source. Failures to authenticate are limited too; how, and what a client sees of that, stands in `auth.rs`.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -28,7 +28,7 @@ use turn_types::message::{ALLOCATE, CHANNEL_BIND, CREATE_PERMISSION, REFRESH};
 
 use super::allocation::{Allocation, BindError, Full};
 use super::answer::{self, Asked, Challenge, Refusal};
-use super::auth::{AuthError, User};
+use super::auth::{AuthError, Guesser, User};
 use super::counters::{AuthFailure, Class, Count, Direction, Drop, Method};
 use super::family::Family;
 use super::peers::{Denied, canonical};
@@ -86,16 +86,17 @@ impl<R: CryptoRng> Server<R> {
 
     fn authenticated(&mut self, now: Now, from: FiveTuple, method: Method, message: &Message<'_>) {
         let asked = Asked::of(message);
-        if !self.may_authenticate(now, &from) {
-            return self.drop_request(Drop::AuthLimit);
-        }
-        let user = match self.auth.authenticate(now, from.remote, message) {
+        let user = match self.user_of(now, &from, message) {
             Ok(user) => user,
             Err(error) => {
-                let refusal = self.auth_refusal(error);
-                if let AuthError::Failed(AuthFailure::WrongPassword | AuthFailure::UnknownUser) = error {
-                    self.auth_failures.take(now.instant, Source::of(from.remote.ip()));
-                }
+                let refusal = match error {
+                    AuthError::TooOften => return self.drop_request(Drop::AuthLimit),
+                    AuthError::NoCredentials => Refusal::Unauthorized,
+                    AuthError::UnknownIntegrity => {
+                        Refusal::UnknownAttributes(vec![MessageIntegritySha256::TYPE])
+                    }
+                    AuthError::Failed(failure) => self.auth_refusal(failure),
+                };
                 if !self.may_answer_unproven(now, &from) {
                     return self.drop_request(Drop::AnswerLimit);
                 }
@@ -136,22 +137,27 @@ impl<R: CryptoRng> Server<R> {
                 .take(now.instant, Source::of(to.remote.ip()))
     }
 
-    /// A client that has an allocation is never kept from refreshing it.
-    fn may_authenticate(&self, now: Now, from: &FiveTuple) -> bool {
-        self.has_allocation(from)
-            || self
-                .auth_failures
-                .allows(now.instant, Source::of(from.remote.ip()))
+    /// Who sent a request. A client that has an allocation is never kept from refreshing it, but from guessing at other
+    /// users' passwords.
+    fn user_of(&mut self, now: Now, from: &FiveTuple, message: &Message<'_>) -> Result<User, AuthError> {
+        let name = self.auth.claimed(now, from.remote, message)?;
+        let guesser = Guesser::new(Source::of(from.remote.ip()), &name);
+        let existing = self.table.of_client(from);
+        let is_its_own = existing.is_some_and(|(_, allocation)| *allocation.user.name == *name);
+        if !is_its_own && !self.auth_failures.allows(now.instant, guesser) {
+            return Err(AuthError::TooOften);
+        }
+        self.auth.user(&name, message).map_err(|failure| {
+            self.auth_failures.take(now.instant, guesser);
+            AuthError::Failed(failure)
+        })
     }
 
     fn drop_request(&mut self, reason: Drop) {
         self.counters.dropped(Direction::ToPeer, reason);
     }
 
-    pub(super) fn auth_refusal(&mut self, error: AuthError) -> Refusal {
-        let AuthError::Failed(failure) = error else {
-            return Refusal::Unauthorized;
-        };
+    pub(super) fn auth_refusal(&mut self, failure: AuthFailure) -> Refusal {
         self.counters.add(Count::AuthFailures(failure), 1);
         match failure {
             AuthFailure::Incomplete => Refusal::BadRequest,
@@ -241,7 +247,7 @@ impl<R: CryptoRng> Server<R> {
         let found = self.table.of_client(&request.from);
         let (id, allocation) = found.ok_or(Refusal::AllocationMismatch)?;
         if allocation.user.name != request.user.name {
-            return Err(self.auth_refusal(AuthError::Failed(AuthFailure::WrongUser)));
+            return Err(self.auth_refusal(AuthFailure::WrongUser));
         }
         if allocation.is_opening() {
             return Err(Refusal::AllocationMismatch);
@@ -320,10 +326,14 @@ fn method_of(message: &Message<'_>) -> Option<Method> {
 
 /// RFC 8489, section 6.3.1: what must be understood and isn't.
 fn known_attributes(message: &Message<'_>) -> Result<(), Refusal> {
+    let signed_twice = message.has_attribute(MessageIntegrity::TYPE);
+    let is_known = |kind: &AttributeType| {
+        UNDERSTOOD.contains(kind) || (*kind == MessageIntegritySha256::TYPE && signed_twice)
+    };
     let unknown: Vec<AttributeType> = message
         .iter_attributes()
         .map(|(_, attribute)| attribute.get_type())
-        .filter(|kind| kind.comprehension_required() && !UNDERSTOOD.contains(kind))
+        .filter(|kind| kind.comprehension_required() && !is_known(kind))
         .take(MAX_UNKNOWN_NAMED)
         .collect();
     if unknown.is_empty() {
@@ -402,11 +412,11 @@ impl From<BindError> for Refusal {
     }
 }
 
-/// What must be understood, and is. DONT-FRAGMENT is not.
-const UNDERSTOOD: [AttributeType; 14] = [
+/// What must be understood, and is. DONT-FRAGMENT is not, nor is MESSAGE-INTEGRITY-SHA256, which is passed over where
+/// there is MESSAGE-INTEGRITY too.
+const UNDERSTOOD: [AttributeType; 13] = [
     Username::TYPE,
     MessageIntegrity::TYPE,
-    MessageIntegritySha256::TYPE,
     Realm::TYPE,
     Nonce::TYPE,
     ChannelNumberAttribute::TYPE,

@@ -10,7 +10,7 @@ use turn_types::attribute::{AddressErrorCode, Lifetime, ReservationToken, XorRel
 
 use super::allocation::{Allocation, OpenChannel, Ports, State};
 use super::answer::Refusal;
-use super::auth::{Authenticator, Users};
+use super::auth::{Authenticator, Guesser, Users};
 use super::counters::{Counters, Direction, Drop, Method, Side};
 use super::family::{ByFamily, Family};
 use super::nonce::Nonces;
@@ -36,8 +36,8 @@ pub struct Config {
     pub alternates: ByFamily<Option<SocketAddr>>,
     /// How often a source gets an answer without having authenticated. A clone of it counts for several servers together.
     pub unproven_answers: Throttle,
-    /// How often a source may fail to authenticate; likewise.
-    pub auth_failures: Throttle,
+    /// How often a source may fail to authenticate for one user ([`Guesser`]); likewise.
+    pub auth_failures: Throttle<Guesser>,
 }
 
 /// What may change while the server runs.
@@ -122,7 +122,7 @@ pub struct Server<R> {
     pub(super) alternates: ByFamily<Option<SocketAddr>>,
     pub(super) draining: bool,
     pub(super) unproven_answers: Throttle,
-    pub(super) auth_failures: Throttle,
+    pub(super) auth_failures: Throttle<Guesser>,
     pub(super) rng: R,
 }
 

@@ -1,4 +1,4 @@
-//! How often something may happen for one source, in a table whose size never changes.
+//! How often something may happen for one source, or whatever else it is counted by, in a table whose size never changes.
 //!
 //! Sources can be made up, so the table is a cache: each source may stand in one of [`WAYS`] places, and a new one takes
 //! the place of the one that has been quiet for longest. A flood of invented sources thus makes the limit weaker for
@@ -7,7 +7,7 @@
 //! All shards share one table, since a source chooses its shard by its port. Each set of places has a lock of its own, held
 //! for a look at [`WAYS`] places, so that shards hardly meet but over one and the same source.
 
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::hash::{DefaultHasher, Hash, Hasher as _};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -24,26 +24,26 @@ pub struct Rate {
 
 /// The table; a clone is another handle to the same.
 #[derive(Debug, Clone)]
-pub struct Throttle(Arc<Table>);
+pub struct Throttle<K = Source>(Arc<Table<K>>);
 
 #[derive(Debug)]
-struct Table {
+struct Table<K> {
     rate: Rate,
     seed: u64,
-    sets: Box<[Mutex<Set>]>,
+    sets: Box<[Mutex<Set<K>>]>,
 }
 
 /// Where each source of one hash may stand.
-type Set = [Option<Place>; WAYS];
+type Set<K> = [Option<Place<K>>; WAYS];
 
 #[derive(Debug, Clone, Copy)]
-struct Place {
-    source: Source,
+struct Place<K> {
+    source: K,
     /// When nothing of the burst is used up any more.
     full_at: Instant,
 }
 
-impl Throttle {
+impl<K: Copy + Eq + Hash> Throttle<K> {
     /// An empty table. `seed` is secret, so that nobody can choose sources that push out a certain other one.
     pub fn new(rate: Rate, seed: u64) -> Self {
         let size = if rate.per_second == 0 { 0 } else { SETS };
@@ -52,7 +52,7 @@ impl Throttle {
     }
 
     /// Whether it may happen once more now. Changes nothing.
-    pub fn allows(&self, now: Instant, source: Source) -> bool {
+    pub fn allows(&self, now: Instant, source: K) -> bool {
         let Some(set) = self.0.set_of(source) else {
             return true;
         };
@@ -60,7 +60,7 @@ impl Throttle {
     }
 
     /// Counts that it happens; false where it may not.
-    pub fn take(&self, now: Instant, source: Source) -> bool {
+    pub fn take(&self, now: Instant, source: K) -> bool {
         let Some(mut set) = self.0.set_of(source) else {
             return true;
         };
@@ -82,9 +82,9 @@ impl Rate {
     }
 }
 
-impl Table {
+impl<K: Copy + Eq + Hash> Table<K> {
     /// `None` where there is no limit. No code under the lock stops half-way, so what a panicked shard left is whole.
-    fn set_of(&self, source: Source) -> Option<MutexGuard<'_, Set>> {
+    fn set_of(&self, source: K) -> Option<MutexGuard<'_, Set<K>>> {
         let mut hasher = DefaultHasher::new();
         self.seed.hash(&mut hasher);
         source.hash(&mut hasher);
@@ -99,13 +99,13 @@ impl Table {
 }
 
 /// When a source's burst is whole again; it is now for one that is not known.
-fn full_at(set: &Set, now: Instant, source: Source) -> Instant {
+fn full_at<K: Copy + Eq>(set: &Set<K>, now: Instant, source: K) -> Instant {
     let known = set.iter().flatten().find(|place| place.source == source);
     known.map_or(now, |place| place.full_at.max(now))
 }
 
 /// The source's own place, else a free one, else that of the source which has been quiet for longest.
-fn place_for(set: &mut Set, source: Source) -> &mut Option<Place> {
+fn place_for<K: Copy + Eq>(set: &mut Set<K>, source: K) -> &mut Option<Place<K>> {
     let own = set
         .iter()
         .position(|place| place.is_some_and(|place| place.source == source));

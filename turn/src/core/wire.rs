@@ -9,8 +9,9 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// A channel's number, 0x4000 to 0x7FFF. RFC 8656, section 12, leaves clients the first quarter of that; those of
-/// RFC 5766, section 11, among them libwebrtc, take any of it.
+/// A channel's number, 0x4000 to 0x7FFF. RFC 8656, section 12, leaves clients the first quarter of that, to 0x4FFF, and
+/// would have the rest refused; RFC 5766, section 11, gave them all of it, and coturn's `turnutils_uclient` 4.6 takes its
+/// numbers at random from there, so refusing would break it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ChannelNumber(u16);
 

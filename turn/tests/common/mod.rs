@@ -15,6 +15,7 @@ pub mod namespaces;
 pub mod person;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::Hash;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -29,10 +30,10 @@ use penstock_turn::core::throttle::{Rate, Throttle};
 use penstock_turn::core::{FiveTuple, Now, RelayId, Transport};
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
-use stun_types::attribute::{AttributeStaticType as _, AttributeWrite, ErrorCode, Nonce, Realm, Username};
+use stun_types::attribute::{AttributeWrite, ErrorCode, Nonce, Realm, Username};
 use stun_types::message::{
-    IntegrityAlgorithm, LongTermKeyCredentials, Message, MessageIntegrityCredentials, MessageWrite as _,
-    MessageWriteExt as _, MessageWriteVec, Method, TransactionId,
+    BINDING, IntegrityAlgorithm, LongTermKeyCredentials, Message, MessageIntegrityCredentials,
+    MessageWrite as _, MessageWriteExt as _, MessageWriteVec, Method, TransactionId,
 };
 use turn_types::attribute::{
     ChannelNumber, Data, Lifetime, RequestedTransport, XorPeerAddress, XorRelayedAddress,
@@ -66,22 +67,20 @@ pub const LIMITS: Limits = Limits {
 
 /// What the worlds are made from: relays of both families on ten ports.
 pub fn config(limits: Limits) -> Config {
-    let no_limit = Throttle::new(
-        Rate {
-            per_second: 0,
-            burst: 0,
-        },
-        7,
-    );
     Config {
         realm: REALM.to_owned(),
         rules: rules(&[SECRET]),
         relay_ips: ByFamily::first_of(["10.0.0.5".parse().unwrap(), "fd00::5".parse().unwrap()]),
         shared: Shared::new("50000-50009".parse().unwrap(), limits),
         alternates: ByFamily::default(),
-        unproven_answers: no_limit.clone(),
-        auth_failures: no_limit,
+        unproven_answers: throttle(0, 0),
+        auth_failures: throttle(0, 0),
     }
+}
+
+/// A limit; none where `per_second` is 0.
+pub fn throttle<K: Copy + Eq + Hash>(per_second: u32, burst: u32) -> Throttle<K> {
+    Throttle::new(Rate { per_second, burst }, 7)
 }
 
 /// Two users and some secrets; peers in 10.42.0.0/16 and fd42::/16, and public ones.
@@ -353,13 +352,16 @@ impl Client {
         last
     }
 
-    /// Takes an answer apart, checks its signature, and keeps the nonce of a challenge.
+    /// Takes an answer apart, and keeps the nonce of a challenge. Every other answer must be signed, but for Binding's,
+    /// since whoever it is for has authenticated.
     pub fn read(&mut self, bytes: &[u8]) -> Answer {
         let message = Message::from_bytes(bytes).unwrap();
         if let Ok(nonce) = message.attribute::<Nonce>() {
             self.nonce = nonce.nonce().to_owned();
             assert_eq!(message.attribute::<Realm>().unwrap().realm(), REALM);
-        } else if message.has_attribute(stun_types::attribute::MessageIntegrity::TYPE) {
+            let code = message.attribute::<ErrorCode>().unwrap().code();
+            assert!(matches!(code, 401 | 438), "a challenge with {code}");
+        } else if message.method() != BINDING {
             message.validate_integrity(&self.key()).unwrap();
         }
         match message.attribute::<ErrorCode>() {
