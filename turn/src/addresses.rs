@@ -175,7 +175,10 @@ mod tests {
             assert_eq!(nothing_said.bind(ip(reached), node), ip(bound), "{reached}");
         }
         assert_eq!(nothing_said.bind(ip("fe80::5"), ip("fd00::5")), ip("fd00::5"));
-        assert_eq!(nothing_said.bind(ip("127.0.0.2"), ip("127.0.0.1")), ip("127.0.0.2"));
+        assert_eq!(
+            nothing_said.bind(ip("127.0.0.2"), ip("127.0.0.1")),
+            ip("127.0.0.2")
+        );
     }
 
     #[test]
@@ -189,7 +192,10 @@ mod tests {
     #[test]
     fn without_external_addresses_clients_are_told_what_relays_are_bound_to() {
         assert_eq!(all(&[]).told(ip("10.0.0.5")), ip("10.0.0.5"));
-        assert_eq!(all(&[external("2001:db8::7")]).told(ip("10.0.0.5")), ip("10.0.0.5"));
+        assert_eq!(
+            all(&[external("2001:db8::7")]).told(ip("10.0.0.5")),
+            ip("10.0.0.5")
+        );
     }
 
     #[test]

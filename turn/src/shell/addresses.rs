@@ -30,7 +30,10 @@ pub(super) fn relay_ips(said: ByFamily<Option<IpAddr>>, listen: &[SocketAddr]) -
             if at.iter().any(IpAddr::is_unspecified) {
                 node_ip(family, &own)
             } else {
-                at.iter().copied().find(|ip| reaches_others(*ip)).or(at.first().copied())
+                at.iter()
+                    .copied()
+                    .find(|ip| reaches_others(*ip))
+                    .or(at.first().copied())
             }
         });
     }

@@ -362,9 +362,7 @@ fn in_addr(ip: Ipv4Addr) -> libc::in_addr {
 }
 
 fn in6_addr(ip: Ipv6Addr) -> libc::in6_addr {
-    libc::in6_addr {
-        s6_addr: ip.octets(),
-    }
+    libc::in6_addr { s6_addr: ip.octets() }
 }
 
 /// What the kernel said of a message.
@@ -478,6 +476,65 @@ mod tests {
     }
 
     #[test]
+    fn a_socket_everywhere_hears_which_address_was_asked_and_answers_from_it() {
+        for (family, any, asked) in [
+            (Family::V4, "0.0.0.0:0", "127.0.0.2"),
+            (Family::V4, "0.0.0.0:0", "127.0.0.1"),
+            (Family::V6, "[::]:0", "::1"),
+        ] {
+            let (client, server) = pair(any);
+            tell_destination(&server, family).unwrap();
+            let asked: IpAddr = asked.parse().unwrap();
+            let at = SocketAddr::new(asked, server.local_addr().unwrap().port());
+            client.connect(at).unwrap();
+            let mut inbox = Inbox::new(2);
+            for segment in [None, Some(1000)] {
+                let (parts, to) = ([IoSlice::new(&[7; 2500])], at);
+                let message = Message {
+                    to,
+                    parts: &parts,
+                    segment,
+                };
+                assert_eq!(send(&client, &[message]).unwrap(), 1);
+                assert_eq!(inbox.receive(&server).unwrap(), 1);
+                let received = inbox.messages().next().unwrap();
+                assert_eq!(received.to, Some(asked));
+                assert_eq!(received.segment, segment.map_or(2500, usize::from));
+                let to = received.from;
+                let message = Message { to, ..message };
+                assert_eq!(send_from(&server, received.to, &[message]).unwrap(), 1);
+                // Being connected, it hears that address only.
+                let expected = segment.map_or(2500, usize::from);
+                assert_eq!(client.recv(&mut [0; 3000]).unwrap(), expected);
+                while segment.is_some() && client.recv(&mut [0; 3000]).unwrap() == expected {}
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_sent_to_many_was_sent_to_no_address_of_ours() {
+        let (from, to) = pair("0.0.0.0:0");
+        tell_destination(&to, Family::V4).unwrap();
+        let (group, loopback) = (Ipv4Addr::new(224, 0, 0, 7), Ipv4Addr::LOCALHOST);
+        to.join_multicast_v4(&group, &loopback).unwrap();
+        rustix::net::sockopt::set_ip_multicast_if(&from, &loopback).unwrap();
+        let to_group = (group, to.local_addr().unwrap().port());
+        from.send_to(b"who is there?", to_group).unwrap();
+        let mut inbox = Inbox::new(1);
+        assert_eq!(inbox.receive(&to).unwrap(), 1);
+        assert_eq!(inbox.messages().next().unwrap().to, None);
+    }
+
+    #[test]
+    fn a_socket_at_one_address_is_told_nothing_of_it() {
+        let (from, to) = pair("127.0.0.1:0");
+        from.send_to(b"hello", to.local_addr().unwrap()).unwrap();
+        let mut inbox = Inbox::new(1);
+        assert_eq!(inbox.receive(&to).unwrap(), 1);
+        assert_eq!(inbox.messages().next().unwrap().to, None);
+    }
+
+    #[test]
     fn an_empty_socket_would_block() {
         let (_, to) = pair("127.0.0.1:0");
         let error = Inbox::new(2).receive(&to).unwrap_err();
@@ -487,6 +544,8 @@ mod tests {
     fn pair(any: &str) -> (UdpSocket, UdpSocket) {
         let bind = || UdpSocket::bind(any).unwrap();
         let (from, to) = (bind(), bind());
+        from.set_read_timeout(Some(std::time::Duration::from_secs(5)))
+            .unwrap();
         receive_merged(&to, true);
         (from, to)
     }

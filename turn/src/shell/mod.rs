@@ -451,8 +451,14 @@ fn rules(settings: &Settings) -> Rules {
 
 /// Says what clients will be told, and whom they may reach.
 fn announce(settings: &Settings, shard: &Shard, metrics: SocketAddr) {
-    let streams_at = [false, true].into_iter().flat_map(|tls| shard.stream_addresses(tls));
-    let listen: Vec<_> = shard.listen_addresses().chain(streams_at).map(|at| at.ip()).collect();
+    let streams_at = [false, true]
+        .into_iter()
+        .flat_map(|tls| shard.stream_addresses(tls));
+    let listen: Vec<_> = shard
+        .listen_addresses()
+        .chain(streams_at)
+        .map(|at| at.ip())
+        .collect();
     let (told, bound) = settings.addresses.announced(&listen, settings.relay_ips);
     tracing::info!(
         "listening on udp {}{}{}; clients are told relays at {}, ports {}; relays are bound to {}; peers allowed: {}; \

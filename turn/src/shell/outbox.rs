@@ -248,10 +248,7 @@ fn slices(parts: [&[u8]; 3]) -> impl Iterator<Item = IoSlice<'_>> {
 impl Sockets {
     fn by_way(&self, way: Way) -> Option<Sender<'_>> {
         match way {
-            Way::Relay(relay) => self.relay(relay).map(|socket| Sender {
-                socket,
-                source: None,
-            }),
+            Way::Relay(relay) => self.relay(relay).map(|socket| Sender { socket, source: None }),
             Way::Listener(local) => self.listener(local),
         }
     }
@@ -519,6 +516,42 @@ mod tests {
         }
         assert!(segmentation.is_on());
         assert!(!segmentation.is_refusal(&io::Error::from_raw_os_error(libc::EPERM)));
+    }
+
+    #[test]
+    fn each_client_hears_from_the_address_that_it_sent_to() {
+        let mut world = World::new();
+        let listener = Listener::bind("0.0.0.0:0".parse().unwrap()).unwrap();
+        let port = listener.local.port();
+        world.sockets = Sockets::new(vec![listener]);
+        let ips = [[127, 0, 0, 1], [127, 0, 0, 2]];
+        let clients = ips.map(|ip| {
+            let client = receiver();
+            client.connect((std::net::IpAddr::from(ip), port)).unwrap();
+            let to = FiveTuple {
+                transport: Transport::Udp,
+                local: (ip, port).into(),
+                remote: client.local_addr().unwrap(),
+            };
+            (client, to)
+        });
+        let mut outbox = Outbox::default();
+        for length in [100, 100, 200] {
+            for (_, to) in &clients {
+                outbox.push(Forward::ToClient {
+                    to: *to,
+                    envelope: Envelope::channel_data(channel(), length as u16, false),
+                    payload: &PAYLOAD[..length],
+                });
+            }
+        }
+        let mut counters = Counters::default();
+        outbox.flush(&world.sockets, &mut Segmentation::default(), &mut counters);
+        for (client, to) in &clients {
+            world.sockets.answer(to, b"an answer").unwrap();
+            let lengths = [(); 4].map(|()| client.recv(&mut [0; 2048]).unwrap());
+            assert_eq!(lengths, [104, 104, 204, 9]);
+        }
     }
 
     #[test]

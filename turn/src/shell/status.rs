@@ -116,18 +116,13 @@ fn reached_at(listen: IpAddr, addresses: &Addresses, node: ByFamily<Option<IpAdd
     let external: Vec<_> = external
         .filter(|known| Family::of(known.external) == family)
         .collect();
-    let here = external.iter().filter(|known| known.internal == Some(listen));
-    let here: Vec<_> = here.map(|known| known.external).collect();
-    if !here.is_empty() {
-        return here;
+    if !listen.is_unspecified() {
+        return vec![addresses.told(listen)];
     }
     if !external.is_empty() {
         return external.iter().map(|known| known.external).collect();
     }
-    if listen.is_unspecified() {
-        return node[family].into_iter().collect();
-    }
-    vec![listen]
+    node[family].into_iter().collect()
 }
 
 const MEASURED_OVER: Duration = Duration::from_secs(2);
@@ -175,6 +170,11 @@ mod tests {
         assert_eq!(
             told(&["10.1.0.5:3478"], &[], &interfaces, None),
             ["turn:198.51.100.8:3478?transport=udp"]
+        );
+        assert_eq!(
+            told(&["10.2.0.5:3478"], &[], &interfaces, None),
+            ["turn:10.2.0.5:3478?transport=udp"],
+            "none of them leads there"
         );
     }
 

@@ -273,6 +273,30 @@ fn peers_that_new_rules_deny_are_out_of_reach() {
 }
 
 #[test]
+fn a_peer_whose_address_becomes_the_servers_own_is_out_of_reach() {
+    let Some(net) = Net::build() else { return };
+    net.0
+        .ip_in("world", &["address", "add", "10.9.0.7/24", "dev", "eth0"]);
+    let server = net.serve(&["--xdp", "eth0", "--allow-peer", "10.9.0.0/24"]);
+    let mut call = Call::with_peer(&net, "world", "10.9.0.7");
+    // The first goes by user space, which asks who has that address.
+    call.both_ways(100);
+    call.both_ways(100);
+    net.0
+        .ip_in("server", &["address", "add", "10.9.0.7/32", "dev", "lo"]);
+    wait_until(|| server.said("got or lost an address") == 1);
+    std::thread::sleep(Duration::from_millis(100));
+    // Else the driver would still take what comes from there to the client.
+    call.nothing_comes_through();
+    std::thread::sleep(PUBLISHED);
+    let metrics = server.metrics();
+    assert_eq!(
+        (number(&metrics, XDP_TO_PEER), number(&metrics, XDP_TO_CLIENT)),
+        (1, 2)
+    );
+}
+
+#[test]
 fn a_channel_ends_by_the_clock_and_the_program_with_its_owner() {
     let Some(net) = Net::build() else { return };
     let direct = Direct::new(&net);
