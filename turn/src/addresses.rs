@@ -85,7 +85,7 @@ impl Addresses {
         }
     }
 
-    /// What clients are told for relays that are bound to `bind`.
+    /// What others are to send to, so that it comes to `bind`, an address of ours.
     pub fn told(&self, bind: IpAddr) -> IpAddr {
         let known = self.leading_to(bind).or_else(|| self.plain(Family::of(bind)));
         known.map_or(bind, |known| known.external)

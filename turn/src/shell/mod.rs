@@ -188,35 +188,36 @@ async fn reload(
     let mut looks = tokio::time::interval(ADDRESSES_LOOK);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        let why = tokio::select! {
+        tokio::select! {
             hung_up = hangup.recv() => {
                 hung_up.ok_or(Error::Ended("the signal handler"))?;
                 match read_again() {
                     Ok(read) => {
                         settings = located(read);
-                        "SIGHUP: users, certificates and rules were read again"
+                        tell(&settings, controls)?;
+                        tracing::info!("SIGHUP: users, certificates and rules were read again");
                     }
-                    Err(error) => {
-                        tracing::error!("SIGHUP: nothing has changed: {error}");
-                        continue;
-                    }
+                    Err(error) => tracing::error!("SIGHUP: nothing has changed: {error}"),
                 }
             }
             _ = looks.tick() => {
                 let now = sockets::own_addresses();
-                if now == own {
-                    continue;
+                if now != own {
+                    tell(&settings, controls)?;
+                    tracing::debug!(addresses = ?now, "this machine's own addresses are others");
+                    own = now;
                 }
-                own = now;
-                "this machine has got or lost an address: its own ones are not reached"
             }
-        };
-        let news = news(&settings);
-        for control in controls {
-            system("telling a shard of new rules", control.reload(news.clone()))?;
         }
-        tracing::info!("{why}");
     }
+}
+
+fn tell(settings: &Settings, controls: &[Arc<Control>]) -> Result<(), Error> {
+    let news = news(settings);
+    for control in controls {
+        system("telling a shard of new rules", control.reload(news.clone()))?;
+    }
+    Ok(())
 }
 
 fn status_of(settings: &Settings, shard: &Shard, meter: Meter) -> Status {

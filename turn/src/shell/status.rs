@@ -77,8 +77,9 @@ impl Status {
     }
 }
 
-/// What clients are told of these listeners: the external addresses where there are any, else what they listen at, else
-/// this node's own addresses. Of TLS, `name` in their place, which the certificate is for.
+/// What clients are told of these listeners: of one at a named address the external address that leads there, or itself;
+/// of one everywhere all external addresses, or this node's own. Of TLS, `name` in their place, which the certificate is
+/// for.
 pub(super) fn urls(
     listeners: &Listeners,
     addresses: &Addresses,
