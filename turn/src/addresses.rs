@@ -142,10 +142,11 @@ impl Addresses {
 /// Whether other machines can send to it. Loopback is this machine's only, and link-local addresses need a zone, which
 /// can't be told to a client.
 pub fn reaches_others(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(ip) => !ip.is_loopback() && !ip.is_link_local(),
-        IpAddr::V6(ip) => !ip.is_loopback() && !ip.is_unicast_link_local(),
-    }
+    let is_link_local = match ip {
+        IpAddr::V4(ip) => ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    };
+    !ip.is_unspecified() && !ip.is_loopback() && !is_link_local
 }
 
 /// Once.
@@ -169,6 +170,7 @@ mod tests {
             // Nobody else could send there.
             ("127.0.0.1", "10.0.0.5"),
             ("169.254.7.7", "10.0.0.5"),
+            ("0.0.0.0", "10.0.0.5"),
             // An IPv4 relay for an IPv6 client.
             ("fd00::5", "10.0.0.5"),
         ] {

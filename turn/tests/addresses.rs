@@ -44,6 +44,26 @@ fn each_address_answers_and_relays_for_itself_where_clients_come_in_everywhere()
 }
 
 #[test]
+fn the_nodes_address_is_where_its_packets_to_the_internet_leave_from() {
+    let Some(net) = Net::build() else { return };
+    for (route, node) in [
+        (
+            &["route", "replace", "default", "via", "10.2.0.1"][..],
+            "10.2.0.5",
+        ),
+        (&["route", "delete", "default"], "10.1.0.5"),
+    ] {
+        net.0.ip_in("server", route);
+        let server = net.serve(&[]);
+        let announced = format!("the IPv4 address that each reached (this node's is {node})");
+        assert!(server.announced.contains(&announced), "{}", server.announced);
+        // An IPv4 relay for an IPv6 client.
+        let told = net.client("fd01::5").allocate();
+        assert_eq!(told.ip(), node.parse::<IpAddr>().unwrap());
+    }
+}
+
+#[test]
 fn an_address_that_the_machine_gets_later_answers_for_itself() {
     let Some(net) = Net::build() else { return };
     let _server = net.serve(&[]);
