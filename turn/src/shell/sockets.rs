@@ -149,15 +149,16 @@ fn bound(address: SocketAddr, beside_others: bool) -> io::Result<UdpSocket> {
     if beside_others {
         sockopt::set_socket_reuseport(&socket, true)?;
     }
+    // Before anything comes.
+    if address.ip().is_unspecified() {
+        datagrams::tell_destination(&socket, Family::of_socket(address))?;
+    }
     rustix::net::bind(&socket, &address)?;
     let socket = UdpSocket::from(socket);
     // The kernel cuts these to net.core.rmem_max and wmem_max; there is nothing to do about less.
     let _ = sockopt::set_socket_recv_buffer_size(&socket, BUFFER_BYTES);
     let _ = sockopt::set_socket_send_buffer_size(&socket, BUFFER_BYTES);
     datagrams::receive_merged(&socket, true);
-    if address.ip().is_unspecified() {
-        datagrams::tell_destination(&socket, Family::of_socket(address))?;
-    }
     Ok(socket)
 }
 
