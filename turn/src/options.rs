@@ -29,8 +29,8 @@ use crate::core::throttle::Rate;
 #[derive(Debug, Parser)]
 #[command(name = "penstock-turn", version, after_long_help = EXAMPLES)]
 pub struct Options {
-    /// Address and port for clients. May be given several times. With 0.0.0.0 or [::], clients are told the address
-    /// that they reached, unless --external-ip says another
+    /// Address and port for clients. May be given several times. 0.0.0.0 and [::] are all addresses of this machine, those
+    /// that it gets later too; each client is answered from the one that it reached, and gets its relay there
     /// [default: 0.0.0.0:3478, and [::]:3478 where there is IPv6]
     #[arg(
         long,
@@ -91,9 +91,9 @@ pub struct Options {
     )]
     pub tls_name: Option<String>,
 
-    /// The address clients are told to send to, where a NAT or a cloud's one-to-one mapping stands before this machine.
-    /// May be given several times: one for each address family, or EXTERNAL/INTERNAL for each interface, whose INTERNAL
-    /// address is also named by --listen [default: the one they reached]
+    /// The address clients are told their relays are at, where a NAT or a cloud's one-to-one mapping stands before this
+    /// machine. May be given several times: one for each address family, which all relays are told at, or EXTERNAL/INTERNAL
+    /// for each interface: relays bound to INTERNAL are told at EXTERNAL [default: what relays are bound to]
     #[arg(
         long,
         env = "PENSTOCK_TURN_EXTERNAL_IP",
@@ -102,8 +102,9 @@ pub struct Options {
     )]
     pub external_ip: Vec<ExternalIp>,
 
-    /// The address relays are bound to, the one that peers see; one for each address family
-    /// [default: the --listen address, or the node's own where that is 0.0.0.0 or [::]]
+    /// The address all relays are bound to, the one that peers see; one for each address family. With
+    /// --external-ip EXTERNAL/INTERNAL, name its EXTERNAL too [default: the one that the client reached; for clients of the
+    /// other family or on loopback the first of --listen, or the node's own where that is 0.0.0.0 or [::]]
     #[arg(
         long,
         env = "PENSTOCK_TURN_RELAY_IP",

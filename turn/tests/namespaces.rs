@@ -22,7 +22,7 @@ fn a_server_behind_a_one_to_one_nat_relays_for_a_client_behind_a_masquerading_on
         for transport in ["", "-t"] {
             let (announced, output) = net.relay(&["--external-ip", external], transport);
             assert!(announced.contains("told relays at 198.51.100.7"), "{announced}");
-            assert!(announced.contains("bound to 10.9.0.2;"), "{announced}");
+            assert!(announced.contains("(this node's is 10.9.0.2)"), "{announced}");
             assert!(output.contains("Received relay addr: 198.51.100.7:"), "{output}");
             assert!(output.contains("Total lost packets 0 "), "{output}");
         }
@@ -51,10 +51,13 @@ fn a_relay_address_of_its_own_is_what_peers_see() {
 fn each_interface_has_an_external_address_of_its_own() {
     let Some(net) = Net::build() else { return };
     net.add_address("10.9.0.3/24");
-    let listen = ["--listen", "10.9.0.3:3478"];
+    let named = "10.9.0.2:3478,10.9.0.3:3478";
     let external = ["--external-ip", "198.51.100.7/10.9.0.2,198.51.100.8/10.9.0.3"];
-    for at in ["198.51.100.7", "198.51.100.8"] {
-        let options = [&["--listen", "10.9.0.2:3478"][..], &listen, &external].concat();
+    for (listen, at) in [named, "0.0.0.0:3478"]
+        .into_iter()
+        .flat_map(|listen| ["198.51.100.7", "198.51.100.8"].map(|at| (listen, at)))
+    {
+        let options = [&["--listen", listen][..], &external].concat();
         let (announced, output) = net.relay_at(at, &options, "");
         assert!(
             announced.contains("198.51.100.7 (for 10.9.0.2), 198.51.100.8 (for 10.9.0.3)"),

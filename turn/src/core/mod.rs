@@ -82,7 +82,7 @@ pub enum Transport {
 pub struct FiveTuple {
     /// How the bytes travel.
     pub transport: Transport,
-    /// Our side: the listener's address.
+    /// Our side: the address that the client sends to, one of several where the listener is at all of them.
     pub local: SocketAddr,
     /// The client's side, as we see it.
     pub remote: SocketAddr,

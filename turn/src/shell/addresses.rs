@@ -1,9 +1,10 @@
-//! This machine's own addresses, and which of them relays are bound to.
+//! This machine's own addresses: where clients come in, and which one is the node's.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use super::sockets::{own_addresses, route_to};
+use crate::addresses::reaches_others;
 use crate::core::family::{ByFamily, Family};
 
 /// Where clients come in by default: everywhere.
@@ -17,20 +18,22 @@ pub(super) fn listen_default() -> Vec<SocketAddr> {
         .collect()
 }
 
-/// What relays are bound to: what was said; else the one address that clients of that family come in at; else, where
-/// they come in everywhere, the node's own address. A family that nobody comes in by is not served.
+/// The node's address of each family: what was said that relays are bound to; else the first by its name that clients
+/// come in at; else, where they come in everywhere, what the machine says. A family that nobody comes in by is not served.
 pub(super) fn relay_ips(said: ByFamily<Option<IpAddr>>, listen: &[SocketAddr]) -> ByFamily<Option<IpAddr>> {
     let own = own_addresses();
     let mut ips = said;
     for family in Family::ALL {
         ips[family] = ips[family].or_else(|| {
-            let mut at = listen
-                .iter()
-                .map(SocketAddr::ip)
-                .filter(|ip| Family::of(*ip) == family);
-            match (at.next()?, at.next()) {
-                (one, None) if !one.is_unspecified() => Some(one),
-                _ => node_ip(family, &own),
+            let at = listen.iter().map(SocketAddr::ip);
+            let at: Vec<_> = at.filter(|ip| Family::of(*ip) == family).collect();
+            if at.iter().any(IpAddr::is_unspecified) {
+                node_ip(family, &own)
+            } else {
+                at.iter()
+                    .copied()
+                    .find(|ip| reaches_others(*ip))
+                    .or(at.first().copied())
             }
         });
     }
@@ -51,17 +54,9 @@ pub(super) fn node_ip(family: Family, own: &BTreeSet<IpAddr>) -> Option<IpAddr> 
 fn most_reachable(family: Family, own: &BTreeSet<IpAddr>) -> Option<IpAddr> {
     let of_family = || own.iter().filter(|ip| Family::of(**ip) == family);
     of_family()
-        .find(|ip| !ip.is_loopback() && !is_link_local(**ip))
+        .find(|ip| reaches_others(**ip))
         .or_else(|| of_family().find(|ip| ip.is_loopback()))
         .copied()
-}
-
-/// Link-local addresses need a zone, which can't be told to a client.
-fn is_link_local(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(ip) => ip.is_link_local(),
-        IpAddr::V6(ip) => ip.is_unicast_link_local(),
-    }
 }
 
 #[cfg(test)]
@@ -69,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn relays_are_bound_where_clients_come_in_unless_told_otherwise() {
+    fn relays_are_where_clients_come_in_unless_told_otherwise() {
         let listen = ["127.0.0.1:1", "[::1]:1"].map(|address| address.parse().unwrap());
         let ips = relay_ips(ByFamily::default(), &listen);
         assert_eq!(
@@ -80,6 +75,8 @@ mod tests {
         let said = ByFamily::first_of([ip("127.0.0.2")]);
         assert_eq!(relay_ips(said, &listen).v4, Some(ip("127.0.0.2")));
         assert_eq!(relay_ips(ByFamily::default(), &listen[..1]).v6, None);
+        let several = ["127.0.0.1:1", "192.0.2.7:1", "192.0.2.8:1"].map(|address| address.parse().unwrap());
+        assert_eq!(relay_ips(ByFamily::default(), &several).v4, Some(ip("192.0.2.7")));
     }
 
     #[test]

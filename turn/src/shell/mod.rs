@@ -26,21 +26,23 @@ mod streams;
 mod token;
 pub mod xdp;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::time::Duration;
 
 use penstock_shell::{ops, shutdown};
 use prometheus::Registry;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
 
-use crate::core::family::Family;
 use crate::core::nonce::Nonces;
 use crate::core::peers::PeerPolicy;
 use crate::core::server::{Config, Rules, Server};
@@ -136,6 +138,7 @@ pub async fn run(settings: Settings, read_again: impl Fn() -> Result<Settings, S
     })?;
     let controls: Arc<[_]> = system("making an eventfd", Control::of_shards(cores))?.into();
     let xdp = past_user_space(&settings)?;
+    let own = sockets::own_addresses();
     let shards = shards(&settings, &meter, &controls, xdp.as_ref())?;
     let metrics = TcpListener::bind(settings.metrics_listen)
         .await
@@ -143,7 +146,7 @@ pub async fn run(settings: Settings, read_again: impl Fn() -> Result<Settings, S
             address: settings.metrics_listen,
             source,
         })?;
-    let mut hangup = system("installing signal handlers", signal(SignalKind::hangup()))?;
+    let hangup = system("installing signal handlers", signal(SignalKind::hangup()))?;
     let told_to_end = system("installing signal handlers", shutdown::token())?;
     announce(
         &settings,
@@ -167,29 +170,57 @@ pub async fn run(settings: Settings, read_again: impl Fn() -> Result<Settings, S
         }
         std::future::pending().await
     };
-    let reloading = async {
-        while hangup.recv().await.is_some() {
-            match read_again() {
-                Ok(settings) => {
-                    let news = news(&located(settings));
-                    for control in &*controls {
-                        system("telling a shard of new rules", control.reload(news.clone()))?;
-                    }
-                    tracing::info!("SIGHUP: users, certificates and rules were read again");
-                }
-                Err(error) => tracing::error!("SIGHUP: nothing has changed: {error}"),
-            }
-        }
-        Err(Error::Ended("the signal handler"))
-    };
     tokio::select! {
         ended = drained => ended,
         failed = serving => failed,
         failed = draining => failed,
-        failed = reloading => failed,
+        failed = reload(settings, own, hangup, read_again, &controls) => failed,
         () = meter.clone().publish_xdp(xdp) => Err(Error::Ended("the count of what network drivers relayed")),
         () = status.clone().measure() => Err(Error::Ended("the measure of what is relayed")),
     }
+}
+
+/// Tells shards of other rules: when SIGHUP says so, and when this machine's `own` addresses are others.
+async fn reload(
+    mut settings: Settings,
+    mut own: BTreeSet<IpAddr>,
+    mut hangup: Signal,
+    read_again: impl Fn() -> Result<Settings, String>,
+    controls: &[Arc<Control>],
+) -> Result<(), Error> {
+    let mut looks = tokio::time::interval(ADDRESSES_LOOK);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            hung_up = hangup.recv() => {
+                hung_up.ok_or(Error::Ended("the signal handler"))?;
+                match read_again() {
+                    Ok(read) => {
+                        settings = located(read);
+                        tell(&settings, controls)?;
+                        tracing::info!("SIGHUP: users, certificates and rules were read again");
+                    }
+                    Err(error) => tracing::error!("SIGHUP: nothing has changed: {error}"),
+                }
+            }
+            _ = looks.tick() => {
+                let now = sockets::own_addresses();
+                if now != own {
+                    tell(&settings, controls)?;
+                    tracing::debug!(addresses = ?now, "this machine's own addresses are others");
+                    own = now;
+                }
+            }
+        }
+    }
+}
+
+fn tell(settings: &Settings, controls: &[Arc<Control>]) -> Result<(), Error> {
+    let news = news(settings);
+    for control in controls {
+        system("telling a shard of new rules", control.reload(news.clone()))?;
+    }
+    Ok(())
 }
 
 fn status_of(settings: &Settings, shard: &Shard, meter: Meter) -> Status {
@@ -446,15 +477,24 @@ fn rules(settings: &Settings) -> Rules {
 
 /// Says what clients will be told, and whom they may reach.
 fn announce(settings: &Settings, shard: &Shard, metrics: SocketAddr) {
+    let streams_at = [false, true]
+        .into_iter()
+        .flat_map(|tls| shard.stream_addresses(tls));
+    let listen: Vec<_> = shard
+        .listen_addresses()
+        .chain(streams_at)
+        .map(|at| at.ip())
+        .collect();
+    let (told, bound) = settings.addresses.announced(&listen, settings.relay_ips);
     tracing::info!(
         "listening on udp {}{}{}; clients are told relays at {}, ports {}; relays are bound to {}; room for {} \
          allocations with {} relays, and {} connections; peers allowed: {}; metrics on http://{metrics}/metrics",
         list(shard.listen_addresses()),
         streams(shard, false),
         streams(shard, true),
-        told(settings),
+        told,
         settings.relay_ports,
-        list(settings.relay_ips.present().map(|(_, ip)| ip)),
+        bound,
         settings.limits.total,
         settings.limits.ports,
         settings.limits.connections,
@@ -470,31 +510,6 @@ fn streams(shard: &Shard, tls: bool) -> String {
     } else {
         format!("; {name} {addresses}")
     }
-}
-
-fn told(settings: &Settings) -> String {
-    let bound = settings.relay_ips.present();
-    let told = bound.map(|(family, bind)| {
-        let external = settings
-            .addresses
-            .external
-            .iter()
-            .filter(|known| Family::of(known.external) == family);
-        let external = list(external);
-        let listen = settings.listen.iter().map(SocketAddr::ip);
-        let mut listen = listen.filter(|ip| Family::of(*ip) == family);
-        if !external.is_empty() {
-            return external;
-        }
-        match listen.next() {
-            Some(ip) if ip.is_unspecified() => {
-                format!("the {family} address that each reached (this node's is {bind})")
-            }
-            Some(ip) => ip.to_string(),
-            None => bind.to_string(),
-        }
-    });
-    list(told)
 }
 
 fn peers(settings: &Settings) -> String {
@@ -518,3 +533,5 @@ fn system<T>(doing: &'static str, result: io::Result<T>) -> Result<T, Error> {
 
 /// The port of TURN over TLS (RFC 8656, section 4).
 const TLS_PORT: u16 = 5349;
+/// How soon an address that this machine gets is out of clients' reach.
+const ADDRESSES_LOOK: Duration = Duration::from_secs(2);

@@ -11,12 +11,11 @@
 
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
-use std::os::fd::BorrowedFd;
 
 use arrayvec::ArrayVec;
 
-use super::datagrams::{MAX_MESSAGES, Message, send};
-use super::sockets::Sockets;
+use super::datagrams::{MAX_MESSAGES, Message, send_from};
+use super::sockets::{Sender, Sockets};
 use crate::core::counters::{Counters, Direction, Drop};
 use crate::core::runs::Receiver;
 use crate::core::server::Forward;
@@ -53,7 +52,7 @@ enum Piece<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
     Relay(RelayId),
-    /// The listener of this address.
+    /// The listener that is at this address, or everywhere; from this address.
     Listener(SocketAddr),
 }
 
@@ -150,7 +149,7 @@ impl<'a> Outbox<'a> {
             let (now, later) = runs.split_at(alike);
             let (these, rest) = pieces.split_at(now.iter().map(|run| run.pieces).sum());
             match sockets.by_way(first.way) {
-                Some(socket) => send_runs(socket, now, these, segmentation, counters),
+                Some(by) => send_runs(by, now, these, segmentation, counters),
                 None => now.iter().for_each(|run| run.dropped(Drop::SendFailed, counters)),
             }
             (pieces, runs) = (rest, later);
@@ -247,10 +246,10 @@ fn slices(parts: [&[u8]; 3]) -> impl Iterator<Item = IoSlice<'_>> {
 }
 
 impl Sockets {
-    fn by_way(&self, way: Way) -> Option<BorrowedFd<'_>> {
+    fn by_way(&self, way: Way) -> Option<Sender<'_>> {
         match way {
-            Way::Relay(relay) => self.relay(relay).map(std::os::fd::AsFd::as_fd),
-            Way::Listener(local) => self.listener(local).map(std::os::fd::AsFd::as_fd),
+            Way::Relay(relay) => self.relay(relay).map(|socket| Sender { socket, source: None }),
+            Way::Listener(local) => self.listener(local),
         }
     }
 }
@@ -279,7 +278,7 @@ impl Segmentation {
 
 /// Sends runs by one socket.
 fn send_runs(
-    socket: BorrowedFd<'_>,
+    by: Sender<'_>,
     runs: &[Run],
     pieces: &[Piece<'_>],
     segmentation: &mut Segmentation,
@@ -313,11 +312,11 @@ fn send_runs(
     while done < messages.len() {
         let (run, these, _) = of_runs[done];
         if run.size.count > 1 && !segmentation.is_on() {
-            send_singly(socket, run, these, counters);
+            send_singly(by, run, these, counters);
             done += 1;
             continue;
         }
-        match send(socket, &messages[done..]) {
+        match send_from(by.socket, by.source, &messages[done..]) {
             Ok(sent) => {
                 for (run, these, _) in &of_runs[done..done + sent] {
                     let payload = these.iter().map(Piece::payload_len).sum();
@@ -326,7 +325,7 @@ fn send_runs(
                 done += sent.max(1);
             }
             Err(error) if run.size.count > 1 && segmentation.is_refusal(&error) => {
-                send_singly(socket, run, these, counters);
+                send_singly(by, run, these, counters);
                 done += 1;
             }
             Err(error) => {
@@ -338,7 +337,7 @@ fn send_runs(
 }
 
 /// Sends the datagrams of a run one by one, though with few system calls.
-fn send_singly(socket: BorrowedFd<'_>, run: &Run, pieces: &[Piece<'_>], counters: &mut Counters) {
+fn send_singly(by: Sender<'_>, run: &Run, pieces: &[Piece<'_>], counters: &mut Counters) {
     let mut datagrams: ArrayVec<ArrayVec<IoSlice<'_>, 3>, MAX_SEGMENTS> = ArrayVec::new();
     let mut payloads: ArrayVec<usize, MAX_SEGMENTS> = ArrayVec::new();
     for piece in pieces {
@@ -357,7 +356,7 @@ fn send_singly(socket: BorrowedFd<'_>, run: &Run, pieces: &[Piece<'_>], counters
         .collect();
     let mut done = 0;
     while done < messages.len() {
-        match send(socket, &messages[done..]) {
+        match send_from(by.socket, by.source, &messages[done..]) {
             Ok(sent) => {
                 for payload in &payloads[done..done + sent] {
                     counters.relayed(run.direction(), *payload);
@@ -520,6 +519,42 @@ mod tests {
     }
 
     #[test]
+    fn each_client_hears_from_the_address_that_it_sent_to() {
+        let mut world = World::new();
+        let listener = Listener::bind("0.0.0.0:0".parse().unwrap()).unwrap();
+        let port = listener.local.port();
+        world.sockets = Sockets::new(vec![listener]);
+        let ips = [[127, 0, 0, 1], [127, 0, 0, 2]];
+        let clients = ips.map(|ip| {
+            let client = receiver();
+            client.connect((std::net::IpAddr::from(ip), port)).unwrap();
+            let to = FiveTuple {
+                transport: Transport::Udp,
+                local: (ip, port).into(),
+                remote: client.local_addr().unwrap(),
+            };
+            (client, to)
+        });
+        let mut outbox = Outbox::default();
+        for length in [100, 100, 200] {
+            for (_, to) in &clients {
+                outbox.push(Forward::ToClient {
+                    to: *to,
+                    envelope: Envelope::channel_data(channel(), length as u16, false),
+                    payload: &PAYLOAD[..length],
+                });
+            }
+        }
+        let mut counters = Counters::default();
+        outbox.flush(&world.sockets, &mut Segmentation::default(), &mut counters);
+        for (client, to) in &clients {
+            world.sockets.answer(to, b"an answer").unwrap();
+            let lengths = [(); 4].map(|()| client.recv(&mut [0; 2048]).unwrap());
+            assert_eq!(lengths, [104, 104, 204, 9]);
+        }
+    }
+
+    #[test]
     fn what_can_not_be_sent_is_counted() {
         let world = World::new();
         let mut counters = Counters::default();
@@ -566,7 +601,7 @@ mod tests {
 
         fn refuse_segmentation(&mut self) {
             for way in [Way::Relay(RelayId(0)), Way::Listener(self.local)] {
-                crate::shell::datagrams::without_checksums(self.sockets.by_way(way).unwrap());
+                crate::shell::datagrams::without_checksums(self.sockets.by_way(way).unwrap().socket);
             }
         }
 

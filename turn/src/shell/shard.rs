@@ -26,7 +26,7 @@ use super::datagrams::Inbox;
 use super::gathering::{Gathering, Round};
 use super::metrics::Meter;
 use super::outbox::{Outbox, Segmentation};
-use super::sockets::{Listener, Sockets, open_failure, route_to, udp};
+use super::sockets::{Listener, Sockets, open_failure, udp};
 use super::streams::{StreamListener, Streams, first_message};
 use super::token::Token;
 use super::xdp::{Channels, Ends, Xdp};
@@ -231,13 +231,16 @@ impl Shard {
     /// Reads once: what is left is there in the next round, so that one busy client doesn't starve the others.
     fn read_listener(&mut self, index: u32, now: Now, inbox: &mut Inbox) {
         let listener = &self.sockets.listeners[index as usize];
-        let local = listener.local;
         if !received(inbox.receive(&listener.socket)) {
             return;
         }
         self.is_more |= inbox.is_full();
         let mut outbox = Outbox::default();
         for message in inbox.messages() {
+            // Whoever asks all at once is not answered.
+            let Some(local) = self.sockets.listeners[index as usize].reached(&message) else {
+                continue;
+            };
             let from = FiveTuple {
                 transport: Transport::Udp,
                 local,
@@ -410,12 +413,11 @@ impl Shard {
         };
         for (relay, open) in self.server.unlimited_channels(now, client) {
             let ends = || {
-                let server = SocketAddr::new(reached_by(client)?, client.local.port());
                 let socket = self.sockets.relay(relay).ok_or(io::ErrorKind::NotFound)?;
                 let relay = socket.local_addr()?;
                 Ok(Ends {
                     client: *client,
-                    server,
+                    server: client.local,
                     relay,
                 })
             };
@@ -432,28 +434,21 @@ impl Shard {
     }
 
     fn open(&mut self, relay: RelayId, bind: SocketAddr, client: &FiveTuple) -> Result<IpAddr, OpenFailure> {
+        let ip = self.addresses.bind(client.local.ip(), bind.ip());
+        let bind = SocketAddr::new(ip, bind.port());
+        let advertised = self.addresses.told(ip);
         let open = || {
-            let reached = reached_by(client)?;
-            let bind = SocketAddr::new(self.addresses.bind(reached, bind.ip()), bind.port());
             let socket = udp(bind)?;
             watch(&self.epoll, &socket, Token::Relay(relay))?;
-            Ok((self.addresses.told(reached, bind.ip()), socket))
+            Ok(socket)
         };
-        let (advertised, socket) = open().map_err(|error: io::Error| {
+        let socket = open().map_err(|error: io::Error| {
             tracing::debug!(%bind, %error, "a relay was not opened");
             open_failure(&error)
         })?;
         self.sockets.insert(relay, socket);
         tracing::debug!(relay = relay.0, client = %client.remote, %bind, %advertised, "allocation made");
         Ok(advertised)
-    }
-}
-
-/// The address of ours that a client sends to.
-fn reached_by(client: &FiveTuple) -> io::Result<IpAddr> {
-    match client.local.ip() {
-        ip if ip.is_unspecified() => route_to(client.remote),
-        ip => Ok(ip),
     }
 }
 

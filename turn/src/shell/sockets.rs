@@ -1,20 +1,21 @@
 //! Sockets, and what the system says about addresses.
 
 use std::collections::BTreeSet;
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use penstock_shell::open_files;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with, sockopt};
 
-use super::datagrams;
+use super::datagrams::{self, Message, Received};
+use crate::core::family::Family;
 use crate::core::server::OpenFailure;
 use crate::core::{FiveTuple, RelayId};
 
 /// Where clients come in.
 #[derive(Debug)]
 pub struct Listener {
-    /// Its address.
+    /// Its address, which may be all of a family's.
     pub local: SocketAddr,
     /// Its socket.
     pub socket: UdpSocket,
@@ -44,6 +45,22 @@ impl Listener {
             socket: bound(self.local, true)?,
         })
     }
+
+    /// The address of ours that a datagram was sent to: where the answer comes from, and a part of what tells clients
+    /// apart. `None` where that is no address of ours alone, as of a multicast.
+    pub(super) fn reached(&self, datagram: &Received<'_>) -> Option<SocketAddr> {
+        match (self.local.ip().is_unspecified(), datagram.to) {
+            (false, _) => Some(self.local),
+            (true, to) => Some(SocketAddr::new(to?, self.local.port())),
+        }
+    }
+}
+
+/// A socket that sends to clients, and the address that it has to send from, where it could send from several.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sender<'a> {
+    pub(super) socket: &'a UdpSocket,
+    pub(super) source: Option<IpAddr>,
 }
 
 /// All sockets of a shard.
@@ -83,20 +100,35 @@ impl Sockets {
 
     /// Sends an answer. Whether it arrives is the client's to find out, by asking again.
     pub(super) fn answer(&self, to: &FiveTuple, bytes: &[u8]) -> io::Result<()> {
-        let listener = self.listener(to.local).ok_or(io::ErrorKind::NotFound)?;
-        listener.send_to(bytes, to.remote)?;
+        let by = self.listener(to.local).ok_or(io::ErrorKind::NotFound)?;
+        let message = Message {
+            to: to.remote,
+            parts: &[IoSlice::new(bytes)],
+            segment: None,
+        };
+        datagrams::send_from(by.socket, by.source, &[message])?;
         Ok(())
     }
 
-    /// There are few, so looking at each is the quickest.
-    pub(super) fn listener(&self, local: SocketAddr) -> Option<&UdpSocket> {
-        let found = self.listeners.iter().find(|listener| listener.local == local);
-        found.map(|listener| &listener.socket)
+    /// What is sent from an address of ours. There are few listeners, so looking at each is the quickest.
+    pub(super) fn listener(&self, local: SocketAddr) -> Option<Sender<'_>> {
+        self.listeners.iter().find_map(|listener| {
+            let is_everywhere = listener.local.ip().is_unspecified()
+                && listener.local.port() == local.port()
+                && listener.local.is_ipv4() == local.is_ipv4();
+            let source = is_everywhere.then_some(local.ip());
+            let found = is_everywhere || listener.local == local;
+            found.then_some(Sender {
+                socket: &listener.socket,
+                source,
+            })
+        })
     }
 }
 
 /// A UDP socket that doesn't block, with large buffers since video comes in bursts, and that hands over merged datagrams:
-/// to be read with an [`Inbox`](datagrams::Inbox). An IPv6 one takes no IPv4.
+/// to be read with an [`Inbox`](datagrams::Inbox). An IPv6 one takes no IPv4. One at all addresses of a family says
+/// which one each datagram was sent to.
 ///
 /// # Errors
 /// Where the address can't be bound.
@@ -117,6 +149,10 @@ fn bound(address: SocketAddr, beside_others: bool) -> io::Result<UdpSocket> {
     if beside_others {
         sockopt::set_socket_reuseport(&socket, true)?;
     }
+    // Before anything comes.
+    if address.ip().is_unspecified() {
+        datagrams::tell_destination(&socket, Family::of_socket(address))?;
+    }
     rustix::net::bind(&socket, &address)?;
     let socket = UdpSocket::from(socket);
     // The kernel cuts these to net.core.rmem_max and wmem_max; there is nothing to do about less.
@@ -134,15 +170,15 @@ pub(super) fn open_failure(error: &io::Error) -> OpenFailure {
     }
 }
 
-/// The address of ours that packets to `client` come from, and that it therefore reached. Nothing is sent.
-pub(super) fn route_to(client: SocketAddr) -> io::Result<IpAddr> {
-    let any: IpAddr = match client {
+/// The address of ours that packets to `there` come from. Nothing is sent.
+pub(super) fn route_to(there: SocketAddr) -> io::Result<IpAddr> {
+    let any: IpAddr = match there {
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
     #[allow(clippy::disallowed_methods, reason = "asks the system for a route")]
     let socket = UdpSocket::bind((any, 0))?;
-    socket.connect(client)?;
+    socket.connect(there)?;
     Ok(socket.local_addr()?.ip())
 }
 
@@ -197,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_on_loopback_reached_loopback() {
+    fn to_loopback_packets_go_from_loopback() {
         assert_eq!(
             route_to("127.0.0.1:9".parse().unwrap()).unwrap(),
             Ipv4Addr::LOCALHOST

@@ -77,8 +77,9 @@ impl Status {
     }
 }
 
-/// What clients are told of these listeners: the external addresses where there are any, else what they listen at, else
-/// this node's own addresses. Of TLS, `name` in their place, which the certificate is for.
+/// What clients are told of these listeners: of one at a named address the external address that leads there, or itself;
+/// of one everywhere all external addresses, or this node's own. Of TLS, `name` in their place, which the certificate is
+/// for.
 pub(super) fn urls(
     listeners: &Listeners,
     addresses: &Addresses,
@@ -116,18 +117,13 @@ fn reached_at(listen: IpAddr, addresses: &Addresses, node: ByFamily<Option<IpAdd
     let external: Vec<_> = external
         .filter(|known| Family::of(known.external) == family)
         .collect();
-    let here = external.iter().filter(|known| known.internal == Some(listen));
-    let here: Vec<_> = here.map(|known| known.external).collect();
-    if !here.is_empty() {
-        return here;
+    if !listen.is_unspecified() {
+        return vec![addresses.told(listen)];
     }
     if !external.is_empty() {
         return external.iter().map(|known| known.external).collect();
     }
-    if listen.is_unspecified() {
-        return node[family].into_iter().collect();
-    }
-    vec![listen]
+    node[family].into_iter().collect()
 }
 
 const MEASURED_OVER: Duration = Duration::from_secs(2);
@@ -175,6 +171,11 @@ mod tests {
         assert_eq!(
             told(&["10.1.0.5:3478"], &[], &interfaces, None),
             ["turn:198.51.100.8:3478?transport=udp"]
+        );
+        assert_eq!(
+            told(&["10.2.0.5:3478"], &[], &interfaces, None),
+            ["turn:10.2.0.5:3478?transport=udp"],
+            "none of them leads there"
         );
     }
 

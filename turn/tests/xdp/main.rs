@@ -273,6 +273,51 @@ fn peers_that_new_rules_deny_are_out_of_reach() {
 }
 
 #[test]
+fn the_server_has_several_addresses() {
+    let Some(net) = Net::build() else { return };
+    net.0
+        .ip_in("server", &["address", "add", "10.9.0.3/24", "dev", "eth0"]);
+    let everywhere = ["--listen=0.0.0.0:3478", "--allow-peer=10.9.0.1"];
+    let options = [&everywhere[..], &["--xdp", "eth0"]].concat();
+    let server = Program::start(&net.0, "server", &options);
+    let call = Call::new(&net);
+    for (number, ip) in (1..).zip(["10.9.0.2", "10.9.0.3"]) {
+        let at = format!("{ip}:3478").parse().unwrap();
+        let mut client = net.0.within("world", || Person::new(at));
+        call.over(&mut client);
+        let metrics = server.until(XDP_TO_CLIENT, number);
+        assert_eq!(common::namespaces::number(&metrics, XDP_TO_PEER), number, "{ip}");
+    }
+}
+
+#[test]
+fn a_peer_whose_address_becomes_the_servers_own_is_out_of_reach() {
+    let Some(net) = Net::build() else { return };
+    net.0
+        .ip_in("world", &["address", "add", "10.9.0.7/24", "dev", "eth0"]);
+    let server = net.serve(&["--xdp", "eth0", "--allow-peer", "10.9.0.0/24"]);
+    let mut call = Call::with_peer(&net, "world", "10.9.0.7");
+    // The first goes by user space, which asks who has that address.
+    call.both_ways(100);
+    call.both_ways(100);
+    net.0
+        .ip_in("server", &["address", "add", "10.9.0.7/32", "dev", "lo"]);
+    let end = monotonic() + Duration::from_secs(10);
+    while call.client.permit(call.peer_at) == Answer::Success {
+        assert!(monotonic() < end);
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    // Else the driver would still take what comes from there to the client.
+    call.nothing_comes_through();
+    std::thread::sleep(PUBLISHED);
+    let metrics = server.metrics();
+    assert_eq!(
+        (number(&metrics, XDP_TO_PEER), number(&metrics, XDP_TO_CLIENT)),
+        (1, 2)
+    );
+}
+
+#[test]
 fn a_channel_ends_by_the_clock_and_the_program_with_its_owner() {
     let Some(net) = Net::build() else { return };
     let direct = Direct::new(&net);

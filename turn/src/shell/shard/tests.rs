@@ -25,7 +25,12 @@ use crate::core::throttle::{Rate, Throttle};
 
 #[test]
 fn a_packet_through_the_sockets_allocates_nothing() {
-    let (mut shard, client, peer) = with_channel();
+    for listen in ["127.0.0.1:0", "0.0.0.0:0"] {
+        allocates_nothing(with_channel_at(listen));
+    }
+}
+
+fn allocates_nothing((mut shard, client, peer): (Shard, UdpSocket, UdpSocket)) {
     let mut events = Vec::with_capacity(EVENTS_PER_WAIT);
     let mut inbox = Inbox::new(MESSAGES_PER_READ);
     let mut buffer = [0; 2048];
@@ -46,7 +51,7 @@ fn a_packet_through_the_sockets_allocates_nothing() {
 
 #[test]
 fn each_client_is_served_by_one_of_several_shards_and_all_shards_serve() {
-    let shards = shards(3);
+    let shards = shards(3, "127.0.0.1:0");
     let server = shards[0].listen_addresses().next().unwrap();
     let controls: Vec<_> = shards.iter().map(|shard| shard.control.clone()).collect();
     let run = |shard: Shard| std::thread::spawn(|| shard.run().unwrap());
@@ -93,8 +98,13 @@ fn a_round_that_left_something_says_so() {
 
 /// A shard, a client with channel 0x4000 on it, and the peer behind that channel.
 fn with_channel() -> (Shard, UdpSocket, UdpSocket) {
-    let mut shard = shards(1).remove(0);
-    let address = shard.listen_addresses().next().unwrap();
+    with_channel_at("127.0.0.1:0")
+}
+
+fn with_channel_at(listen: &str) -> (Shard, UdpSocket, UdpSocket) {
+    let mut shard = shards(1, listen).remove(0);
+    let mut address = shard.listen_addresses().next().unwrap();
+    address.set_ip([127, 0, 0, 1].into());
     let (client, peer) = bind_channel(address, |client, request| ask(&mut shard, client, request));
     (shard, client, peer)
 }
@@ -130,7 +140,7 @@ fn bind_channel(
 }
 
 /// Shards at one address.
-fn shards(count: usize) -> Vec<Shard> {
+fn shards(count: usize, listen: &str) -> Vec<Shard> {
     let config = Config {
         realm: "r".to_owned(),
         rules: Rules {
@@ -147,7 +157,7 @@ fn shards(count: usize) -> Vec<Shard> {
         auth_failures: Throttle::new(NO_LIMIT, 7),
     };
     let nonces = Nonces::new([7; 32], clock::read().instant);
-    let first = Listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let first = Listener::bind(listen.parse().unwrap()).unwrap();
     let mut listeners: Vec<_> = (1..count).map(|_| first.beside().unwrap()).collect();
     listeners.push(first);
     let meter = Meter::new(&Registry::new()).unwrap();
