@@ -1,6 +1,6 @@
 //! Clients over TCP and TLS. Each shard accepts its own, so an allocation lives where its connection was accepted.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
@@ -16,7 +16,6 @@ use super::token::Token;
 use crate::core::counters::{Count, Counters, Direction, Drop, End};
 use crate::core::server::Forward;
 use crate::core::shared::Shared;
-use crate::core::wire::{NotOurs, length_in_stream};
 use crate::core::{FiveTuple, Source, Transport};
 
 /// Where clients come in by streams.
@@ -24,17 +23,17 @@ use crate::core::{FiveTuple, Source, Transport};
 pub(super) struct StreamListener {
     /// Its address.
     pub(super) local: SocketAddr,
-    /// Whether TLS is spoken there.
-    pub(super) tls: bool,
+    /// What its clients see, where TLS is spoken: so there is no listener for TLS that could speak anything else.
+    tls: Option<Arc<ServerConfig>>,
     socket: TcpListener,
 }
 
 impl StreamListener {
-    /// Listens on `address`; port 0 lets the system choose.
+    /// Listens on `address`, for TLS where `tls` is given; port 0 lets the system choose.
     ///
     /// # Errors
     /// Where the address can't be bound.
-    pub(super) fn bind(address: SocketAddr, tls: bool) -> io::Result<Self> {
+    pub(super) fn bind(address: SocketAddr, tls: Option<Arc<ServerConfig>>) -> io::Result<Self> {
         Self::bound(address, tls, false)
     }
 
@@ -43,10 +42,10 @@ impl StreamListener {
     /// # Errors
     /// Where the address can't be bound.
     pub(super) fn beside(&self) -> io::Result<Self> {
-        Self::bound(self.local, self.tls, true)
+        Self::bound(self.local, self.tls.clone(), true)
     }
 
-    fn bound(address: SocketAddr, tls: bool, beside_others: bool) -> io::Result<Self> {
+    fn bound(address: SocketAddr, tls: Option<Arc<ServerConfig>>, beside_others: bool) -> io::Result<Self> {
         let family = match address {
             SocketAddr::V4(_) => AddressFamily::INET,
             SocketAddr::V6(_) => AddressFamily::INET6,
@@ -71,16 +70,39 @@ impl StreamListener {
     }
 }
 
+/// How much the connections of one shard may take of the memory, beside what each may anyhow.
+#[derive(Debug, Clone, Copy)]
+struct Most {
+    /// Handshakes at a time.
+    handshakes: usize,
+    /// Bytes that wait to be sent, or for the rest of a message.
+    kept: usize,
+}
+
+impl Most {
+    /// One shard's part of what there may be.
+    fn of_one_of(shards: usize) -> Self {
+        Self {
+            handshakes: (MAX_HANDSHAKES / shards).max(MIN_HANDSHAKES),
+            kept: MAX_KEPT / shards,
+        }
+    }
+}
+
 /// All stream connections of a shard.
 #[derive(Debug)]
 pub(super) struct Streams {
     listeners: Vec<StreamListener>,
-    tls: Option<Arc<ServerConfig>>,
     shared: Shared,
     epoll: OwnedFd,
+    most: Most,
     connections: Vec<Option<Connection>>,
     free: Vec<u32>,
     by_client: HashMap<FiveTuple, u32>,
+    /// Whose handshakes were begun, the oldest first. Some are long over.
+    handshakes: VecDeque<FiveTuple>,
+    /// What connections keep beyond what each may anyhow, in bytes.
+    kept: usize,
     /// What is to be ended as soon as nobody is at work with it.
     ending: Vec<(u32, End)>,
     next_sweep: Option<Instant>,
@@ -89,15 +111,15 @@ pub(super) struct Streams {
 }
 
 impl Streams {
-    /// Watches `listeners` by `epoll`.
+    /// Watches `listeners` by `epoll`, as one of so many shards.
     ///
     /// # Errors
     /// Where epoll refuses.
     pub(super) fn new(
         listeners: Vec<StreamListener>,
-        tls: Option<Arc<ServerConfig>>,
         shared: Shared,
         epoll: OwnedFd,
+        shards: usize,
     ) -> io::Result<Self> {
         for (index, listener) in (0..).zip(&listeners) {
             let data = epoll::EventData::new_u64(Token::StreamListener(index).pack());
@@ -105,12 +127,14 @@ impl Streams {
         }
         Ok(Self {
             listeners,
-            tls,
             shared,
             epoll,
+            most: Most::of_one_of(shards),
             connections: Vec::new(),
             free: Vec::new(),
             by_client: HashMap::new(),
+            handshakes: VecDeque::new(),
+            kept: 0,
             ending: Vec::new(),
             next_sweep: None,
             paused: false,
@@ -121,7 +145,7 @@ impl Streams {
     pub(super) fn listen_addresses(&self, tls: bool) -> impl Iterator<Item = SocketAddr> {
         self.listeners
             .iter()
-            .filter(move |listener| listener.tls == tls)
+            .filter(move |listener| listener.tls.is_some() == tls)
             .map(|listener| listener.local)
     }
 
@@ -130,9 +154,11 @@ impl Streams {
         self.by_client.len()
     }
 
-    /// New connections see this certificate.
-    pub(super) fn set_tls(&mut self, tls: Option<Arc<ServerConfig>>) {
-        self.tls = tls;
+    /// New connections over TLS see this certificate.
+    pub(super) fn set_tls(&mut self, tls: &Arc<ServerConfig>) {
+        for seen in self.listeners.iter_mut().filter_map(|listener| listener.tls.as_mut()) {
+            seen.clone_from(tls);
+        }
     }
 
     /// Takes new connections in, some at a time.
@@ -149,7 +175,7 @@ impl Streams {
                 local: socket.local_addr().unwrap_or(listener.local),
                 remote,
             };
-            let tls = listener.tls.then(|| self.tls.clone()).flatten();
+            let tls = listener.tls.clone();
             let source = Source::of(remote.ip());
             if !self.shared.connect(source) {
                 counters.add(Count::ConnectionsEnded(End::Limit), 1);
@@ -190,6 +216,9 @@ impl Streams {
         // A long queue in the kernel is delay that nobody sees.
         sockopt::set_socket_send_buffer_size(&socket, SEND_BUFFER_BYTES)?;
         let connection = Connection::new(client, socket, tls, now).map_err(io::Error::other)?;
+        if connection.is_handshaking() {
+            self.note_handshake(client);
+        }
         let slot = self.free.pop().unwrap_or_else(|| {
             self.connections.push(None);
             // There are never more than files.
@@ -206,6 +235,23 @@ impl Streams {
         Ok(())
     }
 
+    /// Where there are too many handshakes, the oldest end: a client that is really there needs some round trips only, and
+    /// who holds many open keeps nobody else out. Half of the places are made free at once, so that looking for those that
+    /// are over costs next to nothing for each.
+    fn note_handshake(&mut self, client: FiveTuple) {
+        if self.handshakes.len() >= self.most.handshakes {
+            let (connections, by_client) = (&self.connections, &self.by_client);
+            let slot = |client: &FiveTuple| by_client.get(client).copied();
+            let is_on = |slot: u32| matches!(&connections[slot as usize], Some(connection) if connection.is_handshaking());
+            self.handshakes.retain(|client| slot(client).is_some_and(is_on));
+            let surplus = self.handshakes.len().saturating_sub(self.most.handshakes / 2);
+            let over = self.handshakes.drain(..surplus);
+            self.ending
+                .extend(over.filter_map(|client| Some((slot(&client)?, End::Limit))));
+        }
+        self.handshakes.push_back(client);
+    }
+
     /// Reads from a connection into `plain`: its client, unless nothing is to be done. What is not used of `plain` is to
     /// be given to [`Self::keep`].
     pub(super) fn read(
@@ -220,7 +266,7 @@ impl Streams {
         if let Err(why) = connection.read(now, buffer, plain) {
             self.ending.push((slot, why));
         }
-        self.wait_for_room(slot);
+        self.after(slot);
         Some(client)
     }
 
@@ -234,7 +280,10 @@ impl Streams {
         if begun.len() > most {
             self.ending.push((slot, End::Malformed));
         } else if let Some(Some(connection)) = self.connections.get_mut(slot as usize) {
-            connection.keep(begun);
+            if !connection.keep(begun, self.most.kept.saturating_sub(self.kept)) {
+                self.ending.push((slot, End::Limit));
+            }
+            self.count_kept(slot);
         }
     }
 
@@ -278,7 +327,7 @@ impl Streams {
         {
             self.ending.push((slot, End::Client));
         }
-        self.wait_for_room(slot);
+        self.after(slot);
     }
 
     /// When [`Self::sweep`] is due.
@@ -315,6 +364,7 @@ impl Streams {
             let Some(connection) = self.connections.get_mut(slot as usize).and_then(Option::take) else {
                 continue;
             };
+            self.kept -= connection.counted;
             self.free.push(slot);
             self.by_client.remove(&connection.client);
             self.shared.disconnect(Source::of(connection.client.remote.ip()));
@@ -327,13 +377,28 @@ impl Streams {
 
     fn send(&mut self, now: Instant, to: &FiveTuple, parts: [&[u8]; 3]) -> Option<Sent> {
         let slot = *self.by_client.get(to)?;
+        let room = self.most.kept.saturating_sub(self.kept);
         let connection = self.connections.get_mut(slot as usize)?.as_mut()?;
-        let sent = connection.send(now, parts);
+        let sent = connection.send(now, parts, room);
         if sent.is_err() {
             self.ending.push((slot, End::Client));
         }
-        self.wait_for_room(slot);
+        self.after(slot);
         sent.ok()
+    }
+
+    /// What is to be done after all that may have changed what a connection keeps.
+    fn after(&mut self, slot: u32) {
+        self.count_kept(slot);
+        self.wait_for_room(slot);
+    }
+
+    fn count_kept(&mut self, slot: u32) {
+        if let Some(Some(connection)) = self.connections.get_mut(slot as usize) {
+            let keeps = connection.keeps();
+            self.kept = self.kept - connection.counted + keeps;
+            connection.counted = keeps;
+        }
     }
 
     /// Lets epoll say when the socket has room, if something waits for that.
@@ -355,21 +420,17 @@ impl Streams {
     }
 }
 
-/// A message, and what comes after it.
-type Cut<'a> = (&'a [u8], &'a [u8]);
-
-/// The first message of `bytes`, and what comes after it; `None` where it isn't all there.
-///
-/// # Errors
-/// [`NotOurs`].
-pub(super) fn first_message(bytes: &[u8]) -> Result<Option<Cut<'_>>, NotOurs> {
-    Ok(length_in_stream(bytes)?.and_then(|length| bytes.split_at_checked(length)))
-}
-
 const BACKLOG: i32 = 1024;
 const ACCEPTED_AT_ONCE: usize = 64;
 const SEND_BUFFER_BYTES: usize = 256 << 10;
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
+/// How many handshakes may be under way at a time, in all. Each takes some 30 KiB at most, and a core makes more than
+/// that in a second.
+const MAX_HANDSHAKES: usize = 1024;
+/// However many shards there are.
+const MIN_HANDSHAKES: usize = 16;
+/// What all connections may keep, beside what each may anyhow.
+const MAX_KEPT: usize = 128 << 20;
 /// The longest message, padded.
 const MAX_BEGUN: usize = 20 + 65_536;
 /// Requests are far shorter; who has no allocation sends nothing else.
@@ -526,11 +587,11 @@ mod tests {
     }
 
     fn connected(limits: Limits) -> (Streams, Instant, TcpStream) {
-        let listener = StreamListener::bind("127.0.0.1:0".parse().unwrap(), false).unwrap();
+        let listener = StreamListener::bind("127.0.0.1:0".parse().unwrap(), None).unwrap();
         let client = TcpStream::connect(listener.local).unwrap();
         let shared = Shared::new("50000-50009".parse().unwrap(), limits);
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
-        let mut streams = Streams::new(vec![listener], None, shared, epoll).unwrap();
+        let mut streams = Streams::new(vec![listener], shared, epoll, 1).unwrap();
         let now = Instant::now();
         streams.accept(0, now, &mut Counters::default());
         assert_eq!(streams.len(), 1);
