@@ -225,7 +225,10 @@ impl Connection {
 
     /// Makes room for `length` bytes to send, and what TLS puts around them.
     fn reserve(&mut self, length: usize, room: usize) -> bool {
-        let around = self.tls.as_ref().map_or(0, |_| (length / MAX_RECORD + 1) * RECORD_OVERHEAD);
+        let around = self
+            .tls
+            .as_ref()
+            .map_or(0, |_| (length / MAX_RECORD + 1) * RECORD_OVERHEAD);
         let (wanted, has) = (self.pending.len() + length + around, self.pending.capacity());
         if wanted <= has {
             return true;

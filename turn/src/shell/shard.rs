@@ -89,7 +89,12 @@ impl Shard {
         Ok(Self {
             server,
             sockets: Sockets::new(listeners),
-            streams: Streams::new(streams.listeners, streams.shared, epoll.try_clone()?, control.shards)?,
+            streams: Streams::new(
+                streams.listeners,
+                streams.shared,
+                epoll.try_clone()?,
+                control.shards,
+            )?,
             addresses,
             grace,
             meter,

@@ -156,7 +156,11 @@ impl Streams {
 
     /// New connections over TLS see this certificate.
     pub(super) fn set_tls(&mut self, tls: &Arc<ServerConfig>) {
-        for seen in self.listeners.iter_mut().filter_map(|listener| listener.tls.as_mut()) {
+        for seen in self
+            .listeners
+            .iter_mut()
+            .filter_map(|listener| listener.tls.as_mut())
+        {
             seen.clone_from(tls);
         }
     }
@@ -447,7 +451,7 @@ mod tests {
     use super::*;
     use crate::core::shared::Limits;
     use crate::core::wire::{ChannelNumber, Envelope};
-    use crate::shell::connection::{STALLED, WITHOUT_ALLOCATION};
+    use crate::shell::connection::{HANDSHAKE, STALLED, WITHOUT_ALLOCATION};
 
     #[test]
     fn a_connection_without_an_allocation_is_ended_after_a_while_whatever_it_says() {
@@ -545,6 +549,105 @@ mod tests {
     }
 
     #[test]
+    fn a_handshake_is_to_be_made_soon() {
+        let (mut streams, now) = listening(Some(tls()), Limits::default());
+        let _client = connect(&mut streams, now);
+        streams.sweep(now + HANDSHAKE - Duration::from_millis(1), |_| false);
+        assert_eq!(end_all(&mut streams), []);
+        streams.sweep(now + HANDSHAKE + SWEEP_EVERY, |_| false);
+        assert_eq!(end_all(&mut streams), [End::Idle]);
+    }
+
+    #[test]
+    fn the_oldest_handshakes_make_room_for_new_ones() {
+        let (mut streams, now) = listening(Some(tls()), Limits::default());
+        streams.most.handshakes = 4;
+        let clients: Vec<_> = (0..4).map(|_| connect(&mut streams, now)).collect();
+        assert_eq!(end_all(&mut streams), []);
+        let _last = connect(&mut streams, now);
+        assert_eq!(end_all(&mut streams), [End::Limit]);
+        let is_there = |client: &TcpStream| {
+            let remote = client.local_addr().unwrap();
+            streams.by_client.keys().any(|known| known.remote == remote)
+        };
+        let there: Vec<_> = clients.iter().map(is_there).collect();
+        assert_eq!(there, [false, false, true, true]);
+    }
+
+    #[test]
+    fn handshakes_that_are_over_need_no_room() {
+        let (mut streams, now) = listening(Some(tls()), Limits::default());
+        streams.most.handshakes = 4;
+        for _ in 0..20 {
+            drop(connect(&mut streams, now));
+            let slot = *streams.by_client.values().next().unwrap();
+            let _ = streams.read(slot, now, &mut [0; 64], &mut Vec::new());
+            assert_eq!(end_all(&mut streams), [End::Client]);
+        }
+        assert!(streams.handshakes.len() <= 4);
+    }
+
+    #[test]
+    fn what_is_kept_for_all_connections_is_bounded_and_each_has_some_of_its_own() {
+        let (mut streams, now) = listening(None, Limits::default());
+        streams.most.kept = 1 << 20;
+        let clients: Vec<_> = (0..12).map(|_| connect(&mut streams, now)).collect();
+        let mut counters = Counters::default();
+        let full = Count::Dropped(Direction::ToClient, Drop::SendBufferFull);
+        for client in &clients {
+            let to = five_tuple(&streams, client);
+            let before = counters.get(full);
+            while counters.get(full) < before + 10 {
+                streams.pass_on(now, &to_client(to, &[7; 1200]), &mut counters);
+            }
+        }
+        let pending = |streams: &Streams| {
+            let connections = streams.connections.iter().flatten();
+            connections.map(Connection::keeps).collect::<Vec<_>>()
+        };
+        let keeps = pending(&streams);
+        assert_eq!(keeps.iter().sum::<usize>(), streams.kept);
+        // Half of one is what a queue may grow beyond it, for its first message.
+        assert!(streams.kept <= (1 << 20) + (128 << 10), "{keeps:?}");
+        assert!(keeps[0] > 200 << 10 && keeps[11] < 16 << 10, "{keeps:?}");
+        assert!(streams.connections.iter().flatten().all(Connection::has_pending));
+        // What one has taken is free for another.
+        let mut first = &clients[0];
+        first.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+        let slot = streams.by_client[&five_tuple(&streams, first)];
+        while first.read(&mut vec![0; 1 << 20]).is_ok() {
+            streams.has_room(slot, now);
+        }
+        let last = five_tuple(&streams, &clients[11]);
+        for _ in 0..100 {
+            streams.pass_on(now, &to_client(last, &[7; 1200]), &mut counters);
+        }
+        let keeps = pending(&streams);
+        assert!(keeps[0] == 0 && keeps[11] > 64 << 10, "{keeps:?}");
+        drop(clients);
+        for slot in 0..12 {
+            let _ = streams.read(slot, now, &mut [0; 64], &mut Vec::new());
+        }
+        end_all(&mut streams);
+        assert_eq!((streams.len(), streams.kept), (0, 0));
+    }
+
+    #[test]
+    fn the_beginning_of_a_long_message_takes_room_as_long_as_it_is_kept() {
+        let (mut streams, now, _client) = connected(Limits::default());
+        streams.keep(0, &[0; MAX_BEGUN], true);
+        assert!(streams.kept > 60 << 10);
+        let _ = streams.read(0, now, &mut [0; 64], &mut Vec::new());
+        assert_eq!(streams.kept, 0);
+        streams.most.kept = 0;
+        streams.keep(0, &[0; MAX_BEGUN_BY_STRANGERS], true);
+        assert_eq!((streams.kept, end_all(&mut streams)), (0, vec![]));
+        let _ = streams.read(0, now, &mut [0; 64], &mut Vec::new());
+        streams.keep(0, &[0; MAX_BEGUN], true);
+        assert_eq!(end_all(&mut streams), [End::Limit]);
+    }
+
+    #[test]
     fn a_listener_that_can_not_accept_rests_for_a_second() {
         let (mut streams, now, _client) = connected(Limits::default());
         let _waiting = TcpStream::connect(streams.listeners[0].local).unwrap();
@@ -587,15 +690,45 @@ mod tests {
     }
 
     fn connected(limits: Limits) -> (Streams, Instant, TcpStream) {
-        let listener = StreamListener::bind("127.0.0.1:0".parse().unwrap(), None).unwrap();
-        let client = TcpStream::connect(listener.local).unwrap();
-        let shared = Shared::new("50000-50009".parse().unwrap(), limits);
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
-        let mut streams = Streams::new(vec![listener], shared, epoll, 1).unwrap();
-        let now = Instant::now();
-        streams.accept(0, now, &mut Counters::default());
+        let (mut streams, now) = listening(None, limits);
+        let client = connect(&mut streams, now);
         assert_eq!(streams.len(), 1);
         (streams, now, client)
+    }
+
+    fn listening(tls: Option<Arc<ServerConfig>>, limits: Limits) -> (Streams, Instant) {
+        let listener = StreamListener::bind("127.0.0.1:0".parse().unwrap(), tls).unwrap();
+        let shared = Shared::new("50000-50009".parse().unwrap(), limits);
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+        let streams = Streams::new(vec![listener], shared, epoll, 1).unwrap();
+        (streams, Instant::now())
+    }
+
+    fn connect(streams: &mut Streams, now: Instant) -> TcpStream {
+        let client = TcpStream::connect(streams.listeners[0].local).unwrap();
+        streams.accept(0, now, &mut Counters::default());
+        client
+    }
+
+    fn five_tuple(streams: &Streams, client: &TcpStream) -> FiveTuple {
+        let remote = client.local_addr().unwrap();
+        *streams
+            .by_client
+            .keys()
+            .find(|known| known.remote == remote)
+            .unwrap()
+    }
+
+    fn tls() -> Arc<ServerConfig> {
+        let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+        let key = rustls::pki_types::PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.der().clone()], key.into());
+        Arc::new(config.unwrap())
     }
 
     fn end_all(streams: &mut Streams) -> Vec<End> {
