@@ -13,7 +13,7 @@ use turn_types::message::{ALLOCATE, CHANNEL_BIND};
 use crate::common::person::Person;
 use crate::common::{Answer, Client};
 use crate::memory::open_more_files;
-use crate::server::{Server, begin_handshake};
+use crate::server::{Server, begin_handshake, connect};
 
 /// Malformed packets, requests without and with wrong credentials, ChannelData of strangers, from 4,000 addresses.
 #[test]
@@ -70,7 +70,7 @@ fn thousands_of_half_made_connections_leave_relayed_traffic_untouched_and_memory
 /// So many over TCP, and as many over TLS.
 fn half_made(server: &Server, count: usize) -> Vec<TcpStream> {
     let pair = |_| {
-        let mut tcp = TcpStream::connect(server.tcp).unwrap();
+        let mut tcp = connect(server.tcp);
         // The beginning of a request with 2,000 bytes.
         let begun = [&[0, 1, 7, 0xD0, 0x21, 0x12, 0xA4, 0x42][..], &[7; 1000]].concat();
         tcp.write_all(&begun).unwrap();

@@ -2,22 +2,23 @@
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use penstock_core::wire::turn::TurnStatus;
+use rustix::net::sockopt::set_socket_linger;
 use rustix::process::{Pid, Signal, kill_process};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConnection, StreamOwned};
 
-use crate::common::namespaces::{after, get, number};
+use crate::common::namespaces::{Ended, after, get, number};
 use crate::common::person::{Person, Socket};
 
 /// A running server; ends with the test.
 pub(crate) struct Server {
-    pub(crate) child: Child,
+    child: Ended,
     pub(crate) address: SocketAddr,
     pub(crate) address_v6: SocketAddr,
     pub(crate) tcp: SocketAddr,
@@ -55,12 +56,26 @@ impl Server {
     /// With these options alone.
     pub(crate) fn with(pki: Pki, options: &[&str]) -> Self {
         let fixed = ["--metrics-listen", "127.0.0.1:0", "--log-format", "json"];
-        let mut command = Command::new(PROGRAM);
-        command.args(fixed).args(options);
-        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
-        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let announcement = lines.find(|line| line.as_ref().unwrap().contains("listening on udp "));
-        let announcement = announcement.unwrap().unwrap();
+        let mut started = (0..5).map(|_| {
+            let mut command = Command::new(PROGRAM);
+            command.args(fixed).args(options);
+            let mut child = Ended(command.stderr(Stdio::piped()).spawn().unwrap());
+            let mut lines = BufReader::new(child.0.stderr.take().unwrap()).lines();
+            let mut said = Vec::new();
+            while let Some(Ok(line)) = lines.next() {
+                if line.contains("listening on udp ") {
+                    return Some((child, lines, line));
+                }
+                said.push(line);
+            }
+            // The system has chosen a port for UDP which is taken for TCP.
+            assert!(
+                said.concat().contains("another program has that port"),
+                "{said:?}"
+            );
+            None
+        });
+        let (child, lines, announcement) = started.find_map(|started| started).unwrap();
         // What comes after is read at once, so that the server never waits for a full pipe.
         let said = Arc::new(Mutex::new(Vec::new()));
         let all = said.clone();
@@ -149,6 +164,15 @@ impl Server {
         (StreamOwned::new(tls, stream), seen)
     }
 
+    /// Waits until it has ended.
+    pub(crate) fn wait(&mut self) -> ExitStatus {
+        self.child.0.wait().unwrap()
+    }
+
+    pub(crate) fn is_running(&mut self) -> bool {
+        self.child.0.try_wait().unwrap().is_none()
+    }
+
     /// A metric's number.
     pub(crate) fn metric(&self, metric: &str) -> u64 {
         number(&self.get("/metrics"), metric)
@@ -156,7 +180,7 @@ impl Server {
 
     /// Resident memory.
     pub(crate) fn memory_kib(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.0.id())).unwrap();
         let line = status
             .lines()
             .find_map(|line| line.strip_prefix("VmRSS:"))
@@ -175,14 +199,7 @@ impl Server {
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).unwrap();
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        kill_process(Pid::from_child(&self.child.0), signal).unwrap();
     }
 }
 
@@ -270,9 +287,16 @@ pub(crate) fn begin_handshake(server: SocketAddr, bytes: usize) -> TcpStream {
     // A record that holds a ClientHello of 64 KiB, as far as it fits (RFC 8446, sections 4 and 5.1).
     let mut begun = vec![0x16, 3, 1, 0x40, 0, 1, 0, 0xFF, 0xFF, 3, 3];
     begun.resize(bytes, 0);
-    let mut stream = TcpStream::connect(server).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let mut stream = connect(server);
     stream.write_all(&begun).unwrap();
+    stream
+}
+
+/// One that leaves nothing behind, so that thousands don't take the ports of other tests for a minute.
+pub(crate) fn connect(server: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(server).unwrap();
+    set_socket_linger(&stream, Some(Duration::ZERO)).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     stream
 }
 

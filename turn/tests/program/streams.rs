@@ -60,7 +60,10 @@ fn a_handshake_that_is_longer_than_any_client_needs_ends() {
     let server = Server::start(&[]);
     let mut stream = begin_handshake(server.tls, 12 << 10);
     server.until("penstock_turn_connections 1\n");
-    stream.write_all(&vec![0; 8 << 10]).unwrap();
+    // The record's rest, and the beginning of another.
+    let mut more = vec![0; 8 << 10];
+    more[(4 << 10) + 5..][..5].copy_from_slice(&[0x16, 3, 1, 0x40, 0]);
+    stream.write_all(&more).unwrap();
     server.until("penstock_turn_connections_ended_total{reason=\"tls\"} 1\n");
     let mut alert = Vec::new();
     let _ = stream.read_to_end(&mut alert);
