@@ -14,8 +14,8 @@ mod framing;
 use common::{Client, World, peer};
 use penstock_turn::core::wire::{classify, length_in_stream};
 use proptest::prelude::*;
-use rand::rngs::StdRng;
 use rand::SeedableRng as _;
+use rand::rngs::StdRng;
 use turn_types::attribute::RequestedTransport;
 use turn_types::message::ALLOCATE;
 
