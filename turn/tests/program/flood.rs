@@ -61,6 +61,7 @@ fn thousands_of_half_made_connections_leave_relayed_traffic_untouched_and_memory
     for mut person in [server.person_over_tls(), Person::over_tcp(server.tcp)] {
         person.allocate();
     }
+    std::thread::sleep(Duration::from_secs(1));
     traffic.into_iter().for_each(Traffic::lost_nothing);
     assert_eq!(server.lines_said(), 0, "not a line for what anybody may send");
     drop(held);

@@ -1,12 +1,13 @@
 //! What clients by streams take of the server's memory, each.
 
+use std::io::Write as _;
 use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::common::Answer;
-use crate::common::person::Person;
+use crate::common::person::{Person, Socket};
 use crate::server::{Server, begin_handshake, now, socket};
 
 #[test]
@@ -31,9 +32,38 @@ fn a_half_made_handshake_takes_no_more_than_40_kib() {
     server.until("penstock_turn_connections_ended_total{reason=\"idle\"} 420\n");
 }
 
+/// The worst that one can do without taking anything: a record, and a message, that don't end.
+#[test]
+fn a_connection_over_tls_takes_no_more_than_50_kib() {
+    let server = Server::start(&["--user-quota", "1000"]);
+    let begin = |count: usize| -> Vec<_> {
+        let begin = |_| {
+            let mut person = server.person_over_tls();
+            person.allocate();
+            person.put(&[&[0x40, 1, 0xFF, 0xFF][..], &[7; 2000]].concat());
+            let Socket::Tls(tls) = &mut person.socket else {
+                panic!("it speaks TLS");
+            };
+            // Of application data, as long as a record may be (RFC 8446, section 5.1).
+            let record = [&[0x17, 3, 3, 0x41, 0][..], &[7; 16_000]].concat();
+            tls.sock.write_all(&record).unwrap();
+            person
+        };
+        (0..count).map(begin).collect()
+    };
+    let mut held = begin(20);
+    let before = server.memory_kib();
+    held.extend(begin(200));
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(server.metric("penstock_turn_connections"), 220);
+    let each = (server.memory_kib() - before) as f64 / 200.0;
+    println!("{each:.1} KiB each");
+    assert!((18.0..50.0).contains(&each), "{each:.1} KiB each");
+}
+
 /// Over TCP and TLS, with a peer that sends more than they take, which is nothing.
 #[test]
-fn a_client_that_takes_nothing_takes_no_more_than_320_kib() {
+fn a_client_that_reads_nothing_takes_no_more_than_320_kib() {
     let server = Server::start(&["--user-quota", "100"]);
     let peer = socket();
     let slow = |n: u32| {
