@@ -298,6 +298,7 @@ fn would_wait(error: &io::Error) -> bool {
 const OWN_PENDING: usize = 8 << 10;
 /// What every connection may keep of a message that was begun.
 const OWN_BEGUN: usize = 2 << 10;
-/// The most that one record of TLS carries, and what it puts around that (RFC 8446, section 5; RFC 5288 has more than that).
+/// The most that one record of TLS carries, and more than it puts around that (22 bytes by RFC 8446, section 5.2, and 29 by
+/// RFC 5288, section 3).
 const MAX_RECORD: usize = 16 << 10;
 const RECORD_OVERHEAD: usize = 32;

@@ -246,8 +246,13 @@ impl Streams {
         if self.handshakes.len() >= self.most.handshakes {
             let (connections, by_client) = (&self.connections, &self.by_client);
             let slot = |client: &FiveTuple| by_client.get(client).copied();
-            let is_on = |slot: u32| matches!(&connections[slot as usize], Some(connection) if connection.is_handshaking());
-            self.handshakes.retain(|client| slot(client).is_some_and(is_on));
+            let connection = |slot: u32| connections[slot as usize].as_ref();
+            let is_on = |client: &FiveTuple| {
+                slot(client)
+                    .and_then(connection)
+                    .is_some_and(Connection::is_handshaking)
+            };
+            self.handshakes.retain(is_on);
             let surplus = self.handshakes.len().saturating_sub(self.most.handshakes / 2);
             let over = self.handshakes.drain(..surplus);
             self.ending
@@ -428,8 +433,8 @@ const BACKLOG: i32 = 1024;
 const ACCEPTED_AT_ONCE: usize = 64;
 const SEND_BUFFER_BYTES: usize = 256 << 10;
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
-/// How many handshakes may be under way at a time, in all. Each takes some 30 KiB at most, and a core makes more than
-/// that in a second.
+/// How many handshakes may be under way at a time, in all: at 40 KiB each at most, a twenty-fifth of what the DaemonSet
+/// may have.
 const MAX_HANDSHAKES: usize = 1024;
 /// However many shards there are.
 const MIN_HANDSHAKES: usize = 16;
