@@ -190,7 +190,8 @@ pub struct Options {
     pub source_bandwidth: Option<NonZeroU64>,
 
     /// How many TCP and TLS connections there may be in all, and no more than the files that relays leave, or a quarter
-    /// of all
+    /// of all. Of the TLS handshakes that are under way, each 10 seconds at most, the oldest end where there are more
+    /// than 1,024
     #[arg(
         long,
         env = "PENSTOCK_TURN_MAX_CONNECTIONS",
@@ -333,7 +334,9 @@ Ask it whether it works (Debian package coturn):
 
 Signals:
   SIGTERM  takes no new allocations, and ends when the last one has, or --grace is over
-  SIGHUP   reads users, secrets, --allow-peer and the certificate again
+  SIGHUP   reads users, secrets, --allow-peer and the certificate again. Allocations live on, but reach no peer that is not
+           allowed any more, and those of a user who is gone end with the lifetime that they have, an hour at most: they
+           are not refreshed. To serve without TLS from then on takes a restart
 
 Variables of the container of an earlier deployment, which go before the file and behind the options they stand for:
   INTERNAL_IP --relay-ip, EXTERNAL_IP --external-ip, TURN_PORT --listen 0.0.0.0:PORT, MIN_PORT and MAX_PORT

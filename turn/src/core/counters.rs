@@ -103,7 +103,7 @@ pub enum End {
     Malformed,
     /// TLS failed.
     Tls,
-    /// There were too many already, of its source or in all.
+    /// There were too many already, of its source or in all; or too many newer handshakes; or no room to keep its message.
     Limit,
 }
 

@@ -87,6 +87,17 @@ pub fn length_in_stream(bytes: &[u8]) -> Result<Option<usize>, NotOurs> {
     }
 }
 
+/// A message of a stream, and what comes after it.
+pub type Cut<'a> = (&'a [u8], &'a [u8]);
+
+/// The first message of a stream's `bytes`, and what comes after it; `None` where it isn't all there.
+///
+/// # Errors
+/// [`NotOurs`].
+pub fn first_message(bytes: &[u8]) -> Result<Option<Cut<'_>>, NotOurs> {
+    Ok(length_in_stream(bytes)?.and_then(|length| bytes.split_at_checked(length)))
+}
+
 /// The head of ChannelData: its channel, and how long its payload is to be (RFC 8656, section 12.4).
 pub(super) fn channel_head(bytes: &[u8]) -> Option<(ChannelNumber, usize)> {
     let number = ChannelNumber::new(u16_at(bytes, 0)?)?;

@@ -18,10 +18,15 @@ use crate::core::counters::End;
 
 /// How long a connection may be without an allocation.
 pub(super) const WITHOUT_ALLOCATION: Duration = Duration::from_secs(30);
+/// How long the handshake of TLS may take.
+pub(super) const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long a client may take nothing while there is something for it.
 pub(super) const STALLED: Duration = Duration::from_secs(10);
 /// What is kept for a client that takes it slower than it comes. Media that is older than this is worth nothing.
 const MAX_PENDING: usize = 256 << 10;
+/// How many bytes of a client's are read before its handshake is made: all that a client has to say is a tenth of that,
+/// and the library would keep four times as many.
+const MAX_HANDSHAKE_BYTES: usize = 16 << 10;
 
 /// A connection.
 #[derive(Debug)]
@@ -34,7 +39,11 @@ pub(super) struct Connection {
     pub(super) waits_for_room: bool,
     /// Since when it has had no allocation.
     pub(super) without_allocation: Option<Instant>,
+    /// What its owner has counted of [`Self::keeps`].
+    pub(super) counted: usize,
     tls: Option<Box<ServerConnection>>,
+    /// What was read of the handshake, in bytes.
+    handshake: usize,
     begun: Vec<u8>,
     pending: VecDeque<u8>,
     stalled: Option<Instant>,
@@ -71,6 +80,8 @@ impl Connection {
                 tls.set_buffer_limit(None);
                 Box::new(tls)
             }),
+            counted: 0,
+            handshake: 0,
             begun: Vec::new(),
             pending: VecDeque::new(),
             stalled: None,
@@ -84,6 +95,9 @@ impl Connection {
     /// Why the connection is over.
     pub(super) fn read(&mut self, now: Instant, buffer: &mut [u8], plain: &mut Vec<u8>) -> Result<(), End> {
         plain.append(&mut self.begun);
+        if self.begun.capacity() > OWN_BEGUN {
+            self.begun = Vec::new();
+        }
         let length = match self.socket.read(buffer) {
             Ok(0) => return Err(End::Client),
             Ok(length) => length,
@@ -102,18 +116,36 @@ impl Connection {
         read.and(flushed)
     }
 
-    /// Keeps the beginning of a message until the rest of it comes.
-    pub(super) fn keep(&mut self, begun: &[u8]) {
-        self.begun.extend_from_slice(begun);
+    /// Whether TLS is still to be agreed on.
+    pub(super) fn is_handshaking(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.is_handshaking())
     }
 
-    /// Sends a message in parts, all of it or nothing.
+    /// Keeps the beginning of a message until the rest of it comes; false where that is more than the connection may
+    /// keep anyhow, and more than there is `room` for.
+    #[must_use]
+    pub(super) fn keep(&mut self, begun: &[u8], room: usize) -> bool {
+        let fits = begun.len() <= self.begun.capacity().max(OWN_BEGUN + room);
+        if fits {
+            self.begun.reserve_exact(begun.len());
+            self.begun.extend_from_slice(begun);
+        }
+        fits
+    }
+
+    /// What it takes of the memory beyond what every connection may, in bytes.
+    pub(super) fn keeps(&self) -> usize {
+        self.begun.capacity().saturating_sub(OWN_BEGUN) + self.pending.capacity().saturating_sub(OWN_PENDING)
+    }
+
+    /// Sends a message in parts, all of it or nothing. What its socket doesn't take is kept, where the connection may keep
+    /// that anyhow or there is `room` for it.
     ///
     /// # Errors
     /// Where the connection is over.
-    pub(super) fn send(&mut self, now: Instant, parts: [&[u8]; 3]) -> io::Result<Sent> {
+    pub(super) fn send(&mut self, now: Instant, parts: [&[u8]; 3], room: usize) -> io::Result<Sent> {
         let length: usize = parts.iter().map(|part| part.len()).sum();
-        if self.pending.len() + length > MAX_PENDING {
+        if !self.reserve(length, room) {
             return Ok(Sent::Full);
         }
         let slices = parts.map(IoSlice::new);
@@ -163,7 +195,7 @@ impl Connection {
                 Err(error) => return Err(error),
             }
         }
-        if self.pending.is_empty() && self.pending.capacity() > KEPT_CAPACITY {
+        if self.pending.is_empty() && self.pending.capacity() > OWN_PENDING {
             self.pending = VecDeque::new();
         }
         self.note_progress(now, progress);
@@ -181,16 +213,49 @@ impl Connection {
         if since(self.stalled).is_some_and(|stalled| stalled >= STALLED) {
             return Some(End::Slow);
         }
-        let without = since(self.without_allocation);
-        without
-            .is_some_and(|without| without >= WITHOUT_ALLOCATION)
+        let most = if self.is_handshaking() {
+            HANDSHAKE
+        } else {
+            WITHOUT_ALLOCATION
+        };
+        since(self.without_allocation)
+            .is_some_and(|without| without >= most)
             .then_some(End::Idle)
+    }
+
+    /// Makes room for `length` bytes to send, and what TLS puts around them.
+    fn reserve(&mut self, length: usize, room: usize) -> bool {
+        let around = self
+            .tls
+            .as_ref()
+            .map_or(0, |_| (length / MAX_RECORD + 1) * RECORD_OVERHEAD);
+        let (wanted, has) = (self.pending.len() + length + around, self.pending.capacity());
+        if wanted <= has {
+            return true;
+        }
+        // Twice as much, so that not each message moves those before it.
+        let most = MAX_PENDING.min(has.max(OWN_PENDING) + room);
+        if wanted > most {
+            return false;
+        }
+        if !self.pending.is_empty() {
+            let larger = wanted.max(has * 2).min(most);
+            self.pending.reserve_exact(larger - self.pending.len());
+        }
+        true
     }
 
     fn decrypt(&mut self, mut bytes: &[u8], plain: &mut Vec<u8>) -> Result<(), End> {
         let Some(tls) = &mut self.tls else { return Ok(()) };
         while !bytes.is_empty() {
-            tls.read_tls(&mut bytes).map_err(|_| End::Tls)?;
+            let was_handshaking = tls.is_handshaking();
+            let read = tls.read_tls(&mut bytes).map_err(|_| End::Tls)?;
+            if was_handshaking {
+                self.handshake += read;
+                if self.handshake > MAX_HANDSHAKE_BYTES {
+                    return Err(End::Tls);
+                }
+            }
             tls.process_new_packets().map_err(|_| End::Tls)?;
             match tls.reader().read_to_end(plain) {
                 Err(error) if would_wait(&error) => {}
@@ -229,5 +294,11 @@ fn would_wait(error: &io::Error) -> bool {
     )
 }
 
-/// A queue that was longer than this is not kept when it is empty.
-const KEPT_CAPACITY: usize = 8 << 10;
+/// What every connection may keep to be sent. A queue that was longer is not kept when it is empty.
+const OWN_PENDING: usize = 8 << 10;
+/// What every connection may keep of a message that was begun.
+const OWN_BEGUN: usize = 2 << 10;
+/// The most that one record of TLS carries, and more than it puts around that (22 bytes by RFC 8446, section 5.2, and 29 by
+/// RFC 5288, section 3).
+const MAX_RECORD: usize = 16 << 10;
+const RECORD_OVERHEAD: usize = 32;

@@ -13,6 +13,8 @@ use crate::core::server::Rules;
 /// How another thread tells a shard to drain, or to go by other rules; and how shards know of each other.
 #[derive(Debug)]
 pub(super) struct Control {
+    /// How many shards there are.
+    pub(super) shards: usize,
     /// How many shards have allocations, of all.
     busy_shards: Arc<AtomicUsize>,
     /// Whether this one is among them.
@@ -28,7 +30,7 @@ pub(super) struct Control {
 pub(super) struct News {
     /// Who may use the server, and whom they may reach.
     pub(super) rules: Rules,
-    /// What clients over TLS see.
+    /// What clients over TLS see; without it, what they saw until now.
     pub(super) tls: Option<Arc<ServerConfig>>,
 }
 
@@ -37,12 +39,13 @@ impl Control {
     pub(super) fn of_shards(shards: usize) -> io::Result<Vec<Arc<Self>>> {
         let busy_shards = Arc::new(AtomicUsize::new(0));
         (0..shards)
-            .map(|_| Self::new(busy_shards.clone()).map(Arc::new))
+            .map(|_| Self::new(shards, busy_shards.clone()).map(Arc::new))
             .collect()
     }
 
-    fn new(busy_shards: Arc<AtomicUsize>) -> io::Result<Self> {
+    fn new(shards: usize, busy_shards: Arc<AtomicUsize>) -> io::Result<Self> {
         Ok(Self {
+            shards,
             busy_shards,
             is_busy: AtomicBool::new(false),
             draining: AtomicBool::new(false),

@@ -37,6 +37,7 @@ use penstock_shell::{ops, shutdown};
 use prometheus::Registry;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
+use rustls::ServerConfig;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
@@ -194,7 +195,11 @@ async fn reload(
         tokio::select! {
             hung_up = hangup.recv() => {
                 hung_up.ok_or(Error::Ended("the signal handler"))?;
-                match read_again() {
+                let read = read_again().and_then(|read| match (&settings.tls, &read.tls) {
+                    (Some(_), None) => Err(TLS_IS_GONE.to_owned()),
+                    _ => Ok(read),
+                });
+                match read {
                     Ok(read) => {
                         settings = located(read);
                         tell(&settings, controls)?;
@@ -362,7 +367,6 @@ fn shards(
     let shard = |(control, (listeners, stream_listeners)): (&Arc<Control>, Doors)| {
         let streams = StreamSetup {
             listeners: stream_listeners,
-            tls: settings.tls.clone(),
             shared: config.shared.clone(),
         };
         let shard = Shard::new(
@@ -420,13 +424,14 @@ fn stream_listeners(settings: &Settings, udp: &[Listener]) -> Result<Vec<StreamL
         Some(said) => said.clone(),
         None => beside(None),
     };
-    let tls = match &settings.listen_tls {
-        Some(said) => said.clone(),
-        None if settings.tls.is_some() => beside(Some(TLS_PORT)),
-        None => Vec::new(),
-    };
-    let listen = |transport, option, address, tls| {
-        StreamListener::bind(address, tls).map_err(|source| Error::Listen {
+    // Where there is no certificate, clap takes no --listen-tls.
+    let tls = settings.tls.iter().flat_map(|config| {
+        let said = settings.listen_tls.clone();
+        let addresses = said.unwrap_or_else(|| beside(Some(TLS_PORT)));
+        addresses.into_iter().map(move |address| (address, config))
+    });
+    let listen = |transport, option, address, tls: Option<&Arc<ServerConfig>>| {
+        StreamListener::bind(address, tls.cloned()).map_err(|source| Error::Listen {
             transport,
             option,
             address,
@@ -435,10 +440,8 @@ fn stream_listeners(settings: &Settings, udp: &[Listener]) -> Result<Vec<StreamL
     };
     let tcp = tcp
         .into_iter()
-        .map(|address| listen("tcp", "--listen-tcp", address, false));
-    let tls = tls
-        .into_iter()
-        .map(|address| listen("tls", "--listen-tls", address, true));
+        .map(|address| listen("tcp", "--listen-tcp", address, None));
+    let tls = tls.map(|(address, config)| listen("tls", "--listen-tls", address, Some(config)));
     tcp.chain(tls).collect()
 }
 
@@ -531,6 +534,8 @@ fn system<T>(doing: &'static str, result: io::Result<T>) -> Result<T, Error> {
     result.map_err(|source| Error::System { doing, source })
 }
 
+const TLS_IS_GONE: &str = "there is no certificate any more, and clients come in over TLS: give --tls-cert and --tls-key \
+     again, or restart the server to serve without TLS";
 /// The port of TURN over TLS (RFC 8656, section 4).
 const TLS_PORT: u16 = 5349;
 /// How soon an address that this machine gets is out of clients' reach.

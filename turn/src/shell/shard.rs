@@ -18,7 +18,6 @@ use rand::rngs::StdRng;
 use rustix::buffer::spare_capacity;
 use rustix::event::{Timespec, epoll};
 use rustix::fd::{AsFd, OwnedFd};
-use rustls::ServerConfig;
 
 use super::clock;
 use super::control::Control;
@@ -27,7 +26,7 @@ use super::gathering::{Gathering, Round};
 use super::metrics::Meter;
 use super::outbox::{Outbox, Segmentation};
 use super::sockets::{Listener, Sockets, open_failure, udp};
-use super::streams::{StreamListener, Streams, first_message};
+use super::streams::{StreamListener, Streams};
 use super::token::Token;
 use super::xdp::{Channels, Ends, Xdp};
 use crate::addresses::Addresses;
@@ -35,7 +34,7 @@ use crate::core::counters::Side;
 use crate::core::runs::Run;
 use crate::core::server::{Command, OpenFailure, Server};
 use crate::core::shared::Shared;
-use crate::core::wire::NotOurs;
+use crate::core::wire::{NotOurs, first_message};
 use crate::core::{FiveTuple, Now, RelayId, Transport};
 
 /// Where clients come in by streams.
@@ -43,8 +42,6 @@ use crate::core::{FiveTuple, Now, RelayId, Transport};
 pub(super) struct StreamSetup {
     /// The listeners.
     pub(super) listeners: Vec<StreamListener>,
-    /// What TLS listeners show.
-    pub(super) tls: Option<Arc<ServerConfig>>,
     /// Who counts connections.
     pub(super) shared: Shared,
 }
@@ -92,7 +89,12 @@ impl Shard {
         Ok(Self {
             server,
             sockets: Sockets::new(listeners),
-            streams: Streams::new(streams.listeners, streams.tls, streams.shared, epoll.try_clone()?)?,
+            streams: Streams::new(
+                streams.listeners,
+                streams.shared,
+                epoll.try_clone()?,
+                control.shards,
+            )?,
             addresses,
             grace,
             meter,
@@ -210,7 +212,9 @@ impl Shard {
         let _ = rustix::io::read(&self.control.wake, &mut [0_u8; 8]);
         if let Some(news) = self.control.take_news() {
             self.server.reload(news.rules);
-            self.streams.set_tls(news.tls);
+            if let Some(tls) = &news.tls {
+                self.streams.set_tls(tls);
+            }
             let clients = self
                 .channels
                 .iter()

@@ -1,6 +1,6 @@
 //! Clients over TCP and TLS. Each shard accepts its own, so an allocation lives where its connection was accepted.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
@@ -16,7 +16,6 @@ use super::token::Token;
 use crate::core::counters::{Count, Counters, Direction, Drop, End};
 use crate::core::server::Forward;
 use crate::core::shared::Shared;
-use crate::core::wire::{NotOurs, length_in_stream};
 use crate::core::{FiveTuple, Source, Transport};
 
 /// Where clients come in by streams.
@@ -24,17 +23,17 @@ use crate::core::{FiveTuple, Source, Transport};
 pub(super) struct StreamListener {
     /// Its address.
     pub(super) local: SocketAddr,
-    /// Whether TLS is spoken there.
-    pub(super) tls: bool,
+    /// What its clients see, where TLS is spoken: so there is no listener for TLS that could speak anything else.
+    tls: Option<Arc<ServerConfig>>,
     socket: TcpListener,
 }
 
 impl StreamListener {
-    /// Listens on `address`; port 0 lets the system choose.
+    /// Listens on `address`, for TLS where `tls` is given; port 0 lets the system choose.
     ///
     /// # Errors
     /// Where the address can't be bound.
-    pub(super) fn bind(address: SocketAddr, tls: bool) -> io::Result<Self> {
+    pub(super) fn bind(address: SocketAddr, tls: Option<Arc<ServerConfig>>) -> io::Result<Self> {
         Self::bound(address, tls, false)
     }
 
@@ -43,10 +42,10 @@ impl StreamListener {
     /// # Errors
     /// Where the address can't be bound.
     pub(super) fn beside(&self) -> io::Result<Self> {
-        Self::bound(self.local, self.tls, true)
+        Self::bound(self.local, self.tls.clone(), true)
     }
 
-    fn bound(address: SocketAddr, tls: bool, beside_others: bool) -> io::Result<Self> {
+    fn bound(address: SocketAddr, tls: Option<Arc<ServerConfig>>, beside_others: bool) -> io::Result<Self> {
         let family = match address {
             SocketAddr::V4(_) => AddressFamily::INET,
             SocketAddr::V6(_) => AddressFamily::INET6,
@@ -71,16 +70,39 @@ impl StreamListener {
     }
 }
 
+/// How much the connections of one shard may take of the memory, beside what each may anyhow.
+#[derive(Debug, Clone, Copy)]
+struct Most {
+    /// Handshakes at a time.
+    handshakes: usize,
+    /// Bytes that wait to be sent, or for the rest of a message.
+    kept: usize,
+}
+
+impl Most {
+    /// One shard's part of what there may be.
+    fn of_one_of(shards: usize) -> Self {
+        Self {
+            handshakes: (MAX_HANDSHAKES / shards).max(MIN_HANDSHAKES),
+            kept: MAX_KEPT / shards,
+        }
+    }
+}
+
 /// All stream connections of a shard.
 #[derive(Debug)]
 pub(super) struct Streams {
     listeners: Vec<StreamListener>,
-    tls: Option<Arc<ServerConfig>>,
     shared: Shared,
     epoll: OwnedFd,
+    most: Most,
     connections: Vec<Option<Connection>>,
     free: Vec<u32>,
     by_client: HashMap<FiveTuple, u32>,
+    /// Whose handshakes were begun, the oldest first. Some are long over.
+    handshakes: VecDeque<FiveTuple>,
+    /// What connections keep beyond what each may anyhow, in bytes.
+    kept: usize,
     /// What is to be ended as soon as nobody is at work with it.
     ending: Vec<(u32, End)>,
     next_sweep: Option<Instant>,
@@ -89,15 +111,15 @@ pub(super) struct Streams {
 }
 
 impl Streams {
-    /// Watches `listeners` by `epoll`.
+    /// Watches `listeners` by `epoll`, as one of so many shards.
     ///
     /// # Errors
     /// Where epoll refuses.
     pub(super) fn new(
         listeners: Vec<StreamListener>,
-        tls: Option<Arc<ServerConfig>>,
         shared: Shared,
         epoll: OwnedFd,
+        shards: usize,
     ) -> io::Result<Self> {
         for (index, listener) in (0..).zip(&listeners) {
             let data = epoll::EventData::new_u64(Token::StreamListener(index).pack());
@@ -105,12 +127,14 @@ impl Streams {
         }
         Ok(Self {
             listeners,
-            tls,
             shared,
             epoll,
+            most: Most::of_one_of(shards),
             connections: Vec::new(),
             free: Vec::new(),
             by_client: HashMap::new(),
+            handshakes: VecDeque::new(),
+            kept: 0,
             ending: Vec::new(),
             next_sweep: None,
             paused: false,
@@ -121,7 +145,7 @@ impl Streams {
     pub(super) fn listen_addresses(&self, tls: bool) -> impl Iterator<Item = SocketAddr> {
         self.listeners
             .iter()
-            .filter(move |listener| listener.tls == tls)
+            .filter(move |listener| listener.tls.is_some() == tls)
             .map(|listener| listener.local)
     }
 
@@ -130,9 +154,15 @@ impl Streams {
         self.by_client.len()
     }
 
-    /// New connections see this certificate.
-    pub(super) fn set_tls(&mut self, tls: Option<Arc<ServerConfig>>) {
-        self.tls = tls;
+    /// New connections over TLS see this certificate.
+    pub(super) fn set_tls(&mut self, tls: &Arc<ServerConfig>) {
+        for seen in self
+            .listeners
+            .iter_mut()
+            .filter_map(|listener| listener.tls.as_mut())
+        {
+            seen.clone_from(tls);
+        }
     }
 
     /// Takes new connections in, some at a time.
@@ -149,7 +179,7 @@ impl Streams {
                 local: socket.local_addr().unwrap_or(listener.local),
                 remote,
             };
-            let tls = listener.tls.then(|| self.tls.clone()).flatten();
+            let tls = listener.tls.clone();
             let source = Source::of(remote.ip());
             if !self.shared.connect(source) {
                 counters.add(Count::ConnectionsEnded(End::Limit), 1);
@@ -190,6 +220,9 @@ impl Streams {
         // A long queue in the kernel is delay that nobody sees.
         sockopt::set_socket_send_buffer_size(&socket, SEND_BUFFER_BYTES)?;
         let connection = Connection::new(client, socket, tls, now).map_err(io::Error::other)?;
+        if connection.is_handshaking() {
+            self.note_handshake(client);
+        }
         let slot = self.free.pop().unwrap_or_else(|| {
             self.connections.push(None);
             // There are never more than files.
@@ -206,6 +239,28 @@ impl Streams {
         Ok(())
     }
 
+    /// Where there are too many handshakes, the oldest end: a client that is really there needs some round trips only, and
+    /// who holds many open keeps nobody else out. Half of the places are made free at once, so that looking for those that
+    /// are over costs next to nothing for each.
+    fn note_handshake(&mut self, client: FiveTuple) {
+        if self.handshakes.len() >= self.most.handshakes {
+            let (connections, by_client) = (&self.connections, &self.by_client);
+            let slot = |client: &FiveTuple| by_client.get(client).copied();
+            let connection = |slot: u32| connections[slot as usize].as_ref();
+            let is_on = |client: &FiveTuple| {
+                slot(client)
+                    .and_then(connection)
+                    .is_some_and(Connection::is_handshaking)
+            };
+            self.handshakes.retain(is_on);
+            let surplus = self.handshakes.len().saturating_sub(self.most.handshakes / 2);
+            let over = self.handshakes.drain(..surplus);
+            self.ending
+                .extend(over.filter_map(|client| Some((slot(&client)?, End::Limit))));
+        }
+        self.handshakes.push_back(client);
+    }
+
     /// Reads from a connection into `plain`: its client, unless nothing is to be done. What is not used of `plain` is to
     /// be given to [`Self::keep`].
     pub(super) fn read(
@@ -220,7 +275,7 @@ impl Streams {
         if let Err(why) = connection.read(now, buffer, plain) {
             self.ending.push((slot, why));
         }
-        self.wait_for_room(slot);
+        self.after(slot);
         Some(client)
     }
 
@@ -234,7 +289,10 @@ impl Streams {
         if begun.len() > most {
             self.ending.push((slot, End::Malformed));
         } else if let Some(Some(connection)) = self.connections.get_mut(slot as usize) {
-            connection.keep(begun);
+            if !connection.keep(begun, self.most.kept.saturating_sub(self.kept)) {
+                self.ending.push((slot, End::Limit));
+            }
+            self.count_kept(slot);
         }
     }
 
@@ -278,7 +336,7 @@ impl Streams {
         {
             self.ending.push((slot, End::Client));
         }
-        self.wait_for_room(slot);
+        self.after(slot);
     }
 
     /// When [`Self::sweep`] is due.
@@ -315,6 +373,7 @@ impl Streams {
             let Some(connection) = self.connections.get_mut(slot as usize).and_then(Option::take) else {
                 continue;
             };
+            self.kept -= connection.counted;
             self.free.push(slot);
             self.by_client.remove(&connection.client);
             self.shared.disconnect(Source::of(connection.client.remote.ip()));
@@ -327,13 +386,28 @@ impl Streams {
 
     fn send(&mut self, now: Instant, to: &FiveTuple, parts: [&[u8]; 3]) -> Option<Sent> {
         let slot = *self.by_client.get(to)?;
+        let room = self.most.kept.saturating_sub(self.kept);
         let connection = self.connections.get_mut(slot as usize)?.as_mut()?;
-        let sent = connection.send(now, parts);
+        let sent = connection.send(now, parts, room);
         if sent.is_err() {
             self.ending.push((slot, End::Client));
         }
-        self.wait_for_room(slot);
+        self.after(slot);
         sent.ok()
+    }
+
+    /// What is to be done after all that may have changed what a connection keeps.
+    fn after(&mut self, slot: u32) {
+        self.count_kept(slot);
+        self.wait_for_room(slot);
+    }
+
+    fn count_kept(&mut self, slot: u32) {
+        if let Some(Some(connection)) = self.connections.get_mut(slot as usize) {
+            let keeps = connection.keeps();
+            self.kept = self.kept - connection.counted + keeps;
+            connection.counted = keeps;
+        }
     }
 
     /// Lets epoll say when the socket has room, if something waits for that.
@@ -355,21 +429,17 @@ impl Streams {
     }
 }
 
-/// A message, and what comes after it.
-type Cut<'a> = (&'a [u8], &'a [u8]);
-
-/// The first message of `bytes`, and what comes after it; `None` where it isn't all there.
-///
-/// # Errors
-/// [`NotOurs`].
-pub(super) fn first_message(bytes: &[u8]) -> Result<Option<Cut<'_>>, NotOurs> {
-    Ok(length_in_stream(bytes)?.and_then(|length| bytes.split_at_checked(length)))
-}
-
 const BACKLOG: i32 = 1024;
 const ACCEPTED_AT_ONCE: usize = 64;
 const SEND_BUFFER_BYTES: usize = 256 << 10;
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
+/// How many handshakes may be under way at a time, in all: at 40 KiB each at most, a twenty-fifth of what the DaemonSet
+/// may have.
+const MAX_HANDSHAKES: usize = 1024;
+/// However many shards there are.
+const MIN_HANDSHAKES: usize = 16;
+/// What all connections may keep, beside what each may anyhow.
+const MAX_KEPT: usize = 128 << 20;
 /// The longest message, padded.
 const MAX_BEGUN: usize = 20 + 65_536;
 /// Requests are far shorter; who has no allocation sends nothing else.
@@ -386,7 +456,7 @@ mod tests {
     use super::*;
     use crate::core::shared::Limits;
     use crate::core::wire::{ChannelNumber, Envelope};
-    use crate::shell::connection::{STALLED, WITHOUT_ALLOCATION};
+    use crate::shell::connection::{HANDSHAKE, STALLED, WITHOUT_ALLOCATION};
 
     #[test]
     fn a_connection_without_an_allocation_is_ended_after_a_while_whatever_it_says() {
@@ -484,6 +554,105 @@ mod tests {
     }
 
     #[test]
+    fn a_handshake_is_to_be_made_soon() {
+        let (mut streams, now) = listening(Some(tls()), Limits::default());
+        let _client = connect(&mut streams, now);
+        streams.sweep(now + HANDSHAKE - Duration::from_millis(1), |_| false);
+        assert_eq!(end_all(&mut streams), []);
+        streams.sweep(now + HANDSHAKE + SWEEP_EVERY, |_| false);
+        assert_eq!(end_all(&mut streams), [End::Idle]);
+    }
+
+    #[test]
+    fn the_oldest_handshakes_make_room_for_new_ones() {
+        let (mut streams, now) = listening(Some(tls()), Limits::default());
+        streams.most.handshakes = 4;
+        let clients: Vec<_> = (0..4).map(|_| connect(&mut streams, now)).collect();
+        assert_eq!(end_all(&mut streams), []);
+        let _last = connect(&mut streams, now);
+        assert_eq!(end_all(&mut streams), [End::Limit]);
+        let is_there = |client: &TcpStream| {
+            let remote = client.local_addr().unwrap();
+            streams.by_client.keys().any(|known| known.remote == remote)
+        };
+        let there: Vec<_> = clients.iter().map(is_there).collect();
+        assert_eq!(there, [false, false, true, true]);
+    }
+
+    #[test]
+    fn handshakes_that_are_over_need_no_room() {
+        let (mut streams, now) = listening(Some(tls()), Limits::default());
+        streams.most.handshakes = 4;
+        for _ in 0..20 {
+            drop(connect(&mut streams, now));
+            let slot = *streams.by_client.values().next().unwrap();
+            let _ = streams.read(slot, now, &mut [0; 64], &mut Vec::new());
+            assert_eq!(end_all(&mut streams), [End::Client]);
+        }
+        assert!(streams.handshakes.len() <= 4);
+    }
+
+    #[test]
+    fn what_is_kept_for_all_connections_is_bounded_and_each_has_some_of_its_own() {
+        let (mut streams, now) = listening(None, Limits::default());
+        streams.most.kept = 1 << 20;
+        let clients: Vec<_> = (0..12).map(|_| connect(&mut streams, now)).collect();
+        let mut counters = Counters::default();
+        let full = Count::Dropped(Direction::ToClient, Drop::SendBufferFull);
+        for client in &clients {
+            let to = five_tuple(&streams, client);
+            let before = counters.get(full);
+            while counters.get(full) < before + 10 {
+                streams.pass_on(now, &to_client(to, &[7; 1200]), &mut counters);
+            }
+        }
+        let pending = |streams: &Streams| {
+            let connections = streams.connections.iter().flatten();
+            connections.map(Connection::keeps).collect::<Vec<_>>()
+        };
+        let keeps = pending(&streams);
+        assert_eq!(keeps.iter().sum::<usize>(), streams.kept);
+        // Half of one is what a queue may grow beyond it, for its first message.
+        assert!(streams.kept <= (1 << 20) + (128 << 10), "{keeps:?}");
+        assert!(keeps[0] > 200 << 10 && keeps[11] < 16 << 10, "{keeps:?}");
+        assert!(streams.connections.iter().flatten().all(Connection::has_pending));
+        // What one has taken is free for another.
+        let mut first = &clients[0];
+        first.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+        let slot = streams.by_client[&five_tuple(&streams, first)];
+        while first.read(&mut vec![0; 1 << 20]).is_ok() {
+            streams.has_room(slot, now);
+        }
+        let last = five_tuple(&streams, &clients[11]);
+        for _ in 0..100 {
+            streams.pass_on(now, &to_client(last, &[7; 1200]), &mut counters);
+        }
+        let keeps = pending(&streams);
+        assert!(keeps[0] == 0 && keeps[11] > 64 << 10, "{keeps:?}");
+        drop(clients);
+        for slot in 0..12 {
+            let _ = streams.read(slot, now, &mut [0; 64], &mut Vec::new());
+        }
+        end_all(&mut streams);
+        assert_eq!((streams.len(), streams.kept), (0, 0));
+    }
+
+    #[test]
+    fn the_beginning_of_a_long_message_takes_room_as_long_as_it_is_kept() {
+        let (mut streams, now, _client) = connected(Limits::default());
+        streams.keep(0, &[0; MAX_BEGUN], true);
+        assert!(streams.kept > 60 << 10);
+        let _ = streams.read(0, now, &mut [0; 64], &mut Vec::new());
+        assert_eq!(streams.kept, 0);
+        streams.most.kept = 0;
+        streams.keep(0, &[0; MAX_BEGUN_BY_STRANGERS], true);
+        assert_eq!((streams.kept, end_all(&mut streams)), (0, vec![]));
+        let _ = streams.read(0, now, &mut [0; 64], &mut Vec::new());
+        streams.keep(0, &[0; MAX_BEGUN], true);
+        assert_eq!(end_all(&mut streams), [End::Limit]);
+    }
+
+    #[test]
     fn a_listener_that_can_not_accept_rests_for_a_second() {
         let (mut streams, now, _client) = connected(Limits::default());
         let _waiting = TcpStream::connect(streams.listeners[0].local).unwrap();
@@ -526,15 +695,45 @@ mod tests {
     }
 
     fn connected(limits: Limits) -> (Streams, Instant, TcpStream) {
-        let listener = StreamListener::bind("127.0.0.1:0".parse().unwrap(), false).unwrap();
-        let client = TcpStream::connect(listener.local).unwrap();
-        let shared = Shared::new("50000-50009".parse().unwrap(), limits);
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
-        let mut streams = Streams::new(vec![listener], None, shared, epoll).unwrap();
-        let now = Instant::now();
-        streams.accept(0, now, &mut Counters::default());
+        let (mut streams, now) = listening(None, limits);
+        let client = connect(&mut streams, now);
         assert_eq!(streams.len(), 1);
         (streams, now, client)
+    }
+
+    fn listening(tls: Option<Arc<ServerConfig>>, limits: Limits) -> (Streams, Instant) {
+        let listener = StreamListener::bind("127.0.0.1:0".parse().unwrap(), tls).unwrap();
+        let shared = Shared::new("50000-50009".parse().unwrap(), limits);
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+        let streams = Streams::new(vec![listener], shared, epoll, 1).unwrap();
+        (streams, Instant::now())
+    }
+
+    fn connect(streams: &mut Streams, now: Instant) -> TcpStream {
+        let client = TcpStream::connect(streams.listeners[0].local).unwrap();
+        streams.accept(0, now, &mut Counters::default());
+        client
+    }
+
+    fn five_tuple(streams: &Streams, client: &TcpStream) -> FiveTuple {
+        let remote = client.local_addr().unwrap();
+        *streams
+            .by_client
+            .keys()
+            .find(|known| known.remote == remote)
+            .unwrap()
+    }
+
+    fn tls() -> Arc<ServerConfig> {
+        let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+        let key = rustls::pki_types::PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.der().clone()], key.into());
+        Arc::new(config.unwrap())
     }
 
     fn end_all(streams: &mut Streams) -> Vec<End> {

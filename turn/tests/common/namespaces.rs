@@ -181,6 +181,11 @@ impl<'a> Program<'a> {
     pub fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child.0), signal).unwrap();
     }
+
+    /// Waits until it has ended; whether that was as it should.
+    pub fn ends_well(&mut self) -> bool {
+        self.child.0.wait().unwrap().success()
+    }
 }
 
 /// What a program says that does not come to listen, within 10 s.

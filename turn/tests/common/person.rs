@@ -1,9 +1,10 @@
 //! A client of a running server, over sockets.
 
-use std::io::{Read as _, Write as _};
+use std::io::{Read, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
+use rustls::{ClientConnection, StreamOwned};
 use stun_types::attribute::AttributeWrite;
 use stun_types::message::{Message, Method, TransactionId};
 use turn_types::attribute::{ChannelNumber, Lifetime, RequestedTransport, XorPeerAddress, XorRelayedAddress};
@@ -11,7 +12,7 @@ use turn_types::message::{ALLOCATE, CHANNEL_BIND, CREATE_PERMISSION, REFRESH};
 
 use super::{Answer, Client};
 
-/// Over UDP, or TCP. Its user is `demo`, with that password.
+/// Over UDP, TCP or TLS. Its user is `demo`, with that password.
 pub struct Person {
     pub socket: Socket,
     pub client: Client,
@@ -22,6 +23,7 @@ pub struct Person {
 pub enum Socket {
     Udp(UdpSocket),
     Tcp(TcpStream),
+    Tls(Box<StreamOwned<ClientConnection, TcpStream>>),
 }
 
 impl Person {
@@ -39,7 +41,7 @@ impl Person {
         Self::over(Socket::Tcp(TcpStream::connect(server).unwrap()))
     }
 
-    fn over(socket: Socket) -> Self {
+    pub fn over(socket: Socket) -> Self {
         let person = Self {
             socket,
             client: Client::new(1, "demo", "demo"),
@@ -54,13 +56,14 @@ impl Person {
         match &self.socket {
             Socket::Udp(socket) => socket.set_read_timeout(Some(time)).unwrap(),
             Socket::Tcp(stream) => stream.set_read_timeout(Some(time)).unwrap(),
+            Socket::Tls(stream) => stream.sock.set_read_timeout(Some(time)).unwrap(),
         }
     }
 
     pub fn udp(&self) -> &UdpSocket {
         match &self.socket {
             Socket::Udp(socket) => socket,
-            Socket::Tcp(_) => panic!("it speaks TCP"),
+            Socket::Tcp(_) | Socket::Tls(_) => panic!("it has a stream"),
         }
     }
 
@@ -134,6 +137,7 @@ impl Person {
         match &mut self.socket {
             Socket::Udp(socket) => assert_eq!(socket.send(bytes).unwrap(), bytes.len()),
             Socket::Tcp(stream) => stream.write_all(bytes).unwrap(),
+            Socket::Tls(stream) => stream.write_all(bytes).unwrap(),
         }
     }
 
@@ -146,6 +150,7 @@ impl Person {
                 buffer[..length].to_vec()
             }
             Socket::Tcp(stream) => read_stream(stream),
+            Socket::Tls(stream) => read_stream(stream.as_mut()),
         }
     }
 }
@@ -156,7 +161,7 @@ pub fn channel_data(channel: u16, data: &[u8]) -> Vec<u8> {
 }
 
 /// One STUN message, or ChannelData with its padding.
-pub fn read_stream(stream: &mut TcpStream) -> Vec<u8> {
+pub fn read_stream(stream: &mut impl Read) -> Vec<u8> {
     let mut message = vec![0; 4];
     stream.read_exact(&mut message).unwrap();
     let length = usize::from(u16::from_be_bytes([message[2], message[3]]));

@@ -14,6 +14,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod drain;
 mod interfaces;
 mod net;
 mod packets;

@@ -165,7 +165,6 @@ fn shards(count: usize, listen: &str) -> Vec<Shard> {
     let shard = |(listener, control)| {
         let streams = StreamSetup {
             listeners: vec![],
-            tls: None,
             shared: config.shared.clone(),
         };
         let server = Server::new(config.clone(), nonces.clone(), StdRng::seed_from_u64(7));

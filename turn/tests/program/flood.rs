@@ -1,52 +1,115 @@
-//! A flood of nonsense beside a relayed stream, against the real program.
-#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
-#![allow(
-    clippy::disallowed_methods,
-    reason = "the test has sockets and a clock of its own"
-)]
+//! Floods beside a relayed stream.
 
-mod common;
-
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use common::{Answer, Client};
 use stun_types::message::{BINDING, Method};
 use turn_types::attribute::{ChannelNumber, RequestedTransport, XorPeerAddress};
 use turn_types::message::{ALLOCATE, CHANNEL_BIND};
 
+use crate::common::person::Person;
+use crate::common::{Answer, Client};
+use crate::memory::open_more_files;
+use crate::server::{Server, begin_handshake, connect};
+
 /// Malformed packets, requests without and with wrong credentials, ChannelData of strangers, from 4,000 addresses.
 #[test]
 fn a_hundred_thousand_bad_packets_leave_relayed_traffic_untouched_and_memory_flat() {
-    let server = Server::start();
+    // Most of the flood's addresses get no more than this, so that the limit is seen at work.
+    let server = Server::start(&["--unproven-rate", "1"]);
     let (pair, pace) = (Pair::relayed(server.address), Pair::relayed(server.address));
     flood(&server, &pace, 20_000);
-    server.until_received(20_000);
+    until_received(&server, 20_000);
     let before = server.memory_kib();
 
-    let ended = Arc::new(AtomicBool::new(false));
-    let traffic = std::thread::spawn({
-        let ended = ended.clone();
-        move || pair.ping_pong(&ended)
-    });
+    let traffic = Traffic::start(pair);
     flood(&server, &pace, 100_000);
-    server.until_received(120_000);
-    ended.store(true, Ordering::Relaxed);
-    let (sent, lost, worst) = traffic.join().unwrap();
+    until_received(&server, 120_000);
+    traffic.lost_nothing();
     let after = server.memory_kib();
-    println!(
-        "{sent} relayed both ways, {lost} lost, {worst:?} the longest; {before} KiB before, {after} after"
-    );
-    assert!(sent > 20, "{sent}");
-    assert_eq!(lost, 0, "of {sent}");
+    println!("{before} KiB before, {after} after");
     assert!(after <= before + 1024, "{before} KiB before, {after} KiB after");
-    let metrics = server.metrics();
     for reason in ["malformed", "no_allocation", "answer_limit"] {
-        assert!(dropped(&metrics, reason) > 1000, "{reason}: {metrics}");
+        let dropped =
+            format!("penstock_turn_dropped_packets_total{{direction=\"to_peer\",reason=\"{reason}\"}}");
+        assert!(server.metric(&dropped) > 1000, "{reason}");
+    }
+    assert_eq!(server.lines_said(), 0, "not a line for what anybody may send");
+}
+
+/// Connections that say a part of a message, or of a handshake, and no more.
+#[test]
+fn thousands_of_half_made_connections_leave_relayed_traffic_untouched_and_memory_bounded() {
+    open_more_files();
+    let server = Server::start(&["--source-connections", "100000"]);
+    let traffic = [(); 2].map(|()| Traffic::start(Pair::relayed(server.address)));
+    // The first is what the server needs once, such as the tables of its kernel and of its allocator.
+    let mut held = half_made(&server, 200);
+    let before = server.memory_kib();
+    held.extend(half_made(&server, 2000));
+    // Each beyond the limit has made an older one end. The others' time is not over yet.
+    let ended = server.metric("penstock_turn_connections_ended_total{reason=\"limit\"}");
+    assert!((2200 - 1024..2200).contains(&ended), "{ended}");
+    let after = server.memory_kib();
+    let each = (after - before) as f64 / f64::from(MAX_HANDSHAKES + 2000);
+    println!("{before} KiB before, {after} after: {each:.1} KiB each");
+    assert!(after - before < u64::from(MAX_HANDSHAKES * 40 + 2000 * 8));
+    // Who is really there still gets in, by either way.
+    for mut person in [server.person_over_tls(), Person::over_tcp(server.tcp)] {
+        person.allocate();
+    }
+    std::thread::sleep(Duration::from_secs(1));
+    traffic.into_iter().for_each(Traffic::lost_nothing);
+    assert_eq!(server.lines_said(), 0, "not a line for what anybody may send");
+    drop(held);
+    server.until("penstock_turn_connections 0\n");
+}
+
+/// So many over TCP, and as many over TLS.
+fn half_made(server: &Server, count: usize) -> Vec<TcpStream> {
+    let pair = |_| {
+        let mut tcp = connect(server.tcp);
+        // The beginning of a request with 2,000 bytes.
+        let begun = [&[0, 1, 7, 0xD0, 0x21, 0x12, 0xA4, 0x42][..], &[7; 1000]].concat();
+        tcp.write_all(&begun).unwrap();
+        [tcp, begin_handshake(server.tls, 15 << 10)]
+    };
+    (0..count).flat_map(pair).collect()
+}
+
+/// A pair at it, until told to end.
+struct Traffic {
+    ended: Arc<AtomicBool>,
+    thread: std::thread::JoinHandle<(usize, usize, Duration)>,
+}
+
+impl Traffic {
+    fn start(pair: Pair) -> Self {
+        let ended = Arc::new(AtomicBool::new(false));
+        let until = ended.clone();
+        let thread = std::thread::spawn(move || pair.ping_pong(&until));
+        Self { ended, thread }
+    }
+
+    fn lost_nothing(self) {
+        self.ended.store(true, Ordering::Relaxed);
+        let (sent, lost, worst) = self.thread.join().unwrap();
+        println!("{sent} relayed both ways, {lost} lost, {worst:?} the longest");
+        assert!(sent > 20, "{sent}");
+        assert_eq!(lost, 0, "of {sent}");
+    }
+}
+
+/// Waits until it has seen nearly so many packets of clients: some fall off the socket's buffer on a slow machine.
+fn until_received(server: &Server, packets: u64) {
+    let end = Instant::now() + Duration::from_secs(30);
+    let count = || server.metric("penstock_turn_received_packets_total{side=\"client\"}");
+    while count() < packets * 95 / 100 {
+        assert!(Instant::now() < end, "{} of {packets}", count());
+        std::thread::sleep(Duration::from_millis(50));
     }
 }
 
@@ -153,91 +216,5 @@ impl Pair {
     }
 }
 
-struct Server {
-    child: Child,
-    address: SocketAddr,
-    metrics: SocketAddr,
-}
-
-impl Server {
-    fn start() -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_penstock-turn"));
-        let fixed = [
-            ["--listen", "127.0.0.1:0"],
-            ["--metrics-listen", "127.0.0.1:0"],
-            ["--user", "demo:demo"],
-            ["--allow-peer", "127.0.0.1"],
-            // Most of the flood's addresses get no more than this, so that the limit is seen at work.
-            ["--unproven-rate", "1"],
-        ];
-        command.args(fixed.as_flattened()).stderr(Stdio::piped());
-        let mut child = command.spawn().unwrap();
-        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let said = lines
-            .find(|line| line.as_ref().unwrap().contains("listening on udp "))
-            .unwrap()
-            .unwrap();
-        std::thread::spawn(move || lines.count());
-        let after = |mark: &str| {
-            let (_, rest) = said.split_once(mark).unwrap();
-            rest[..rest.find([';', '/']).unwrap()].parse().unwrap()
-        };
-        Self {
-            address: after("listening on udp "),
-            metrics: after("metrics on http://"),
-            child,
-        }
-    }
-
-    fn metrics(&self) -> String {
-        let mut stream = TcpStream::connect(self.metrics).unwrap();
-        stream
-            .write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-            .unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        answer
-    }
-
-    /// Waits until it has seen nearly so many packets of clients: some fall off the socket's buffer on a slow machine.
-    fn until_received(&self, packets: usize) {
-        let end = Instant::now() + Duration::from_secs(30);
-        let count = || {
-            let metrics = self.metrics();
-            number(&metrics, "penstock_turn_received_packets_total{side=\"client\"} ")
-        };
-        while count() < packets * 95 / 100 {
-            assert!(Instant::now() < end, "{} of {packets}", count());
-            std::thread::sleep(Duration::from_millis(50));
-        }
-    }
-
-    /// Resident memory.
-    fn memory_kib(&self) -> usize {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        number(&status.replace(['\t', ' '], " ").replace("  ", " "), "VmRSS:")
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn dropped(metrics: &str, reason: &str) -> usize {
-    let name = format!("penstock_turn_dropped_packets_total{{direction=\"to_peer\",reason=\"{reason}\"}} ");
-    number(metrics, &name)
-}
-
-/// The number behind `name` at the beginning of a line.
-fn number(text: &str, name: &str) -> usize {
-    let rest = text.lines().find_map(|line| line.strip_prefix(name)).unwrap();
-    let digits: String = rest
-        .trim_start()
-        .chars()
-        .take_while(char::is_ascii_digit)
-        .collect();
-    digits.parse().unwrap()
-}
+/// As the server has it, for all its shards.
+const MAX_HANDSHAKES: u32 = 1024;
