@@ -131,6 +131,7 @@ impl World {
         let limits = Limits {
             total: MOST_ALLOCATIONS,
             user: quota,
+            fixed_user: quota,
             ..Limits::default()
         };
         let no_limit = Rate {
