@@ -323,13 +323,13 @@ impl Link {
             ToStreamer::Goodbye(_) => self.parting = Gone::Closed,
             ToStreamer::LayerPreference(_) => {}
             ToStreamer::Answer(answer) => {
-                let peer = self.peer.as_ref().context("an answer came before an offer")?;
+                let peer = self.peer.as_mut().context("an answer came before an offer")?;
                 peer.peer.answer(answer.sdp).await?;
             }
             ToStreamer::IceCandidate(candidate) => {
                 let peer = self
                     .peer
-                    .as_ref()
+                    .as_mut()
                     .context("an ICE candidate came before an offer")?;
                 // A page may name addresses that mean nothing here, such as `….local`; others follow.
                 if let Err(error) = peer.peer.candidate(candidate.candidate).await {
@@ -381,6 +381,12 @@ impl Link {
             Happened::Event(None | Some(PeerEvent::Failed)) => {
                 let why = "The connection to the page was lost.";
                 return Ok(Some(Over::new(Gone::Lost, why)));
+            }
+            Happened::Event(Some(PeerEvent::ForeignChannel)) => {
+                // Nobody would read what comes on it.
+                self.count_bad();
+                let why = "The page opened a data channel of its own.";
+                return Ok(Some(Over::new(Gone::ForGood, why)));
             }
             Happened::Event(Some(PeerEvent::Candidate(candidate))) => self.candidate(candidate).await,
             Happened::Event(Some(PeerEvent::Gathered)) => {}
@@ -480,17 +486,18 @@ impl Link {
                 None
             }
             Err(error) => {
-                self.shared
-                    .metrics
-                    .bad_messages
-                    .with_label_values(&["data_channel"])
-                    .inc();
+                self.count_bad();
                 self.bad_frames += 1;
                 tracing::debug!(player = %self.player, %error, "passed over");
                 let why = || format!("Too many bad messages, the last: {error}.");
                 (self.bad_frames >= MOST_BAD_FRAMES).then(|| Over::new(Gone::ForGood, why()))
             }
         }
+    }
+
+    fn count_bad(&self) {
+        let bad = &self.shared.metrics.bad_messages;
+        bad.with_label_values(&["data_channel"]).inc();
     }
 
     async fn obey(&mut self, message: FromPage) {

@@ -149,6 +149,15 @@ impl OwnerHandle {
         self.ask(Ask::Keyframe);
     }
 
+    /// To an owner that is gone.
+    #[cfg(test)]
+    pub(crate) fn nowhere() -> Self {
+        Self {
+            asks: mpsc::unbounded_channel().0,
+            next_link: Arc::default(),
+        }
+    }
+
     fn ask(&self, ask: Ask) {
         // Where the owner is gone the process is ending, and nobody needs an answer.
         let _ = self.asks.send(ask);
