@@ -30,7 +30,7 @@ use crate::input::Input;
 use crate::media::{AccessUnit, AudioFrame, Media};
 use crate::metrics::Metrics;
 use crate::owner::{Granted, OwnerHandle, Seat, SeatEvent};
-use crate::pace::{Cursor, Frame};
+use crate::pace::{Cursor, Frame, KeyframeFor};
 use crate::peer::{Peer, PeerEvent};
 use crate::session::Gone;
 use crate::tap::Tap;
@@ -347,9 +347,15 @@ impl Link {
     async fn begin(&mut self) -> anyhow::Result<()> {
         let with_audio = self.shared.media.audio().is_some();
         let shared = &self.shared;
-        let tap = Tap::new(shared.owner.clone(), shared.metrics.clone());
+        let tap = Tap::new(shared.owner.clone(), self.keyframes_for(), shared.metrics.clone());
         let (peer, mut events) = Peer::new(shared.stream, with_audio, &shared.media_ips, tap).await?;
-        let (sdp, candidates) = peer.offer(&mut events).await?;
+        let (sdp, candidates) = match peer.offer(&mut events).await {
+            Ok(offer) => offer,
+            Err(error) => {
+                peer.close().await;
+                return Err(error);
+            }
+        };
         self.peer = Some(Connected {
             peer,
             events,
@@ -403,11 +409,19 @@ impl Link {
         if connected.video.is_none() {
             connected.video = Some(self.shared.media.video());
             connected.audio = self.shared.media.audio();
-            self.shared.owner.keyframe();
+            self.shared.owner.keyframe(KeyframeFor::PlayerOrNewcomer);
+        }
+    }
+
+    fn keyframes_for(&self) -> KeyframeFor {
+        match self.role {
+            Role::Player => KeyframeFor::PlayerOrNewcomer,
+            Role::Viewer => KeyframeFor::Viewer,
         }
     }
 
     async fn send_video(&mut self, received: Result<Arc<AccessUnit>, RecvError>) -> anyhow::Result<()> {
+        let keyframes_for = self.keyframes_for();
         let Some(connected) = &mut self.peer else {
             return Ok(());
         };
@@ -423,7 +437,7 @@ impl Link {
         match connected.cursor.next(unit.keyframe) {
             Frame::Send => return connected.peer.send_video(&unit).await,
             Frame::Skip => {}
-            Frame::SkipAndAsk => self.shared.owner.keyframe(),
+            Frame::SkipAndAsk => self.shared.owner.keyframe(keyframes_for),
         }
         self.shared.metrics.frames_dropped.inc();
         Ok(())
@@ -477,11 +491,10 @@ impl Link {
     async fn on_frame(&mut self, frame: &[u8]) -> Option<Over> {
         match data_channel::parse(frame) {
             Ok(message) => {
-                self.shared
-                    .metrics
-                    .input_events
-                    .with_label_values(&[data_channel::kind(&message)])
-                    .inc();
+                if self.role == Role::Player {
+                    let events = &self.shared.metrics.input_events;
+                    events.with_label_values(&[data_channel::kind(&message)]).inc();
+                }
                 self.obey(message).await;
                 None
             }
@@ -502,7 +515,7 @@ impl Link {
 
     async fn obey(&mut self, message: FromPage) {
         match message {
-            FromPage::IFrameRequest => self.shared.owner.keyframe(),
+            FromPage::IFrameRequest => self.shared.owner.keyframe(self.keyframes_for()),
             FromPage::RequestInitialSettings => {
                 self.send_data(&data_channel::initial_settings(&self.settings()))
                     .await;
@@ -525,16 +538,15 @@ impl Link {
         }
     }
 
-    /// The player steers the bitrate, up to what the streamer was started with.
+    /// Players steer the bitrate, up to what the streamer was started with.
     fn command(&self, json: &str) {
         let command: serde_json::Value = serde_json::from_str(json).unwrap_or_default();
         if let Some(bps) = command
             .get("WebRTC.MaxBitrate")
             .and_then(serde_json::Value::as_u64)
         {
-            self.shared
-                .media
-                .set_bitrate_kbps(u32::try_from(bps / 1000).unwrap_or(u32::MAX));
+            let kbps = u32::try_from(bps / 1000).unwrap_or(u32::MAX);
+            self.shared.owner.bitrate(self.seat.link(), kbps);
         }
     }
 
@@ -574,7 +586,6 @@ impl Link {
     async fn end(mut self, over: Over) {
         if self.role == Role::Player {
             self.shared.input.release_all(self.seat.link());
-            self.shared.media.set_bitrate_kbps(self.shared.media.max_kbps());
         }
         self.say_disconnect(over.kind, &over.why).await;
         self.seat.leave(over.gone);

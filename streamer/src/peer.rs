@@ -71,20 +71,23 @@ impl Peer {
         let connection = build(size, addresses, events, tap)
             .await
             .with_context(|| format!("opening media sockets on {media_ips:?}"))?;
-        let video = Track::add(&connection, video_track(size), VIDEO_PAYLOAD_TYPE).await?;
-        let audio = match with_audio {
-            true => Some(Track::add(&connection, audio_track(), AUDIO_PAYLOAD_TYPE).await?),
-            false => None,
-        };
-        let channel = connection.create_data_channel("penstock", None).await?;
-        let peer = Self {
-            connection: Box::new(connection),
-            video,
-            audio,
-            candidates: Candidates::new(media_ips),
-            channel,
-        };
-        Ok((peer, received))
+        match fill(&connection, size, with_audio).await {
+            Ok((video, audio, channel)) => {
+                let peer = Self {
+                    connection: Box::new(connection),
+                    video,
+                    audio,
+                    candidates: Candidates::new(media_ips),
+                    channel,
+                };
+                Ok((peer, received))
+            }
+            Err(error) => {
+                // Its task and sockets outlive one that is only dropped.
+                let _ = connection.close().await;
+                Err(error)
+            }
+        }
     }
 
     /// The offer, which from then on is in force, and our addresses. The offer names the addresses too: a stock page
@@ -174,6 +177,23 @@ impl Peer {
             tracing::debug!(%error, "closing a peer connection");
         }
     }
+}
+
+async fn fill(
+    connection: &impl PeerConnection,
+    size: StreamSize,
+    with_audio: bool,
+) -> anyhow::Result<(Track, Option<Track>, Arc<dyn DataChannel>)> {
+    let video = Track::add(connection, video_track(size), VIDEO_PAYLOAD_TYPE).await?;
+    let audio = match with_audio {
+        true => Some(Track::add(connection, audio_track(), AUDIO_PAYLOAD_TYPE).await?),
+        false => None,
+    };
+    let channel = connection
+        .create_data_channel("penstock", None)
+        .await
+        .context("adding the data channel")?;
+    Ok((video, audio, channel))
 }
 
 /// How long an offer waits for our addresses.

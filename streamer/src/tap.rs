@@ -17,6 +17,7 @@ use rtc::shared::error::Error;
 
 use crate::metrics::Metrics;
 use crate::owner::OwnerHandle;
+use crate::pace::KeyframeFor;
 
 /// The header extension that tells a receiver how long to hold frames back
 /// (webrtc.org/experiments/rtp-hdrext/playout-delay).
@@ -27,6 +28,7 @@ const NO_DELAY: Bytes = Bytes::from_static(&[0, 0, 0]);
 
 pub(crate) struct Tap {
     owner: OwnerHandle,
+    keyframes_for: KeyframeFor,
     metrics: Metrics,
     /// The playout-delay extension's number per stream that negotiated it.
     playout_delay: HashMap<u32, u8>,
@@ -35,9 +37,11 @@ pub(crate) struct Tap {
 }
 
 impl Tap {
-    pub(crate) fn new(owner: OwnerHandle, metrics: Metrics) -> Self {
+    /// Of a peer that sees pictures, and asks for keyframes as `keyframes_for`.
+    pub(crate) fn new(owner: OwnerHandle, keyframes_for: KeyframeFor, metrics: Metrics) -> Self {
         Self {
             owner,
+            keyframes_for,
             metrics,
             playout_delay: HashMap::new(),
             inward: VecDeque::new(),
@@ -49,7 +53,7 @@ impl Tap {
         for packet in packets {
             let packet = packet.as_any();
             if packet.is::<PictureLossIndication>() || packet.is::<FullIntraRequest>() {
-                self.owner.keyframe();
+                self.owner.keyframe(self.keyframes_for);
             } else if packet.is::<TransportLayerCc>() {
                 self.metrics.transport_feedback.inc();
             }

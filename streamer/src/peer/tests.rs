@@ -9,6 +9,7 @@ use webrtc::peer_connection::RTCSessionDescription;
 use super::*;
 use crate::metrics::Metrics;
 use crate::owner::OwnerHandle;
+use crate::pace::KeyframeFor;
 
 #[test]
 fn the_level_follows_the_stream() {
@@ -130,7 +131,11 @@ const LOCALHOST: Ipv4Addr = Ipv4Addr::LOCALHOST;
 const SOON: Duration = Duration::from_secs(10);
 
 async fn peer() -> (Peer, UnboundedReceiver<PeerEvent>) {
-    let tap = Tap::new(OwnerHandle::nowhere(), Metrics::new().unwrap());
+    let tap = Tap::new(
+        OwnerHandle::nowhere(),
+        KeyframeFor::Viewer,
+        Metrics::new().unwrap(),
+    );
     let size = "720p30".parse().unwrap();
     Peer::new(size, false, &[LOCALHOST.into()], tap).await.unwrap()
 }
