@@ -95,6 +95,34 @@ impl BitrateWishes {
     }
 }
 
+/// What may be sent again to a peer that reports losses: half as much as is sent anew, and so many bytes at once. On a
+/// line that is too slow, more would only add to what is lost.
+#[derive(Debug)]
+pub struct ResendBudget(usize);
+
+/// Some pictures' worth.
+const RESEND_BURST_BYTES: usize = 512 * 1024;
+
+impl Default for ResendBudget {
+    fn default() -> Self {
+        Self(RESEND_BURST_BYTES)
+    }
+}
+
+impl ResendBudget {
+    /// So many bytes were sent for the first time.
+    pub fn sent(&mut self, bytes: usize) {
+        self.0 = (self.0 + bytes / 2).min(RESEND_BURST_BYTES);
+    }
+
+    /// Whether so many bytes may be sent again; if so, they count as sent.
+    pub fn take(&mut self, bytes: usize) -> bool {
+        let left = self.0.checked_sub(bytes);
+        self.0 = left.unwrap_or(self.0);
+        left.is_some()
+    }
+}
+
 /// What a peer does with the next frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Frame {
@@ -182,6 +210,23 @@ mod tests {
             Some(at(10_250)),
             "a player does not wait for a viewer"
         );
+    }
+
+    #[test]
+    fn half_of_what_is_sent_may_be_sent_again() {
+        let mut budget = ResendBudget::default();
+        let burst = (0..10_000).filter(|_| budget.take(1_000)).count();
+        assert_eq!(burst, RESEND_BURST_BYTES / 1_000);
+        let mut again = 0;
+        for _ in 0..1_000 {
+            budget.sent(1_000);
+            again += usize::from(budget.take(1_000));
+        }
+        assert_eq!(again, 500);
+        for _ in 0..10_000 {
+            budget.sent(1_000);
+        }
+        assert_eq!((0..10_000).filter(|_| budget.take(1_000)).count(), burst);
     }
 
     #[test]
