@@ -149,9 +149,9 @@ pub struct StreamArgs {
     /// How many players steer together. Whoever comes while there is room joins the session that goes on
     #[arg(long, env = "PENSTOCK_MAX_PLAYERS", default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     pub max_players: u32,
-    /// How many viewers a shared session takes beside its players
-    #[arg(long, env = "PENSTOCK_MAX_VIEWERS", default_value_t = 8, value_name = "N")]
-    pub max_viewers: u32,
+    /// How many viewers a shared session takes beside its players [default: 8]
+    #[arg(long, env = "PENSTOCK_MAX_VIEWERS", value_name = "N")]
+    pub max_viewers: Option<u32>,
     /// Seconds that a place is kept for a player whose connection was lost; 0 for not at all. One whose page was closed,
     /// or is being loaded again, has 5 s of them at most. Nobody else gets the place meanwhile
     #[arg(long, env = "PENSTOCK_RETURN_GRACE", default_value_t = 30, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=3600))]
@@ -223,6 +223,9 @@ impl Preset {
     }
 }
 
+/// Viewers that a shared session takes unless told otherwise.
+const MAX_VIEWERS: u32 = 8;
+
 /// Why the options can't be followed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadOptions {
@@ -257,6 +260,9 @@ pub enum BadOptions {
     /// `--app` or a display without `--source x11`.
     #[error("{0} means something for --source x11 only: add that, or leave {0} out")]
     OnlyX11(&'static str),
+    /// A number of viewers without `--mode shared`.
+    #[error("--max-viewers means something for --mode shared only: add that, or leave --max-viewers out")]
+    NoViewers,
 }
 
 fn advice(units: EncoderUnits, stream: StreamSize) -> String {
@@ -301,6 +307,10 @@ impl StreamArgs {
                 units,
             });
         }
+        // None at all is what an exclusive session has.
+        if self.mode == Mode::Exclusive && self.max_viewers.is_some_and(|viewers| viewers > 0) {
+            return Err(BadOptions::NoViewers);
+        }
         let about_x11 = [
             ("--app", self.app.is_some()),
             ("--display", self.display.is_some()),
@@ -318,7 +328,7 @@ impl StreamArgs {
     pub fn limits(&self) -> Limits {
         Limits {
             players: self.max_players,
-            viewers: (self.mode == Mode::Shared).then_some(self.max_viewers),
+            viewers: (self.mode == Mode::Shared).then_some(self.max_viewers.unwrap_or(MAX_VIEWERS)),
             return_grace: Duration::from_secs(self.return_grace),
         }
     }
@@ -385,6 +395,9 @@ mod tests {
     fn options_that_contradict_each_other_are_named() {
         assert_eq!(check(&["--source", "x11"]), Err(BadOptions::NothingToShow));
         assert_eq!(check(&["--app", "xterm"]), Err(BadOptions::OnlyX11("--app")));
+        assert_eq!(check(&["--max-viewers", "3"]), Err(BadOptions::NoViewers));
+        assert_eq!(check(&["--max-viewers", "3", "--mode", "shared"]), Ok(()));
+        assert_eq!(check(&["--max-viewers", "0"]), Ok(()));
         let serves = ["--serve-display", ":7"];
         assert_eq!(check(&serves), Err(BadOptions::OnlyX11("--serve-display")));
         assert_eq!(check(&["--source", "x11", "--serve-display", ":7"]), Ok(()));

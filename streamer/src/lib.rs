@@ -14,6 +14,7 @@
 //! ```
 
 pub mod calibrate;
+mod candidates;
 pub mod config;
 pub mod data_channel;
 mod display;

@@ -30,7 +30,7 @@ use crate::input::Input;
 use crate::media::{AccessUnit, AudioFrame, Media};
 use crate::metrics::Metrics;
 use crate::owner::{Granted, OwnerHandle, Seat, SeatEvent};
-use crate::pace::{Cursor, Frame};
+use crate::pace::{Cursor, Frame, KeyframeFor};
 use crate::peer::{Peer, PeerEvent};
 use crate::session::Gone;
 use crate::tap::Tap;
@@ -323,13 +323,13 @@ impl Link {
             ToStreamer::Goodbye(_) => self.parting = Gone::Closed,
             ToStreamer::LayerPreference(_) => {}
             ToStreamer::Answer(answer) => {
-                let peer = self.peer.as_ref().context("an answer came before an offer")?;
+                let peer = self.peer.as_mut().context("an answer came before an offer")?;
                 peer.peer.answer(answer.sdp).await?;
             }
             ToStreamer::IceCandidate(candidate) => {
                 let peer = self
                     .peer
-                    .as_ref()
+                    .as_mut()
                     .context("an ICE candidate came before an offer")?;
                 // A page may name addresses that mean nothing here, such as `….local`; others follow.
                 if let Err(error) = peer.peer.candidate(candidate.candidate).await {
@@ -347,9 +347,15 @@ impl Link {
     async fn begin(&mut self) -> anyhow::Result<()> {
         let with_audio = self.shared.media.audio().is_some();
         let shared = &self.shared;
-        let tap = Tap::new(shared.owner.clone(), shared.metrics.clone());
+        let tap = Tap::new(shared.owner.clone(), self.keyframes_for(), shared.metrics.clone());
         let (peer, mut events) = Peer::new(shared.stream, with_audio, &shared.media_ips, tap).await?;
-        let (sdp, candidates) = peer.offer(&mut events).await?;
+        let (sdp, candidates) = match peer.offer(&mut events).await {
+            Ok(offer) => offer,
+            Err(error) => {
+                peer.close().await;
+                return Err(error);
+            }
+        };
         self.peer = Some(Connected {
             peer,
             events,
@@ -382,6 +388,12 @@ impl Link {
                 let why = "The connection to the page was lost.";
                 return Ok(Some(Over::new(Gone::Lost, why)));
             }
+            Happened::Event(Some(PeerEvent::ForeignChannel)) => {
+                // Nobody would read what comes on it.
+                self.count_bad();
+                let why = "The page opened a data channel of its own.";
+                return Ok(Some(Over::new(Gone::ForGood, why)));
+            }
             Happened::Event(Some(PeerEvent::Candidate(candidate))) => self.candidate(candidate).await,
             Happened::Event(Some(PeerEvent::Gathered)) => {}
             Happened::Event(Some(PeerEvent::Connected)) => self.start_media(),
@@ -397,11 +409,19 @@ impl Link {
         if connected.video.is_none() {
             connected.video = Some(self.shared.media.video());
             connected.audio = self.shared.media.audio();
-            self.shared.owner.keyframe();
+            self.shared.owner.keyframe(KeyframeFor::PlayerOrNewcomer);
+        }
+    }
+
+    fn keyframes_for(&self) -> KeyframeFor {
+        match self.role {
+            Role::Player => KeyframeFor::PlayerOrNewcomer,
+            Role::Viewer => KeyframeFor::Viewer,
         }
     }
 
     async fn send_video(&mut self, received: Result<Arc<AccessUnit>, RecvError>) -> anyhow::Result<()> {
+        let keyframes_for = self.keyframes_for();
         let Some(connected) = &mut self.peer else {
             return Ok(());
         };
@@ -417,7 +437,7 @@ impl Link {
         match connected.cursor.next(unit.keyframe) {
             Frame::Send => return connected.peer.send_video(&unit).await,
             Frame::Skip => {}
-            Frame::SkipAndAsk => self.shared.owner.keyframe(),
+            Frame::SkipAndAsk => self.shared.owner.keyframe(keyframes_for),
         }
         self.shared.metrics.frames_dropped.inc();
         Ok(())
@@ -471,20 +491,15 @@ impl Link {
     async fn on_frame(&mut self, frame: &[u8]) -> Option<Over> {
         match data_channel::parse(frame) {
             Ok(message) => {
-                self.shared
-                    .metrics
-                    .input_events
-                    .with_label_values(&[data_channel::kind(&message)])
-                    .inc();
+                if self.role == Role::Player {
+                    let events = &self.shared.metrics.input_events;
+                    events.with_label_values(&[data_channel::kind(&message)]).inc();
+                }
                 self.obey(message).await;
                 None
             }
             Err(error) => {
-                self.shared
-                    .metrics
-                    .bad_messages
-                    .with_label_values(&["data_channel"])
-                    .inc();
+                self.count_bad();
                 self.bad_frames += 1;
                 tracing::debug!(player = %self.player, %error, "passed over");
                 let why = || format!("Too many bad messages, the last: {error}.");
@@ -493,9 +508,14 @@ impl Link {
         }
     }
 
+    fn count_bad(&self) {
+        let bad = &self.shared.metrics.bad_messages;
+        bad.with_label_values(&["data_channel"]).inc();
+    }
+
     async fn obey(&mut self, message: FromPage) {
         match message {
-            FromPage::IFrameRequest => self.shared.owner.keyframe(),
+            FromPage::IFrameRequest => self.shared.owner.keyframe(self.keyframes_for()),
             FromPage::RequestInitialSettings => {
                 self.send_data(&data_channel::initial_settings(&self.settings()))
                     .await;
@@ -518,16 +538,15 @@ impl Link {
         }
     }
 
-    /// The player steers the bitrate, up to what the streamer was started with.
+    /// Players steer the bitrate, up to what the streamer was started with.
     fn command(&self, json: &str) {
         let command: serde_json::Value = serde_json::from_str(json).unwrap_or_default();
         if let Some(bps) = command
             .get("WebRTC.MaxBitrate")
             .and_then(serde_json::Value::as_u64)
         {
-            self.shared
-                .media
-                .set_bitrate_kbps(u32::try_from(bps / 1000).unwrap_or(u32::MAX));
+            let kbps = u32::try_from(bps / 1000).unwrap_or(u32::MAX);
+            self.shared.owner.bitrate(self.seat.link(), kbps);
         }
     }
 
@@ -567,7 +586,6 @@ impl Link {
     async fn end(mut self, over: Over) {
         if self.role == Role::Player {
             self.shared.input.release_all(self.seat.link());
-            self.shared.media.set_bitrate_kbps(self.shared.media.max_kbps());
         }
         self.say_disconnect(over.kind, &over.why).await;
         self.seat.leave(over.gone);

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::media::Media;
 use crate::metrics::Metrics;
-use crate::pace::KeyframeGate;
+use crate::pace::{BitrateWishes, KeyframeFor, KeyframeGate};
 use crate::session::{Decision, Gone, Limits, LinkId, Session};
 
 /// What links ask of the owner.
@@ -37,7 +37,11 @@ enum Ask {
         session: SessionId,
         answer: oneshot::Sender<bool>,
     },
-    Keyframe,
+    Keyframe(KeyframeFor),
+    Bitrate {
+        link: LinkId,
+        kbps: u32,
+    },
 }
 
 /// The owner's yes, before the link has made a seat of it.
@@ -145,8 +149,22 @@ impl OwnerHandle {
     }
 
     /// Asks for a keyframe; requests close together are answered by one.
-    pub(crate) fn keyframe(&self) {
-        self.ask(Ask::Keyframe);
+    pub(crate) fn keyframe(&self, who: KeyframeFor) {
+        self.ask(Ask::Keyframe(who));
+    }
+
+    /// The player of `link` wishes for a video bitrate; the least that any wishes for holds.
+    pub(crate) fn bitrate(&self, link: LinkId, kbps: u32) {
+        self.ask(Ask::Bitrate { link, kbps });
+    }
+
+    /// To an owner that is gone.
+    #[cfg(test)]
+    pub(crate) fn nowhere() -> Self {
+        Self {
+            asks: mpsc::unbounded_channel().0,
+            next_link: Arc::default(),
+        }
     }
 
     fn ask(&self, ask: Ask) {
@@ -169,6 +187,7 @@ pub(crate) struct Owner {
     identity: Identity,
     session: Session,
     gate: KeyframeGate,
+    wishes: BitrateWishes,
     media: Arc<Media>,
     metrics: Metrics,
     asks: mpsc::UnboundedReceiver<Ask>,
@@ -194,6 +213,7 @@ impl Owner {
             identity,
             session,
             gate: KeyframeGate::default(),
+            wishes: BitrateWishes::default(),
             media,
             metrics,
             asks,
@@ -254,6 +274,9 @@ impl Owner {
                     self.waiting.remove(&link);
                     self.seated.remove(&link);
                     self.open.remove(&link);
+                    if let Some(kbps) = self.wishes.gone(link) {
+                        self.media.set_bitrate_kbps(kbps);
+                    }
                 }
                 self.session.gone(now, link, how, ended)
             }
@@ -263,10 +286,15 @@ impl Owner {
                 let _ = answer.send(ends.is_some());
                 ends.unwrap_or_default()
             }
-            Ask::Keyframe => {
-                if self.gate.request(now) {
+            Ask::Keyframe(who) => {
+                if self.gate.request(now, who) {
                     self.media.force_keyframe();
                 }
+                Vec::new()
+            }
+            Ask::Bitrate { link, kbps } => {
+                // What a link asks for comes before its end.
+                self.media.set_bitrate_kbps(self.wishes.wish(link, kbps));
                 Vec::new()
             }
         }

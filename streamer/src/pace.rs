@@ -1,10 +1,34 @@
-//! Which frames a peer gets, and when the encoder is asked for a keyframe.
+//! Which frames a peer gets, when the encoder is asked for a keyframe, and which bitrate it is set to.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-/// The least time between two keyframes that viewers ask for. Requests in between are answered by one keyframe at
-/// its end: each keyframe costs many times a usual frame, and all viewers get it.
+use crate::session::LinkId;
+
+/// The least time between two keyframes. Requests in between are answered by one keyframe at its end: each keyframe
+/// costs many times a usual frame, and everybody gets it.
 pub const KEYFRAME_INTERVAL: Duration = Duration::from_millis(250);
+/// The least time from any keyframe to one that is for a viewer who watches already: one on a bad line must not spoil
+/// the player's picture.
+pub const VIEWER_KEYFRAME_INTERVAL: Duration = Duration::from_secs(3);
+
+/// Who a keyframe is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyframeFor {
+    /// A player, or a viewer who has seen no picture yet.
+    PlayerOrNewcomer,
+    /// A viewer who watches.
+    Viewer,
+}
+
+impl KeyframeFor {
+    fn interval(self) -> Duration {
+        match self {
+            Self::PlayerOrNewcomer => KEYFRAME_INTERVAL,
+            Self::Viewer => VIEWER_KEYFRAME_INTERVAL,
+        }
+    }
+}
 
 /// Merges keyframe requests.
 #[derive(Debug, Default)]
@@ -16,10 +40,10 @@ pub struct KeyframeGate {
 impl KeyframeGate {
     /// Somebody needs a keyframe. `true` where the encoder is to be asked now; otherwise [`Self::poll_timeout`]
     /// says when.
-    pub fn request(&mut self, now: Instant) -> bool {
-        match self.last.map(|last| last + KEYFRAME_INTERVAL) {
+    pub fn request(&mut self, now: Instant, who: KeyframeFor) -> bool {
+        match self.last.map(|last| last + who.interval()) {
             Some(earliest) if now < earliest => {
-                self.due = Some(earliest);
+                self.due = Some(self.due.map_or(earliest, |due| due.min(earliest)));
                 false
             }
             _ => {
@@ -46,6 +70,56 @@ impl KeyframeGate {
     fn fire(&mut self, now: Instant) {
         self.last = Some(now);
         self.due = None;
+    }
+}
+
+/// The video bitrates that players wish for. All see one encode, so that the least holds.
+#[derive(Debug, Default)]
+pub struct BitrateWishes(BTreeMap<LinkId, u32>);
+
+impl BitrateWishes {
+    /// The player of `link` wishes for `kbps`, instead of what it wished for before. What holds now.
+    pub fn wish(&mut self, link: LinkId, kbps: u32) -> u32 {
+        self.0.insert(link, kbps);
+        self.least()
+    }
+
+    /// `link` has ended. What holds now, if it had a wish.
+    pub fn gone(&mut self, link: LinkId) -> Option<u32> {
+        self.0.remove(&link).map(|_| self.least())
+    }
+
+    /// Without wishes there is no limit but the encoder's.
+    fn least(&self) -> u32 {
+        self.0.values().min().copied().unwrap_or(u32::MAX)
+    }
+}
+
+/// What may be sent again to a peer that reports losses: half as much as is sent anew, and so many bytes at once. On a
+/// line that is too slow, more would only add to what is lost.
+#[derive(Debug)]
+pub struct ResendBudget(usize);
+
+/// Some pictures' worth.
+const RESEND_BURST_BYTES: usize = 512 * 1024;
+
+impl Default for ResendBudget {
+    fn default() -> Self {
+        Self(RESEND_BURST_BYTES)
+    }
+}
+
+impl ResendBudget {
+    /// So many bytes were sent for the first time.
+    pub fn sent(&mut self, bytes: usize) {
+        self.0 = (self.0 + bytes / 2).min(RESEND_BURST_BYTES);
+    }
+
+    /// Whether so many bytes may be sent again; if so, they count as sent.
+    pub fn take(&mut self, bytes: usize) -> bool {
+        let left = self.0.checked_sub(bytes);
+        self.0 = left.unwrap_or(self.0);
+        left.is_some()
     }
 }
 
@@ -100,13 +174,81 @@ mod tests {
         let mut gate = KeyframeGate::default();
         let start = Instant::now();
         let at = |ms| start + Duration::from_millis(ms);
-        let now: Vec<_> = (0..10).map(|i| gate.request(at(i * 10))).collect();
+        let now: Vec<_> = (0..10)
+            .map(|i| gate.request(at(i * 10), KeyframeFor::PlayerOrNewcomer))
+            .collect();
         assert_eq!(now.iter().filter(|asked| **asked).count(), 1);
         assert!(!gate.timeout(at(249)));
         assert_eq!(gate.poll_timeout(), Some(at(250)));
         assert!(gate.timeout(at(250)));
         assert!(!gate.timeout(at(251)));
-        assert!(gate.request(at(501)));
+        assert!(gate.request(at(501), KeyframeFor::PlayerOrNewcomer));
+    }
+
+    #[test]
+    fn a_viewer_on_a_bad_line_gets_a_keyframe_in_three_seconds_and_a_player_at_once() {
+        let mut gate = KeyframeGate::default();
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        assert!(gate.request(at(0), KeyframeFor::PlayerOrNewcomer));
+        let mut keyframes = vec![];
+        for ms in (10..10_000).step_by(10) {
+            if gate.timeout(at(ms)) || gate.request(at(ms), KeyframeFor::Viewer) {
+                keyframes.push(ms);
+            }
+        }
+        assert_eq!(keyframes, [3_000, 6_000, 9_000]);
+        assert_eq!(gate.poll_timeout(), Some(at(12_000)));
+
+        assert!(gate.request(at(10_000), KeyframeFor::PlayerOrNewcomer));
+        assert_eq!(gate.poll_timeout(), None, "the viewer has that one, too");
+        assert!(!gate.request(at(10_010), KeyframeFor::Viewer));
+        assert!(!gate.request(at(10_020), KeyframeFor::PlayerOrNewcomer));
+        assert!(!gate.request(at(10_030), KeyframeFor::Viewer));
+        assert_eq!(
+            gate.poll_timeout(),
+            Some(at(10_250)),
+            "a player does not wait for a viewer"
+        );
+    }
+
+    #[test]
+    fn half_of_what_is_sent_may_be_sent_again() {
+        let mut budget = ResendBudget::default();
+        let burst = (0..10_000).filter(|_| budget.take(1_000)).count();
+        assert_eq!(burst, RESEND_BURST_BYTES / 1_000);
+        let mut again = 0;
+        for _ in 0..1_000 {
+            budget.sent(1_000);
+            again += usize::from(budget.take(1_000));
+        }
+        assert_eq!(again, 500);
+        for _ in 0..10_000 {
+            budget.sent(1_000);
+        }
+        assert_eq!((0..10_000).filter(|_| budget.take(1_000)).count(), burst);
+    }
+
+    #[test]
+    fn the_least_bitrate_that_a_player_wishes_for_holds_until_its_link_ends() {
+        let mut wishes = BitrateWishes::default();
+        let [first, reloaded, other] = [1, 2, 3].map(LinkId);
+        assert_eq!(wishes.wish(first, 2_000), 2_000);
+        assert_eq!(
+            wishes.wish(other, 3_000),
+            2_000,
+            "one may not raise it for another"
+        );
+        assert_eq!(wishes.wish(reloaded, 1_000), 1_000);
+        assert_eq!(
+            wishes.gone(first),
+            Some(1_000),
+            "an old link's end changes nothing"
+        );
+        assert_eq!(wishes.gone(first), None);
+        assert_eq!(wishes.wish(reloaded, 4_000), 3_000);
+        assert_eq!(wishes.gone(other), Some(4_000));
+        assert_eq!(wishes.gone(reloaded), Some(u32::MAX));
     }
 
     #[test]

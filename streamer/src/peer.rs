@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use bytes::{Bytes, BytesMut};
+use rtc::ice::mdns::MulticastDnsMode;
 use rtc::interceptor::Slot;
 use rtc::media_stream::MediaStreamTrack;
 use rtc::peer_connection::configuration::media_engine::{MIME_TYPE_H264, MIME_TYPE_OPUS, MIME_TYPE_RTX};
@@ -21,14 +22,14 @@ use webrtc::media_stream::track_local::TrackLocal;
 use webrtc::media_stream::track_local::static_rtp::TrackLocalStaticRTP;
 use webrtc::peer_connection::{
     MediaEngine, PeerConnection, PeerConnectionBuilder, PeerConnectionEventHandler, RTCConfigurationBuilder,
-    RTCIceCandidateInit, RTCIceGatheringState, RTCPeerConnectionIceEvent, RTCPeerConnectionState,
-    RTCSessionDescription, Registry, SettingEngineBuilder, configure_nack, configure_rtcp_reports,
-    configure_twcc_sender_only,
+    RTCIceCandidateInit, RTCIceGatheringState, RTCPeerConnectionIceEvent, RTCPeerConnectionState, Registry,
+    SettingEngineBuilder, configure_nack, configure_rtcp_reports, configure_twcc_sender_only,
 };
 
 use penstock_core::units::StreamSize;
 use penstock_core::wire::signalling::CandidateInit;
 
+use crate::candidates::Candidates;
 use crate::media::{AccessUnit, AudioFrame};
 use crate::tap::{PLAYOUT_DELAY_URI, Tap};
 
@@ -43,6 +44,8 @@ pub(crate) enum PeerEvent {
     Connected,
     /// The browser can't be reached (any more).
     Failed,
+    /// The page opened a data channel of its own.
+    ForeignChannel,
 }
 
 /// A browser's end of a session.
@@ -50,6 +53,7 @@ pub(crate) struct Peer {
     connection: Box<dyn PeerConnection>,
     video: Track,
     audio: Option<Track>,
+    candidates: Candidates,
     /// Carries input and the page's messages.
     pub(crate) channel: Arc<dyn DataChannel>,
 }
@@ -67,19 +71,23 @@ impl Peer {
         let connection = build(size, addresses, events, tap)
             .await
             .with_context(|| format!("opening media sockets on {media_ips:?}"))?;
-        let video = Track::add(&connection, video_track(size), VIDEO_PAYLOAD_TYPE).await?;
-        let audio = match with_audio {
-            true => Some(Track::add(&connection, audio_track(), AUDIO_PAYLOAD_TYPE).await?),
-            false => None,
-        };
-        let channel = connection.create_data_channel("penstock", None).await?;
-        let peer = Self {
-            connection: Box::new(connection),
-            video,
-            audio,
-            channel,
-        };
-        Ok((peer, received))
+        match fill(&connection, size, with_audio).await {
+            Ok((video, audio, channel)) => {
+                let peer = Self {
+                    connection: Box::new(connection),
+                    video,
+                    audio,
+                    candidates: Candidates::new(media_ips),
+                    channel,
+                };
+                Ok((peer, received))
+            }
+            Err(error) => {
+                // Its task and sockets outlive one that is only dropped.
+                let _ = connection.close().await;
+                Err(error)
+            }
+        }
     }
 
     /// The offer, which from then on is in force, and our addresses. The offer names the addresses too: a stock page
@@ -114,17 +122,18 @@ impl Peer {
         Ok((offer.sdp, candidates))
     }
 
-    /// Takes the browser's answer.
-    pub(crate) async fn answer(&self, sdp: String) -> anyhow::Result<()> {
-        let answer = RTCSessionDescription::answer(sdp).context("reading the page's answer")?;
+    /// Takes the browser's answer, but for addresses that are not to be tried.
+    pub(crate) async fn answer(&mut self, sdp: String) -> anyhow::Result<()> {
+        let answer = self.candidates.strip(sdp).context("reading the page's answer")?;
         self.connection
             .set_remote_description(answer)
             .await
             .context("applying the page's answer")
     }
 
-    /// Takes one of the browser's addresses.
-    pub(crate) async fn candidate(&self, candidate: CandidateInit) -> anyhow::Result<()> {
+    /// Takes one of the browser's addresses, if it is to be tried.
+    pub(crate) async fn candidate(&mut self, candidate: CandidateInit) -> anyhow::Result<()> {
+        self.candidates.admit(&candidate.candidate)?;
         let init = RTCIceCandidateInit {
             candidate: candidate.candidate,
             sdp_mid: candidate.sdp_mid,
@@ -157,7 +166,7 @@ impl Peer {
 
     /// Sends a frame on the data channel; one that does not fit is lost.
     pub(crate) async fn send_data(&self, frame: &[u8]) {
-        if let Err(error) = self.channel.send(BytesMut::from(frame)).await {
+        if let Err(error) = self.channel.try_send(BytesMut::from(frame)).await {
             tracing::debug!(%error, "a data-channel frame was not sent");
         }
     }
@@ -170,8 +179,29 @@ impl Peer {
     }
 }
 
+async fn fill(
+    connection: &impl PeerConnection,
+    size: StreamSize,
+    with_audio: bool,
+) -> anyhow::Result<(Track, Option<Track>, Arc<dyn DataChannel>)> {
+    let video = Track::add(connection, video_track(size), VIDEO_PAYLOAD_TYPE).await?;
+    let audio = match with_audio {
+        true => Some(Track::add(connection, audio_track(), AUDIO_PAYLOAD_TYPE).await?),
+        false => None,
+    };
+    let channel = connection
+        .create_data_channel("penstock", None)
+        .await
+        .context("adding the data channel")?;
+    Ok((video, audio, channel))
+}
+
 /// How long an offer waits for our addresses.
 const GATHER_WITHIN: Duration = Duration::from_millis(300);
+
+/// What a page may leave unread of the data channel. All that a page is told of itself takes a few kilobytes; the rest
+/// is answers.
+const SEND_BUFFER_BYTES: usize = 256 * 1024;
 
 /// One of our tracks on one peer connection, with the RTP state that belongs to it.
 struct Track {
@@ -260,6 +290,10 @@ impl PeerConnectionEventHandler for Handler {
             _ => {}
         }
     }
+
+    async fn on_data_channel(&self, _channel: Arc<dyn DataChannel>) {
+        self.tell(PeerEvent::ForeignChannel);
+    }
 }
 
 impl Handler {
@@ -288,6 +322,9 @@ async fn build(
     let registry = configure_twcc_sender_only(registry, &mut engine)?;
     let registry = registry.with(Slot::Pacer, tap);
     let settings = SettingEngineBuilder::new()
+        // Nobody is asked where a page's `….local` name is (see `candidates.rs`), and a machine without a route for
+        // multicast has no socket to ask with.
+        .with_multicast_dns_mode(MulticastDnsMode::Disabled)
         .with_include_loopback_candidate(true)
         .with_ice_timeouts(
             Some(Duration::from_secs(4)),
@@ -308,6 +345,7 @@ async fn build(
         .with_interceptor_registry(registry)
         .with_handler(Arc::new(Handler(events)))
         .with_udp_addrs(addresses)
+        .with_data_channel_send_buffer_limit(SEND_BUFFER_BYTES)
         .build()
         .await
 }
@@ -444,17 +482,4 @@ fn track(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_level_follows_the_stream() {
-        let level = |size: &str| h264_level(size.parse().unwrap());
-        assert_eq!(level("720p30"), 31);
-        assert_eq!(level("720p60"), 32);
-        assert_eq!(level("1080p30"), 40);
-        assert_eq!(level("1080p60"), 42);
-        assert_eq!(level("2160p60"), 52);
-        assert_eq!(level("8192x8192@240"), 62);
-    }
-}
+mod tests;

@@ -1,6 +1,6 @@
 //! Start-up, the HTTP endpoints, and shutdown.
 
-use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -226,13 +226,48 @@ fn not_for_browsers() -> Response {
     (StatusCode::FORBIDDEN, advice).into_response()
 }
 
-/// The address that has the default route; loopback where nothing has one. Connecting a UDP socket sends nothing.
+/// The address that has the default route, of IPv4 first; loopback where nothing has one.
 fn default_ip() -> IpAddr {
-    let routed = || {
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
-        // An address for documentation (RFC 5737): only the route to it is looked up.
-        socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9)).ok()?;
-        Some(socket.local_addr().ok()?.ip())
+    default_ip_by(address_towards)
+}
+
+fn default_ip_by(address_towards: impl Fn(IpAddr) -> Option<IpAddr>) -> IpAddr {
+    // Addresses for documentation (RFC 5737, RFC 3849): only the routes to them are looked up.
+    let elsewhere: [IpAddr; 2] = [
+        Ipv4Addr::new(192, 0, 2, 1).into(),
+        Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into(),
+    ];
+    let routed = elsewhere.into_iter().find_map(address_towards);
+    routed.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
+}
+
+/// The address of ours that packets to `ip` leave from. Connecting a UDP socket sends nothing.
+fn address_towards(ip: IpAddr) -> Option<IpAddr> {
+    let any: IpAddr = match ip {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
-    routed().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
+    let socket = UdpSocket::bind((any, 0)).ok()?;
+    socket.connect((ip, 9)).ok()?;
+    Some(socket.local_addr().ok()?.ip())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn media_leaves_by_ipv4_or_else_by_ipv6_or_else_by_loopback() {
+        let v4: IpAddr = "203.0.113.7".parse().unwrap();
+        let v6: IpAddr = "2001:db8:7::7".parse().unwrap();
+        assert_eq!(default_ip_by(|to| Some(if to.is_ipv4() { v4 } else { v6 })), v4);
+        assert_eq!(default_ip_by(|to| to.is_ipv6().then_some(v6)), v6);
+        assert_eq!(default_ip_by(|_| None), Ipv4Addr::LOCALHOST);
+    }
+
+    #[test]
+    fn packets_to_this_machine_leave_from_the_address_they_go_to() {
+        let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        assert_eq!(address_towards(loopback), Some(loopback));
+    }
 }

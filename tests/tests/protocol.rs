@@ -232,6 +232,24 @@ async fn data_channel_frames_that_are_cut_or_overlong_are_counted_and_the_stream
 }
 
 #[tokio::test]
+async fn a_page_that_opens_data_channels_of_its_own_is_sent_away() -> anyhow::Result<()> {
+    let stage = Stage::start(1, &TEST_SOURCE).await?;
+    let mut browser = Browser::start().await?;
+    let mut page = browser.open(&stage.page("")).await?;
+    plays(&mut page).await?;
+    page.eval("penstock.peer().createDataChannel('mine') && true")
+        .await?;
+    let streamer = stage.streamer().await?;
+    penstock_tests::eventually("the page's seat is free", Duration::from_secs(5), async || {
+        Ok((status(streamer).await?.players == 0).then_some(()))
+    })
+    .await?;
+    page.until("penstock.state !== 'playing'", Duration::from_secs(10))
+        .await?;
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_browser_is_not_let_into_a_streamer() -> anyhow::Result<()> {
     let stage = Stage::start(1, &TEST_SOURCE).await?;
     let answer = reqwest::Client::new()
