@@ -110,10 +110,15 @@ async fn stream(
         () = grace_over(told, Duration::from_secs(args.grace), ends, end) => Ok(()),
         ended = over_display(args, display, &metrics) => ended,
         failure = failed(failures) => Err(anyhow!("the pipeline failed: {failure}")),
+        failure = capture.stalled() => Err(anyhow!("the pipeline stalled: {failure}")),
         Some(ended) = tasks.join_next() => ended.context("the HTTP task failed")?,
     };
+    if let Err(error) = &outcome {
+        // Said at once: where the source hangs, Xlib may end this process before it ends by itself.
+        tracing::error!("{error:#}");
+    }
     // Before its display goes: Xlib ends a process whose display went away.
-    capture.stop();
+    capture.stop().await;
     // With its task the application's shell was dropped, and so killed; this ends the rest of it.
     children::sweep(&display.iter().filter_map(Display::server_pid).collect()).await;
     outcome
