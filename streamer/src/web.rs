@@ -23,7 +23,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Source, StreamArgs};
-use crate::display::{self, Display};
+use crate::display::{self, Display, Ours};
 use crate::input::Input;
 use crate::link::{self, Shared};
 use crate::media::{self, Media};
@@ -105,10 +105,12 @@ async fn stream(
     let mut tasks = JoinSet::new();
     tasks.spawn(async move { axum::serve(listener, app).await.context("serving HTTP") });
     let end = CancellationToken::new();
+    let ours = Ours::new(display.as_ref().and_then(Display::server_pid));
     let outcome = tokio::select! {
         () = owner.run(told.clone(), end.clone()) => Ok(()),
         () = grace_over(told, Duration::from_secs(args.grace), ends, end) => Ok(()),
-        ended = over_display(args, display, &metrics) => ended,
+        ended = over_display(args, display, &ours, &metrics) => ended,
+        reaped = display::reap_orphans(&ours) => reaped,
         failure = failed(failures) => Err(anyhow!("the pipeline failed: {failure}")),
         failure = capture.stalled() => Err(anyhow!("the pipeline stalled: {failure}")),
         Some(ended) = tasks.join_next() => ended.context("the HTTP task failed")?,
@@ -128,6 +130,7 @@ async fn stream(
 async fn over_display(
     args: &StreamArgs,
     display: &mut Option<Display>,
+    ours: &Ours,
     metrics: &Metrics,
 ) -> anyhow::Result<()> {
     let Some(display) = display else {
@@ -136,9 +139,9 @@ async fn over_display(
     let Some(app) = &args.app else {
         return Err(anyhow!(display.ended().await));
     };
-    let (on, server) = (display.name.clone(), display.server_pid());
+    let on = display.name.clone();
     tokio::select! {
-        kept = display::keep_running(app, &on, server, metrics) => kept,
+        kept = display::keep_running(app, &on, ours, metrics) => kept,
         ended = display.ended() => Err(anyhow!(ended)),
     }
 }
