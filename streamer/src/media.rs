@@ -202,23 +202,23 @@ impl Media {
     }
 }
 
-/// How long the pipeline may give no picture, in seconds.
+/// How long no picture may come, or no answer of the X server, in seconds.
 const QUIET_SECONDS: u32 = 10;
 /// How long its end may take.
 const STOPS_WITHIN: Duration = Duration::from_secs(2);
 
-/// For how many seconds no picture came. It counts looks, a second apart, not time: where this process itself was
+/// For how many seconds none of what should come has come: pictures, or answers. It counts looks, a second apart, not time: where this process itself was
 /// stopped for a while, no source is to blame.
 #[derive(Default)]
-struct Quiet {
+pub(crate) struct Quiet {
     seconds: u32,
-    pictures: u64,
+    count: u64,
 }
 
 impl Quiet {
-    /// A second has passed. `true` where no picture came for too long.
-    fn second(&mut self, playing: bool, pictures: u64) -> bool {
-        let moves = !playing || pictures != std::mem::replace(&mut self.pictures, pictures);
+    /// A second has passed, and so many have come by now. `true` where none came for too long.
+    pub(crate) fn second(&mut self, running: bool, count: u64) -> bool {
+        let moves = count != std::mem::replace(&mut self.count, count) || !running;
         self.seconds = if moves { 0 } else { self.seconds + 1 };
         self.seconds >= QUIET_SECONDS
     }
@@ -481,7 +481,13 @@ mod tests {
     #[tokio::test]
     async fn an_x_server_that_hangs_is_noticed_and_holds_up_nothing() {
         use clap::Parser as _;
-        let cli = crate::config::Cli::parse_from(["penstock-streamer", "--stream", "320x240@30"]);
+        let cli = crate::config::Cli::parse_from([
+            "penstock-streamer",
+            "--source",
+            "x11",
+            "--stream",
+            "320x240@30",
+        ]);
         let args = cli.stream;
         init().unwrap();
         let display = crate::display::Display::open(&args).await.unwrap();

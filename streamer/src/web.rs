@@ -64,7 +64,7 @@ async fn stream(
 ) -> anyhow::Result<()> {
     let metrics = Metrics::new()?;
     let name = display.as_ref().map(|display| display.name.clone());
-    let input = name
+    let (input, mut input_watch) = name
         .as_deref()
         .map_or_else(|| Ok(Input::nowhere()), Input::connect)?;
     let (media, failures) = Media::start(args, name.as_deref(), &metrics)?;
@@ -112,6 +112,7 @@ async fn stream(
         ended = over_display(args, display, &ours, &metrics) => ended,
         reaped = display::reap_orphans(&ours) => reaped,
         failure = failed(failures) => Err(anyhow!("the pipeline failed: {failure}")),
+        failure = input_watch.failed() => Err(anyhow!("the X display takes no input: {failure}")),
         failure = capture.stalled() => Err(anyhow!("the pipeline stalled: {failure}")),
         Some(ended) = tasks.join_next() => ended.context("the HTTP task failed")?,
     };
