@@ -487,6 +487,7 @@ fn locks(x: &RustConnection, keyboard: &Keyboard) -> Result<Vec<(u8, u16)>, XErr
 #[cfg(test)]
 mod tests {
     use clap::Parser as _;
+    use x11rb::protocol::xproto::{CreateWindowAux, EventMask, InputFocus, WindowClass};
 
     use super::*;
     use crate::display::Display;
@@ -613,6 +614,48 @@ mod tests {
         stage.up(ANN, 55);
         stage.up(ANN, 16);
         stage.until(vec![], Stage::held).await;
+        stage.display.close().await;
+    }
+
+    #[tokio::test]
+    async fn what_alt_gr_gives_comes_without_ctrl_and_alt_which_then_are_down_again() {
+        let stage = Stage::open().await;
+        let window = stage.x.generate_id().unwrap();
+        let attributes = CreateWindowAux::new()
+            .event_mask(EventMask::KEY_PRESS)
+            .override_redirect(1);
+        let class = WindowClass::INPUT_OUTPUT;
+        let made = stage
+            .x
+            .create_window(0, window, stage.root(), 0, 0, 9, 9, 0, class, 0, &attributes);
+        made.unwrap().check().unwrap();
+        stage.x.map_window(window).unwrap().check().unwrap();
+        let focus = stage
+            .x
+            .set_input_focus(InputFocus::POINTER_ROOT, window, x11rb::CURRENT_TIME);
+        focus.unwrap().check().unwrap();
+        for code in [17, 255, 81] {
+            stage.down(ANN, code);
+        }
+        stage.press(ANN, '@');
+        let typed = loop {
+            if let x11rb::protocol::Event::KeyPress(key) = stage.x.wait_for_event().unwrap() {
+                let keysyms = stage
+                    .x
+                    .get_keyboard_mapping(key.detail, 1)
+                    .unwrap()
+                    .reply()
+                    .unwrap()
+                    .keysyms;
+                if keysyms[0] == sym('@') {
+                    break key;
+                }
+                assert_ne!(keysyms[0], sym('q'));
+            }
+        };
+        let shortcut = u16::from(KeyButMask::CONTROL) | u16::from(KeyButMask::MOD1);
+        assert_eq!(u16::from(typed.state) & shortcut, 0);
+        stage.until(shortcut, |stage| stage.modifiers() & shortcut).await;
         stage.display.close().await;
     }
 
