@@ -11,6 +11,7 @@ import { signalling } from './socket';
 import { Config, Logger, LogLevel, PixelStreaming, type WebSocketTransport } from '@epicgames-ps/lib-pixelstreamingfrontend-ue5.7';
 import { inWords, Overlay, type State } from './overlay';
 import { pathOf, typeInto } from './extras';
+import { letGo } from './held';
 import { settings, watched, watchLink } from './settings';
 
 /** What the matchmaker says about the waiting; stock servers never send it. */
@@ -286,6 +287,7 @@ overlay.keys.addEventListener('click', () => overlay.typed.focus());
 // A button that keeps the focus would be pressed again by the next key that is meant for the stream.
 for (const tool of [overlay.sound, overlay.share, overlay.full]) tool.addEventListener('click', () => tool.blur());
 typeInto(overlay.typed, stream);
+letGo(document.getElementById('stage')!);
 overlay.share.addEventListener('click', () => {
   if (sessionId) void overlay.copied(watchLink(url, sessionId));
 });

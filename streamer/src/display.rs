@@ -5,6 +5,8 @@
 //!             └─ sh -c 'application'  dies: started again, the stream goes on
 //! ```
 //!
+//! What the application leaves behind becomes a child of the streamer, which reaps it when it ends.
+//!
 //! No other user of this machine may look at the display or type on it: the server begins with a secret that only we
 //! know, by which we let in our own user, and nobody else.
 //!
@@ -15,6 +17,8 @@
 //! There is no window manager. A small caretaker gives each new window the whole screen, or its middle where its
 //! size is fixed.
 
+use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::path::Path;
 use std::process::Stdio;
@@ -27,6 +31,7 @@ use rustix::process::Signal;
 use tempfile::NamedTempFile;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 use x11rb::connection::Connection as _;
 use x11rb::properties::WmSizeHints;
@@ -172,22 +177,21 @@ fn let_own_user_in(display: &str, secret: [u8; 16]) -> anyhow::Result<()> {
 }
 
 /// Starts `command` on `display` and starts it again whenever it ends. Dropping the future kills it; what it left
-/// behind is then the caller's to sweep. `server` is the X server, if it is ours.
+/// behind is then the caller's to sweep. Meanwhile the application's shell is among `ours`.
 pub(crate) async fn keep_running(
     command: &str,
     display: &str,
-    server: Option<u32>,
+    ours: &Ours,
     metrics: &Metrics,
 ) -> anyhow::Result<()> {
-    let ours = server.into_iter().collect();
     let mut pause = FIRST_PAUSE;
     loop {
         let started = Instant::now();
-        let status = start_app(command, display)?
-            .wait()
-            .await
-            .context("waiting for the application")?;
-        let left_behind = children::sweep(&ours).await;
+        let mut app = start_app(command, display)?;
+        ours.app.set(app.id());
+        let status = app.wait().await.context("waiting for the application")?;
+        ours.app.set(None);
+        let left_behind = children::sweep(&ours.pids()).await;
         pause = if started.elapsed() > RUNS_WELL {
             FIRST_PAUSE
         } else {
@@ -199,6 +203,42 @@ pub(crate) async fn keep_running(
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }
+
+/// The children that this process waits for by itself; all others were adopted.
+pub(crate) struct Ours {
+    server: Option<u32>,
+    app: Cell<Option<u32>>,
+}
+
+impl Ours {
+    /// With an X server that is ours, but no application yet.
+    pub(crate) fn new(server: Option<u32>) -> Self {
+        Self {
+            server,
+            app: Cell::new(None),
+        }
+    }
+
+    fn pids(&self) -> BTreeSet<u32> {
+        self.server.into_iter().chain(self.app.get()).collect()
+    }
+}
+
+/// Reaps what this process adopted, as it ends: an application may leave orphans for as long as it runs. All on one
+/// thread, so that a child of ours is among `ours` before it can be seen here.
+pub(crate) async fn reap_orphans(ours: &Ours) -> anyhow::Result<()> {
+    let mut ended = signal(SignalKind::child()).context("listening for SIGCHLD")?;
+    loop {
+        children::reap_adopted(&ours.pids());
+        // Signals that come together are one; and an application that ends many a second is not to cost a search
+        // through all processes for each.
+        tokio::time::sleep(REAP_PAUSE).await;
+        ended.recv().await;
+    }
+}
+
+/// The shortest time between two searches for orphans.
+const REAP_PAUSE: Duration = Duration::from_millis(500);
 
 /// Pauses before the application is started again: the first, and the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);

@@ -1,7 +1,8 @@
 //! The browser's key codes as X keysyms (X11 protocol, appendix A; `keysymdef.h`).
 //!
-//! A page sends the legacy `KeyboardEvent.keyCode` of a US keyboard's key, with 253 to 255 for the right Shift, Ctrl
-//! and Alt. Codes that name no key we know give `None`; their text, if any, comes as a character of its own.
+//! A page sends the legacy `KeyboardEvent.keyCode`, with 253 to 255 for the right Shift, Ctrl and Alt. Those of character
+//! keys are read here as on a US keyboard, which `typing.rs` asks for only where no character tells more. Codes that name
+//! no key we know give `None`; their text, if any, comes as a character of its own.
 
 /// The keysym of the key, unshifted.
 pub fn keysym(code: u8) -> Option<u32> {

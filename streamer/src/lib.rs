@@ -8,7 +8,7 @@
 //!
 //!  pure      session        who may be here: claims, bids, draining
 //!            data_channel   frames of the Pixel Streaming data channel
-//!            keys, pointer  the browser's keys and coordinates as X knows them
+//!            keys, typing, pointer  the browser's keys and coordinates as X knows them
 //!            pace           which frames a viewer gets; when a keyframe is asked for
 //!  shell     media, display, input, peer, link, web, owner
 //! ```
@@ -29,6 +29,7 @@ mod peer;
 pub mod pointer;
 pub mod session;
 mod tap;
+pub mod typing;
 mod web;
 
 pub use web::run;

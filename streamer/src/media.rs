@@ -8,10 +8,16 @@
 //! Frames are dropped before the encoder, never after it. Each access unit is cut into RTP payloads once, and
 //! handed out by a broadcast channel of [`BACKLOG`] frames: a peer that falls behind further learns that it has
 //! missed some, and waits for the next keyframe. While nobody watches, the pipeline is paused.
+//!
+//! A source whose X server hangs blocks whoever changes the pipeline's state, so a thread of its own does that; and
+//! [`Media::stalled`] notices that no pictures come any more, of which nothing else tells.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc as blocking;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow};
 use bytes::Bytes;
@@ -19,9 +25,10 @@ use gstreamer as gst;
 use gstreamer::prelude::*;
 use gstreamer_app as gst_app;
 use gstreamer_video as gst_video;
+use prometheus::IntCounter;
 use rtc::rtp::codec::h264::H264Payloader;
 use rtc::rtp::packetizer::Payloader as _;
-use tokio::sync::{broadcast, mpsc, watch};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use penstock_core::units::StreamSize;
 
@@ -59,7 +66,9 @@ pub struct AudioFrame {
 
 /// A running pipeline.
 pub(crate) struct Media {
-    pipeline: gst::Pipeline,
+    states: blocking::Sender<StateChange>,
+    playing: AtomicBool,
+    pictures: IntCounter,
     video: broadcast::Sender<Arc<AccessUnit>>,
     audio: broadcast::Sender<Arc<AudioFrame>>,
     encoder: gst::Element,
@@ -68,6 +77,9 @@ pub(crate) struct Media {
     /// Whether a picture has come out of the encoder.
     pub(crate) first_picture: watch::Receiver<bool>,
 }
+
+/// A state that the pipeline is to have, and who is told once it does.
+type StateChange = (gst::State, oneshot::Sender<()>);
 
 /// Why a pipeline ended by itself.
 pub(crate) type Failure = String;
@@ -96,12 +108,15 @@ impl Media {
             paint_frame_counter(&pipeline, args.stream)?;
         }
         count_copies(&pipeline, metrics)?;
-        let failures = watch_bus(&pipeline)?;
+        let (failed, failures) = mpsc::unbounded_channel();
+        watch_bus(&pipeline, failed.clone())?;
         let media = Self {
+            playing: AtomicBool::new(false),
+            pictures: metrics.frames.clone(),
             encoder: element(&pipeline, "encoder")?,
             has_audio: audio_sink.is_some(),
             max_kbps: args.bitrate_kbps(),
-            pipeline,
+            states: change_states(pipeline, failed)?,
             video,
             audio,
             first_picture,
@@ -110,23 +125,48 @@ impl Media {
         Ok((media, failures))
     }
 
-    /// Runs or pauses capture and encoding.
+    /// Has capture and encoding run or pause. A state that the pipeline does not take is among its failures.
     pub(crate) fn set_playing(&self, playing: bool) -> anyhow::Result<()> {
         let state = if playing {
             gst::State::Playing
         } else {
             gst::State::Paused
         };
-        self.pipeline
-            .set_state(state)
-            .with_context(|| format!("setting the pipeline to {state:?}"))?;
+        self.playing.store(playing, Ordering::Relaxed);
+        self.change_state(state)?;
         Ok(())
     }
 
-    /// Ends capture and encoding for good.
-    pub(crate) fn stop(&self) {
-        if let Err(error) = self.pipeline.set_state(gst::State::Null) {
-            tracing::warn!(%error, "the pipeline did not stop");
+    /// Ends capture and encoding for good; waits for that, but not for long.
+    pub(crate) async fn stop(&self) {
+        self.playing.store(false, Ordering::Relaxed);
+        let stopped = async { anyhow::Ok(self.change_state(gst::State::Null)?.await?) };
+        match tokio::time::timeout(STOPS_WITHIN, stopped).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the pipeline did not stop"),
+            Err(_) => tracing::warn!("the pipeline did not stop in {STOPS_WITHIN:?}, and is left as it is"),
+        }
+    }
+
+    fn change_state(&self, state: gst::State) -> anyhow::Result<oneshot::Receiver<()>> {
+        let (done, is_done) = oneshot::channel();
+        self.states
+            .send((state, done))
+            .ok()
+            .with_context(|| format!("setting the pipeline to {state:?}: its thread has ended"))?;
+        Ok(is_done)
+    }
+
+    /// Waits until the pipeline should run, and has given no picture for [`QUIET_SECONDS`]. Says so.
+    pub(crate) async fn stalled(&self) -> Failure {
+        let mut quiet = Quiet::default();
+        loop {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            if quiet.second(self.playing.load(Ordering::Relaxed), self.pictures.get()) {
+                return format!(
+                    "no picture has come for {QUIET_SECONDS} s, as where the X server hangs: look at the process of Xvfb"
+                );
+            }
         }
     }
 
@@ -160,6 +200,48 @@ impl Media {
     pub(crate) fn max_kbps(&self) -> u32 {
         self.max_kbps
     }
+}
+
+/// How long no picture may come, or no answer of the X server, in seconds.
+const QUIET_SECONDS: u32 = 10;
+/// How long its end may take.
+const STOPS_WITHIN: Duration = Duration::from_secs(2);
+
+/// For how many seconds none of what should come has come: pictures, or answers. It counts looks, a second apart, not time: where this process itself was
+/// stopped for a while, no source is to blame.
+#[derive(Default)]
+pub(crate) struct Quiet {
+    seconds: u32,
+    count: u64,
+}
+
+impl Quiet {
+    /// A second has passed, and so many have come by now. `true` where none came for too long.
+    pub(crate) fn second(&mut self, running: bool, count: u64) -> bool {
+        let moves = count != std::mem::replace(&mut self.count, count) || !running;
+        self.seconds = if moves { 0 } else { self.seconds + 1 };
+        self.seconds >= QUIET_SECONDS
+    }
+}
+
+/// The thread that changes the pipeline's state, and may be held up by that.
+fn change_states(
+    pipeline: gst::Pipeline,
+    failed: mpsc::UnboundedSender<Failure>,
+) -> std::io::Result<blocking::Sender<StateChange>> {
+    let (changes, wanted) = blocking::channel::<StateChange>();
+    let change = move || {
+        for (state, done) in wanted {
+            if let Err(error) = pipeline.set_state(state) {
+                // What an element said of it came before.
+                let _ = failed.send(format!("setting it to {state:?}: {error}"));
+            }
+            // Who asked may not wait.
+            let _ = done.send(());
+        }
+    };
+    thread::Builder::new().name("pipeline".to_owned()).spawn(change)?;
+    Ok(changes)
 }
 
 /// The pipeline as gst-launch-1.0 takes it, but for its sinks' names.
@@ -349,8 +431,7 @@ fn count_copies(pipeline: &gst::Pipeline, metrics: &Metrics) -> anyhow::Result<(
 }
 
 /// Hands on errors and ends of the pipeline; it posts nothing else that matters here.
-fn watch_bus(pipeline: &gst::Pipeline) -> anyhow::Result<mpsc::UnboundedReceiver<Failure>> {
-    let (failed, failures) = mpsc::unbounded_channel();
+fn watch_bus(pipeline: &gst::Pipeline, failed: mpsc::UnboundedSender<Failure>) -> anyhow::Result<()> {
     let bus = pipeline.bus().context("the pipeline has no bus")?;
     bus.set_sync_handler(move |_, message| {
         let failure = match message.view() {
@@ -367,7 +448,7 @@ fn watch_bus(pipeline: &gst::Pipeline) -> anyhow::Result<mpsc::UnboundedReceiver
         }
         gst::BusSyncReply::Drop
     });
-    Ok(failures)
+    Ok(())
 }
 
 #[cfg(test)]
@@ -383,6 +464,48 @@ mod tests {
         let bits = (0..16).map(|bit| 0b1000_0000_0000_0101u16 & (0x8000 >> bit) != 0);
         assert!(bits.eq(read));
         assert_eq!(picture[64 * 2], 100);
+    }
+
+    #[test]
+    fn only_a_pipeline_that_should_run_is_quiet_for_too_long() {
+        let mut quiet = Quiet::default();
+        let mut seconds = |n: u32, playing, pictures| (0..n).any(|_| quiet.second(playing, pictures));
+        assert!(!seconds(1, true, 7));
+        assert!(!seconds(QUIET_SECONDS - 1, true, 7));
+        assert!(!seconds(1, true, 8));
+        assert!(!seconds(3 * QUIET_SECONDS, false, 8));
+        assert!(!seconds(QUIET_SECONDS - 1, true, 8));
+        assert!(seconds(1, true, 8));
+    }
+
+    #[tokio::test]
+    async fn an_x_server_that_hangs_is_noticed_and_holds_up_nothing() {
+        use clap::Parser as _;
+        let cli = crate::config::Cli::parse_from([
+            "penstock-streamer",
+            "--source",
+            "x11",
+            "--stream",
+            "320x240@30",
+        ]);
+        let args = cli.stream;
+        init().unwrap();
+        let display = crate::display::Display::open(&args).await.unwrap();
+        let (media, _failures) = Media::start(&args, Some(&display.name), &Metrics::new().unwrap()).unwrap();
+        media.first_picture.clone().wait_for(|seen| *seen).await.unwrap();
+        let server = rustix::process::Pid::from_raw(display.server_pid().unwrap() as i32).unwrap();
+        rustix::process::kill_process(server, rustix::process::Signal::STOP).unwrap();
+        let patience = Duration::from_secs(QUIET_SECONDS.into()) * 2;
+        let said = tokio::time::timeout(patience, media.stalled()).await.unwrap();
+        assert!(said.contains("no picture"), "{said}");
+        let before = Instant::now();
+        media.set_playing(false).unwrap();
+        media.stop().await;
+        assert!(before.elapsed() < STOPS_WITHIN * 2);
+        // Xlib would end this process were its server to go; so it goes on, and the pipeline ends.
+        rustix::process::kill_process(server, rustix::process::Signal::CONT).unwrap();
+        media.stop().await;
+        display.close().await;
     }
 
     #[test]

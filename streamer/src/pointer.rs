@@ -60,6 +60,11 @@ impl<H: Ord> Held<H> {
         was_up
     }
 
+    /// Whether any hand holds it down.
+    pub fn is_down(&self, what: u8) -> bool {
+        self.0.contains_key(&what)
+    }
+
     /// A release: `true` where it is up then, and was down.
     pub fn release(&mut self, hand: &H, what: u8) -> bool {
         let Some(hands) = self.0.get_mut(&what) else {

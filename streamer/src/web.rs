@@ -23,7 +23,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Source, StreamArgs};
-use crate::display::{self, Display};
+use crate::display::{self, Display, Ours};
 use crate::input::Input;
 use crate::link::{self, Shared};
 use crate::media::{self, Media};
@@ -64,7 +64,7 @@ async fn stream(
 ) -> anyhow::Result<()> {
     let metrics = Metrics::new()?;
     let name = display.as_ref().map(|display| display.name.clone());
-    let input = name
+    let (input, mut input_watch) = name
         .as_deref()
         .map_or_else(|| Ok(Input::nowhere()), Input::connect)?;
     let (media, failures) = Media::start(args, name.as_deref(), &metrics)?;
@@ -105,15 +105,23 @@ async fn stream(
     let mut tasks = JoinSet::new();
     tasks.spawn(async move { axum::serve(listener, app).await.context("serving HTTP") });
     let end = CancellationToken::new();
+    let ours = Ours::new(display.as_ref().and_then(Display::server_pid));
     let outcome = tokio::select! {
         () = owner.run(told.clone(), end.clone()) => Ok(()),
         () = grace_over(told, Duration::from_secs(args.grace), ends, end) => Ok(()),
-        ended = over_display(args, display, &metrics) => ended,
+        ended = over_display(args, display, &ours, &metrics) => ended,
+        reaped = display::reap_orphans(&ours) => reaped,
         failure = failed(failures) => Err(anyhow!("the pipeline failed: {failure}")),
+        failure = input_watch.failed() => Err(anyhow!("the X display takes no input: {failure}")),
+        failure = capture.stalled() => Err(anyhow!("the pipeline stalled: {failure}")),
         Some(ended) = tasks.join_next() => ended.context("the HTTP task failed")?,
     };
+    if let Err(error) = &outcome {
+        // Said at once: where the source hangs, Xlib may end this process before it ends by itself.
+        tracing::error!("{error:#}");
+    }
     // Before its display goes: Xlib ends a process whose display went away.
-    capture.stop();
+    capture.stop().await;
     // With its task the application's shell was dropped, and so killed; this ends the rest of it.
     children::sweep(&display.iter().filter_map(Display::server_pid).collect()).await;
     outcome
@@ -123,6 +131,7 @@ async fn stream(
 async fn over_display(
     args: &StreamArgs,
     display: &mut Option<Display>,
+    ours: &Ours,
     metrics: &Metrics,
 ) -> anyhow::Result<()> {
     let Some(display) = display else {
@@ -131,9 +140,9 @@ async fn over_display(
     let Some(app) = &args.app else {
         return Err(anyhow!(display.ended().await));
     };
-    let (on, server) = (display.name.clone(), display.server_pid());
+    let on = display.name.clone();
     tokio::select! {
-        kept = display::keep_running(app, &on, server, metrics) => kept,
+        kept = display::keep_running(app, &on, ours, metrics) => kept,
         ended = display.ended() => Err(anyhow!(ended)),
     }
 }

@@ -90,6 +90,36 @@ async fn of_two_players_who_leaves_lets_go_of_its_own_buttons() -> anyhow::Resul
     Ok(())
 }
 
+#[tokio::test]
+async fn a_window_that_loses_the_keyboard_lets_go_of_keys_and_buttons() -> anyhow::Result<()> {
+    let folder = tempfile::tempdir()?;
+    let (stage, listener) = x11_stage(folder.path(), &[]).await?;
+    let mut browser = Browser::start().await?;
+    let mut page = browser.open(&stage.page("")).await?;
+    plays(&mut page).await?;
+    page.eval(
+        "(handlers => { const send = handlers.get('KeyUp'); window.released = []; \
+         handlers.set('KeyUp', data => { window.released.push(data[0]); send(data); }) \
+         })(penstock.pixelStreaming.webRtcController.streamMessageController.toStreamerHandlers)",
+    )
+    .await?;
+    listener.forget();
+    for (code, key, key_code) in [("AltLeft", "Alt", 18), ("F5", "F5", 116)] {
+        let down = serde_json::json!({
+            "type": "rawKeyDown", "code": code, "key": key, "windowsVirtualKeyCode": key_code,
+        });
+        page.call("Input.dispatchKeyEvent", down).await?;
+        assert!(matches!(listener.next()?, Heard::Key(_)));
+    }
+    page.mouse("mouseMoved", 640.0, 360.0, "none").await?;
+    page.mouse("mousePressed", 640.0, 360.0, "left").await?;
+    assert!(matches!(listener.next()?, Heard::Press(1, ..)));
+    page.eval("window.dispatchEvent(new Event('blur'))").await?;
+    assert!(matches!(listener.next()?, Heard::Release(1, 639..=641, 359..=361)));
+    assert_eq!(page.eval("window.released.join()").await?, "18,116");
+    Ok(())
+}
+
 async fn click(page: &mut Page, x: i16, y: i16) -> anyhow::Result<()> {
     let (x, y) = (f64::from(x), f64::from(y));
     page.mouse("mouseMoved", x, y, "none").await?;
