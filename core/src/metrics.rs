@@ -81,16 +81,16 @@ metrics! {
     MATCHMAKER_CLAIMS = "penstock_matchmaker_claims_total", "Claims made on streamers by what became of them.";
     MATCHMAKER_BAD_MESSAGES = "penstock_matchmaker_bad_messages_total", "Messages of pages that could not be understood.";
     MATCHMAKER_REFUSED = "penstock_matchmaker_refused_total", "Requests, connections and pages that were refused, by reason: who asks (anonymous, credentials, link, rights), from where (origin), or how much (connections, players, attempts, messages, listeners).";
-    MATCHMAKER_WAIT = "penstock_matchmaker_wait_seconds", "How long players waited for a streamer.";
+    MATCHMAKER_WAIT = "penstock_matchmaker_wait_seconds", "How long players waited for a free streamer: those who came, and those who lost theirs since they did; without viewers and those who came back.";
 
-    MATCHMAKER_DEMAND = "penstock_matchmaker_streamers_taken", "Players that streamers have, each busy streamer counted as one at least; those of streamers that drain left out.";
-    MATCHMAKER_CAPACITY = "penstock_matchmaker_streamer_capacity", "Streamers known that don't drain.";
+    MATCHMAKER_DEMAND = "penstock_matchmaker_streamers_taken", "Places for players that are taken, a busy streamer counted as full; those of streamers that drain left out.";
+    MATCHMAKER_CAPACITY = "penstock_matchmaker_streamer_capacity", "Places for players on the streamers known, those that drain left out.";
 
     EARLIER_PLAYERS = "matchmaker_player_socket_connections", "Players connected to this matchmaker, playing or waiting.";
     EARLIER_QUEUE = "matchmaker_player_queue_count", "Players that wait at this matchmaker for a streamer.";
     EARLIER_AVAILABLE = "matchmaker_streamer_available_count", "Streamers that are free.";
     EARLIER_STREAMERS = "matchmaker_streamer_connections", "Streamers known, in whatever state.";
-    EARLIER_DEMAND_RATIO = "matchmaker_streamer_demand_ratio", "Players on streamers and players that wait at this matchmaker, for each streamer that does not drain; where there is none, as if there were one.";
+    EARLIER_DEMAND_RATIO = "matchmaker_streamer_demand_ratio", "Places taken and players that wait at this matchmaker, for each place for a player on streamers that do not drain; where there is none, as if there were one.";
     EARLIER_STREAM_PLAYERS = "signalserver_player_socket_connections", "Players and viewers connected to this streamer.";
     EARLIER_STREAM_CONNECTIONS = "signalserver_stream_socket_connections", "Streams of this streamer: 1 once its application shows a picture, else 0.";
     EARLIER_STREAM_OPEN = "signalserver_stream_socket_open_indicator", "Whether this streamer has a stream: 1 or 0.";

@@ -189,7 +189,7 @@ impl Discovery {
             .collect();
         for address in gone {
             if let Some(follower) = self.followers.remove(&address) {
-                follower.task.abort();
+                follower.end(address, cost).await;
             }
             tracing::info!(%address, "a streamer is gone");
             let _ = self
@@ -202,7 +202,7 @@ impl Discovery {
                 Some(follower) if follower.mode == mode => continue,
                 // What it says is heard anew, and taken otherwise.
                 Some(follower) => {
-                    follower.task.abort();
+                    follower.end(address, cost).await;
                     tracing::info!(%address, "the pod of a streamer ends");
                 }
                 None => tracing::info!(%address, "following a streamer"),
@@ -216,6 +216,17 @@ impl Discovery {
             };
             let task = self.tasks.spawn(follow.run());
             self.followers.insert(address, Follower { mode, task });
+        }
+    }
+}
+
+impl Follower {
+    /// What it has counted is true no more: the address may be another pod's next.
+    async fn end(&self, address: SocketAddr, cost: Option<&mpsc::Sender<Heard>>) {
+        self.task.abort();
+        if let Some(cost) = cost {
+            let counts = None;
+            let _ = cost.send(Heard::Counts { address, counts }).await;
         }
     }
 }
@@ -496,6 +507,29 @@ mod tests {
         let slices: Vec<SliceStatus> = serde_json::from_str(&format!("[{}]", text.join(","))).unwrap();
         let expected = Addresses::from([("127.0.0.1:1".parse().unwrap(), Mode::AsItSays)]);
         assert_eq!(running(&slices), expected);
+    }
+
+    /// Else the next pod at this address would cost what the last one did.
+    #[tokio::test]
+    async fn what_a_streamer_counted_goes_with_it() {
+        // Nobody answers there, so the follower itself has nothing to say.
+        let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = silent.local_addr().unwrap();
+        let (events, _inputs) = mpsc::channel(8);
+        let (cost, mut heard) = mpsc::channel(8);
+        let places = Places::new(false, false);
+        let mut discovery = Discovery::new(None, None, Vec::new(), events, places).unwrap();
+        let at = |mode| Addresses::from([(address, mode)]);
+        discovery.follow(at(Mode::Draining), Some(&cost)).await;
+        assert!(heard.try_recv().is_err());
+        for next in [at(Mode::AsItSays), Addresses::new()] {
+            discovery.follow(next, Some(&cost)).await;
+            let said = heard.try_recv();
+            assert!(
+                matches!(said, Ok(Heard::Counts { address: of, counts: None }) if of == address),
+                "{said:?}"
+            );
+        }
     }
 
     #[test]

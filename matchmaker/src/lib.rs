@@ -52,7 +52,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use futures_util::future;
 use penstock_shell::open_files;
+use penstock_shell::ops::Ready;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -73,7 +75,8 @@ use crate::overview::places::Places;
 use crate::overview::{Overviews, gpu_nodes};
 use crate::serve::Door;
 
-/// Serves until `stop` is cancelled.
+/// Serves until `stop` is cancelled, and where it is one of a cluster's pods for [`LAST_CALLS`] more: those who were told
+/// where it is go on coming until they are told that it ends.
 ///
 /// # Errors
 /// Where the page, a secret, the users or the certificate can't be read, the address is taken, or a part that everything
@@ -81,6 +84,8 @@ use crate::serve::Door;
 pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
     // Each player takes two connections: its page's, and that to its streamer.
     open_files::raise_limit();
+    let last_calls = args.cluster.pods.as_ref().map_or(Duration::ZERO, |_| LAST_CALLS);
+    let (told, stop) = (stop, CancellationToken::new());
     let page = args.page()?;
     let ice = args.ice()?;
     // Tasks that go on as long as the program: what they follow may change.
@@ -100,7 +105,8 @@ pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
     let mut cluster = JoinSet::new();
     let places = Places::new(args.agent().is_some(), args.cluster.pods.is_some());
     let parts = (&mut cluster, &mut followers);
-    let pods = pods_of(&args.cluster, &ice, &places, parts, &stop).await?;
+    // Once it is told to end, another replica may write on pods at once.
+    let pods = pods_of(&args.cluster, &ice, &places, parts, &told).await?;
     let overviews = overviews(&args, &places, &ice, &events, &stop);
     followers.spawn(overviews.clone().run());
     let by_hand = args.streamer.clone();
@@ -119,7 +125,7 @@ pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
         events,
         ice,
         metrics,
-        discovered: discovery.ready(),
+        discovered: until(told.clone(), discovery.ready()),
         auth: Arc::new(auth),
         api: Api::new(args.access.join_link_ttl)?,
         overviews,
@@ -133,11 +139,16 @@ pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
     tracing::info!(%address, page = %page.display(), "serving players on {scheme}://{address}{path}");
 
     let mut desk = pin!(desk.run());
+    let ending = async {
+        told.cancelled().await;
+        tokio::time::sleep(last_calls).await;
+        stop.cancel();
+    };
     tokio::select! {
-        () = door.run(app, pages.clone(), stop.clone()) => {}
+        _ = future::join(ending, door.run(app, pages.clone(), stop.clone())) => {}
         () = &mut desk => anyhow::bail!("the desk ended by itself"),
         () = discovery.run() => anyhow::bail!("the discovery of streamers ended by itself"),
-        Some(_) = cluster.join_next(), if !stop.is_cancelled() => anyhow::bail!("a part that works with the cluster ended by itself"),
+        Some(_) = cluster.join_next(), if !told.is_cancelled() => anyhow::bail!("a part that works with the cluster ended by itself"),
         Some(_) = followers.join_next() => anyhow::bail!("a task that follows files or keys ended by itself"),
     }
     // Each page's task says its own goodbye; the desk goes on meanwhile, and closes the links to streamers.
@@ -150,6 +161,14 @@ pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
     }
     last_writes(cluster).await;
     Ok(())
+}
+
+/// Ready no more once it is told to end.
+fn until(told: CancellationToken, ready: Ready) -> Ready {
+    Arc::new(move || match told.is_cancelled() {
+        true => Err("it was told to end".to_owned()),
+        false => ready(),
+    })
 }
 
 async fn last_writes(cluster: JoinSet<()>) {
@@ -198,8 +217,31 @@ async fn pods_of(
     }))
 }
 
+/// How long a pod that was told to end goes on as before. Ingresses and the nodes' own forwarding hear of its end at about
+/// the time when it does, and act on it a little later; one that probes for itself asks every few seconds.
+pub const LAST_CALLS: Duration = Duration::from_secs(5);
+
 /// How long the writes on pods, and giving the Lease back, may take at the end.
 const LAST_WRITES: Duration = Duration::from_secs(8);
 
 /// How long pages get to take the closing of their sockets.
 const GOODBYE: Duration = Duration::from_secs(2);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Else the kubelet would kill it in the midst of them.
+    #[test]
+    fn the_last_seconds_fit_into_the_grace_of_the_pod() {
+        let manifest = include_str!("../../manifests/base/matchmaker/deployment.yaml");
+        let grace = manifest
+            .split_once("terminationGracePeriodSeconds: ")
+            .and_then(|(_, rest)| rest.lines().next()?.parse().ok())
+            .map(Duration::from_secs);
+        assert!(
+            grace.is_some_and(|grace| LAST_CALLS + GOODBYE + LAST_WRITES < grace),
+            "{grace:?}"
+        );
+    }
+}

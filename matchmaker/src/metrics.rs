@@ -96,7 +96,9 @@ impl Metrics {
     pub fn claim(&self, outcome: Outcome) {
         let label = match outcome {
             Outcome::Claimed(waited) => {
-                self.wait.observe(waited.as_secs_f64());
+                if let Some(waited) = waited {
+                    self.wait.observe(waited.as_secs_f64());
+                }
                 "claimed"
             }
             Outcome::Refused => "refused",
@@ -146,7 +148,7 @@ impl Metrics {
     }
 }
 
-/// How much of what there is is asked for.
+/// How much of what there is is asked for: in places for players, but for `free`, which counts streamers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Demand {
     waiting: usize,
@@ -159,22 +161,24 @@ impl Demand {
     fn of(view: &View) -> Self {
         // One that drains is no capacity any more, and its player takes none of what is left.
         let stays = |streamer: &&StreamerView| streamer.state != StreamerState::Draining;
-        // A busy one may have no player for a moment: it keeps its place for one who comes back.
+        let places = |streamer: &StreamerView| usize::try_from(streamer.max_players).unwrap_or(usize::MAX);
+        // A busy one takes nobody, however few are on it: it may have no player for a moment.
         let taken = |streamer: &StreamerView| {
             let busy = usize::from(streamer.state == StreamerState::Busy);
-            usize::try_from(streamer.players).unwrap_or(usize::MAX).max(busy)
+            let players = usize::try_from(streamer.players).unwrap_or(usize::MAX);
+            players.max(places(streamer).saturating_mul(busy))
         };
         let is_free = |streamer: &&StreamerView| streamer.state == StreamerState::Free;
         Self {
             waiting: view.waiting,
             taken: view.streamers.iter().filter(stays).map(taken).sum(),
             free: view.streamers.iter().filter(is_free).count(),
-            capacity: view.streamers.iter().filter(stays).count(),
+            capacity: view.streamers.iter().filter(stays).map(places).sum(),
         }
     }
 
     /// Never infinite and never not a number: an autoscaler could do nothing with it. Without any streamer, who waits
-    /// counts as if there were one.
+    /// counts as if there were one place.
     fn ratio(&self) -> f64 {
         let demand = self.waiting.saturating_add(self.taken);
         demand as f64 / self.capacity.max(1) as f64
@@ -214,7 +218,12 @@ mod tests {
     use super::*;
 
     fn ratio(waiting: usize, streamers: &[(StreamerState, u32)]) -> f64 {
+        ratio_of(1, waiting, streamers)
+    }
+
+    fn ratio_of(max_players: u32, waiting: usize, streamers: &[(StreamerState, u32)]) -> f64 {
         let view = |(n, (state, players)): (usize, &(StreamerState, u32))| StreamerView {
+            max_players,
             streamer_id: format!("s{n}").parse().unwrap(),
             state: *state,
             players: *players,
@@ -239,6 +248,18 @@ mod tests {
             "kept for one who comes back"
         );
         assert!((ratio(3, &[(Busy, 1)]) - 4.0).abs() < 1e-9);
+    }
+
+    /// With four players each, one in two of four places is no reason for more streamers.
+    #[test]
+    fn where_several_share_a_streamer_its_places_count() {
+        use StreamerState::{Busy, Free};
+        assert!((ratio_of(4, 0, &[(Free, 3), (Free, 1)]) - 0.5).abs() < 1e-9);
+        assert!((ratio_of(4, 2, &[(Busy, 4), (Free, 0)]) - 0.75).abs() < 1e-9);
+        assert!(
+            (ratio_of(4, 0, &[(Busy, 1)]) - 1.0).abs() < 1e-9,
+            "a busy one takes nobody"
+        );
     }
 
     #[test]

@@ -3,11 +3,11 @@
 //!
 //! | close code | why |
 //! |---|---|
-//! | 1001 | the matchmaker ends |
 //! | 1003 | a binary frame |
 //! | 1008 | too many messages in too short a time, or too many that were wrong |
 //! | 1009 | a message longer than `MAX_MESSAGE_BYTES` |
 //! | 1011 | the streamer ended the player |
+//! | 1012 | the matchmaker ends; stock pages connect again, which they never do after 1001 |
 //! | 1013 | the page takes its messages too slowly: try again later |
 
 use std::time::{Duration, Instant};
@@ -61,7 +61,7 @@ impl End {
     fn parting(&self) -> Parting {
         match self {
             Self::Closed => Parting::Closed,
-            Self::Lost | Self::Close(1001 | 1011 | 1013, _) => Parting::Lost,
+            Self::Lost | Self::Close(1011 | RESTART | 1013, _) => Parting::Lost,
             Self::Close(..) => Parting::ForGood,
         }
     }
@@ -114,7 +114,7 @@ impl Page {
         let mut heard = Instant::now();
         loop {
             let step = tokio::select! {
-                () = self.stop.cancelled() => Err(End::Close(1001, "The matchmaker ends.".to_owned())),
+                () = self.stop.cancelled() => Err(End::Close(RESTART, "The matchmaker ends.".to_owned())),
                 message = outbox.recv() => deliver(socket, message).await,
                 frame = socket.recv() => {
                     heard = Instant::now();
@@ -161,7 +161,7 @@ impl Page {
                     message,
                 };
                 let sent = self.events.send(Event::Input(input)).await;
-                sent.map_err(|_| End::Close(1001, "The matchmaker ends.".to_owned()))
+                sent.map_err(|_| End::Close(RESTART, "The matchmaker ends.".to_owned()))
             }
             Err(error) => self.malformed(socket, allowance, &error.to_string()).await,
         }
@@ -277,6 +277,8 @@ pub(crate) fn random_name() -> String {
     URL_SAFE_NO_PAD.encode(rand::random::<[u8; 16]>())
 }
 
+/// "Service restart": another replica, or the next process, is there to connect to.
+const RESTART: u16 = 1012;
 const PING_EVERY: Duration = Duration::from_secs(15);
 const SILENCE: Duration = Duration::from_secs(40);
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);

@@ -134,6 +134,28 @@ async fn a_pod_with_a_player_is_dear_and_stays_so_for_the_next_matchmaker() {
     .await;
 }
 
+/// Ingresses hear of its end later than it does.
+#[tokio::test]
+async fn told_to_end_it_serves_until_nobody_is_sent_to_it() {
+    let kube = cluster();
+    let mut door = Matchmaker::on_cluster(&kube, &[]).await;
+    until("it is ready", async || {
+        door.get("/readyz").await.0.contains("200")
+    })
+    .await;
+    door.terminate();
+    until("it is not ready", async || {
+        let (head, why) = door.get("/readyz").await;
+        head.contains("503") && why.contains("told to end")
+    })
+    .await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(door.get("/").await.0.contains("200"), "pages are served still");
+    let mut late = door.player("/signalling").await;
+    assert_eq!(late.closed().await, Some(1012));
+    assert!(door.ended().await.success());
+}
+
 #[tokio::test]
 async fn what_an_autoscaler_asks_is_true_at_all_times() {
     let streamers = [StandIn::start("one").await, StandIn::start("two").await];

@@ -326,7 +326,7 @@ async fn told_to_end_it_says_goodbye() {
     let mut door = Matchmaker::start(&[&streamer], &[]).await;
     let mut ann = door.playing().await;
     door.terminate();
-    assert_eq!(ann.closed().await, Some(1001));
+    assert_eq!(ann.closed().await, Some(1012));
     assert!(door.ended().await.success());
 }
 

@@ -1,6 +1,6 @@
 // What the page says to its player.
 
-export type State = 'connecting' | 'waiting' | 'starting' | 'playing' | 'moving' | 'ended' | 'left' | 'failed';
+export type State = 'connecting' | 'waiting' | 'starting' | 'playing' | 'moving' | 'ended' | 'left' | 'failed' | 'signedOut';
 
 const TITLES: Record<State, string> = {
   connecting: 'Connecting',
@@ -11,9 +11,13 @@ const TITLES: Record<State, string> = {
   ended: 'The stream has ended',
   left: 'You have left',
   failed: 'This did not work',
+  signedOut: 'You are not signed in (any more)',
 };
 
-const AGAIN: Partial<Record<State, string>> = { failed: 'Try again', left: 'Play again' };
+const AGAIN: Partial<Record<State, string>> = { failed: 'Try again', left: 'Play again', signedOut: 'Sign in again' };
+
+/** Where nothing goes on by itself, or only after a while. */
+const OVER = new Set<State>(['ended', 'left', 'failed', 'signedOut']);
 
 export class Overlay {
   state: State = 'connecting';
@@ -36,7 +40,7 @@ export class Overlay {
     if (state === 'playing') this.root.dataset['picture'] = 'stale';
     this.title.textContent = TITLES[state];
     this.detail.textContent = detail;
-    this.again.hidden = state !== 'ended' && state !== 'left' && state !== 'failed';
+    this.again.hidden = !OVER.has(state);
     this.again.textContent = AGAIN[state] ?? 'Connect now';
     if (state === 'playing') return this.playing();
     for (const tool of [this.sound, this.share, this.full, this.keys, this.leave, this.path]) tool.hidden = true;

@@ -12,11 +12,13 @@ import { Config, Logger, LogLevel, PixelStreaming, type WebSocketTransport } fro
 import { inWords, Overlay, type State } from './overlay';
 import { pathOf, typeInto } from './extras';
 import { letGo } from './held';
-import { settings, watched, watchLink } from './settings';
+import { followPeer } from './peer';
+import { refusal } from './refusal';
+import { settings, signallingUrl, watched, watchLink } from './settings';
 
 /** What the matchmaker says about the waiting; stock servers never send it. */
 type Notice =
-  | { status: 'queued'; position: number; waiting: number; expectedWaitSeconds?: number }
+  | { status: 'queued'; position: number; waiting: number; expectedWaitSeconds?: number; nothingFits?: boolean }
   | { status: 'matched'; streamerId: string; sessionId: string; returnToken?: string; resumed: boolean; shared: boolean }
   | { status: 'draining'; secondsLeft: number }
   | { status: 'ended'; reason: string; kind: 'over' | 'moves' | 'replaced' | 'stopped' };
@@ -96,12 +98,33 @@ function ended(state: 'ended' | 'failed', why: string): void {
   hangUp();
   const wait = Math.min(500 * 2 ** failures, 15_000) * (0.75 + Math.random() / 2);
   failures += 1;
+  again(state, why, wait);
+}
+
+function again(state: 'ended' | 'failed', why: string, wait: number): void {
+  clearTimeout(retry);
   overlay.show(state, `${why} Connecting again${wait > 2000 ? ` in ${Math.round(wait / 1000)} s` : ''}.`);
   retry = setTimeout(connect, wait);
 }
 
+/** A socket never opened. Where that was on purpose, trying again and again would neither help nor say so. */
+async function maybeRefused(): Promise<void> {
+  const refused = await refusal(signallingUrl(url));
+  // The next try may have opened by now.
+  if (refused === undefined || signalling.opened) return;
+  switch (refused.why) {
+    case 'signedOut':
+      return finished('signedOut', 'Your sign-in or your link is no longer good.');
+    case 'forbidden':
+      return finished('failed', 'You may not do this here. Ask whoever gave you this address for access.');
+    case 'tooMany':
+      hangUp();
+      return again('failed', 'Too many connections come from your network.', refused.seconds * 1000 * (1 + Math.random() / 2));
+  }
+}
+
 /** Over for good, unless the player wants it again. */
-function finished(state: 'ended' | 'left' | 'failed', why: string): void {
+function finished(state: 'ended' | 'left' | 'failed' | 'signedOut', why: string): void {
   hangUp();
   clearTimeout(retry);
   retry = undefined;
@@ -112,7 +135,7 @@ function hear(notice: Notice): void {
   mark(notice.status);
   switch (notice.status) {
     case 'queued':
-      return overlay.show('waiting', place(notice.position, notice.waiting, notice.expectedWaitSeconds));
+      return overlay.show('waiting', notice.nothingFits ? NOTHING_FITS : place(notice.position, notice.waiting, notice.expectedWaitSeconds));
     case 'matched':
       sessionId = notice.sessionId;
       shared = notice.shared;
@@ -131,6 +154,8 @@ function hear(notice: Notice): void {
       return overlay.show(notice.kind === 'moves' ? 'moving' : 'ended', notice.reason);
   }
 }
+
+const NOTHING_FITS = 'Nothing that you ask for is running at the moment. You keep your place, and it starts as soon as it is there.';
 
 function place(position: number, waiting: number, expected?: number): string {
   const about = expected === undefined ? '' : ` It should take about ${inWords(expected)}.`;
@@ -216,16 +241,14 @@ function showAtOnce(connection: RTCPeerConnection): void {
 
 function follow(connection: RTCPeerConnection): void {
   showAtOnce(connection);
-  for (const { transport } of [...connection.getReceivers(), ...connection.getSenders()]) {
-    transport?.iceTransport.addEventListener('selectedcandidatepairchange', () => void tellPath());
-  }
-  connection.addEventListener('connectionstatechange', () => {
+  const stands = (): void => {
     if (connection !== peer() || over) return;
     if (connection.connectionState === 'connected') mark('connected');
     if (connection.connectionState === 'failed') {
       ended('ended', 'The connection to the stream was lost.');
     }
-  });
+  };
+  followPeer(connection, () => void tellPath(), stands);
 }
 
 // The protocol's own listeners see each message parsed, and the library passes over types that it does not know.
@@ -243,6 +266,7 @@ stream.addEventListener('webRtcSdpAnswer', () => mark('answer'));
 stream.addEventListener('webRtcDisconnected', ({ data }) => {
   if (over) return;
   ended('ended', sentence(data.eventString) || 'The connection was lost.');
+  if (!signalling.opened) void maybeRefused();
 });
 signalling.alive = () => !over && peer()?.connectionState === 'connected';
 stream.addEventListener('subscribeFailed', ({ data }) => finished('failed', data.message));
@@ -269,6 +293,8 @@ video.addEventListener('loadeddata', playing);
 video.addEventListener('playing', playing);
 
 overlay.again.addEventListener('click', () => {
+  // Only a page that is loaded makes a browser ask who somebody is.
+  if (overlay.state === 'signedOut') return window.location.reload();
   failures = 0;
   connect();
 });

@@ -69,7 +69,8 @@ export function watchLink(url: URL, session: string): string {
   return link.href;
 }
 
-function signallingUrl(url: URL): string {
+/** Where the signalling of this page is. */
+export function signallingUrl(url: URL): string {
   const signalling = new URL('signalling', new URL('.', url));
   signalling.protocol = url.protocol === 'https:' ? 'wss:' : 'ws:';
   for (const name of ASKED) {

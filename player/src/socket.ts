@@ -20,6 +20,8 @@ export const signalling = {
   away: false,
   /** How often the stream has outlived its socket. */
   resumed: 0,
+  /** Whether the last socket opened: one that never did may have been refused. */
+  opened: false,
 };
 
 const Native = window.WebSocket;
@@ -64,6 +66,7 @@ class LastingSocket {
     spare = undefined;
     if (adopted?.socket.readyState !== Native.OPEN) {
       adopted?.socket.close();
+      signalling.opened = false;
       this.follow(this.dial(false));
       return;
     }
@@ -109,6 +112,7 @@ class LastingSocket {
 
   private opened(): void {
     this.readyState = LastingSocket.OPEN;
+    signalling.opened = true;
     this.onopen?.(new Event('open'));
   }
 

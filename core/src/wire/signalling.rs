@@ -249,9 +249,9 @@ pub struct Ping {
 pub enum Notice {
     /// Waiting.
     Queued {
-        /// The player's place, from 1.
+        /// The player's place, from 1, among those who may get what it asks for.
         position: u32,
-        /// How many wait in all.
+        /// How many those are.
         waiting: u32,
         /// How long it may take, in seconds, as places became free lately; absent while that is not known.
         #[serde(
@@ -260,6 +260,9 @@ pub enum Notice {
             skip_serializing_if = "Option::is_none"
         )]
         expected_wait_seconds: Option<u64>,
+        /// Whether no streamer there is what it asks for, free or not. One may still come.
+        #[serde(rename = "nothingFits", default, skip_serializing_if = "std::ops::Not::not")]
+        nothing_fits: bool,
     },
     /// Done waiting.
     Matched {
@@ -374,6 +377,7 @@ mod tests {
             position: 1,
             waiting: 2,
             expected_wait_seconds: None,
+            nothing_fits: false,
         });
         assert_eq!(
             serde_json::to_string(&queued).unwrap(),

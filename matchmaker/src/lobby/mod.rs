@@ -19,6 +19,7 @@
 mod pages;
 #[cfg(test)]
 mod properties;
+mod queue;
 mod streamers;
 #[cfg(test)]
 mod tests;
@@ -27,19 +28,19 @@ mod types;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::ops::Bound::{Excluded, Unbounded};
 use std::time::{Duration, Instant};
 
-use penstock_core::ids::{PlayerId, SeatName};
+use penstock_core::ids::PlayerId;
 use penstock_core::wire::link::{Claim, Role};
 use penstock_core::wire::signalling::{Failure, Notice, ToPlayer};
 use penstock_core::wire::status::{StreamerState, StreamerStatus};
 
+use queue::{Queue, Standing};
 use turnover::Turnover;
 pub use types::{
     Command, Input, LinkId, Outcome, Parting, QueueView, Return, StreamerView, View, Want, Wish,
 };
-use types::{Order, Place, Player, Streamer};
+use types::{Order, Place, Player, Streamer, Told};
 
 /// How long a viewer waits for a session that no streamer has yet: after a restart of ours the streamers' states
 /// come in one by one.
@@ -54,9 +55,13 @@ pub const CLAIM_TIMEOUT: Duration = Duration::from_secs(5);
 pub const UNASKED_OFFER_AFTER: Duration = Duration::from_secs(2);
 /// How long a streamer that said no is left alone, unless it says something new of itself.
 pub const REFUSED_PAUSE: Duration = Duration::from_secs(1);
+/// How long somebody has waited before they hear that no streamer here is what they ask for: just after a start of ours
+/// the streamers are heard of one by one.
+pub const NOTHING_FITS_AFTER: Duration = Duration::from_secs(3);
 /// How often those who wait hear of their places, at most.
 pub const POSITIONS_EVERY: Duration = Duration::from_millis(200);
-/// How many at the front of the queue hear of their places so often.
+/// How many at the front of the queue hear of their places so often; where several things are asked for, those in front
+/// for each.
 pub const NEAR_THE_FRONT: usize = 50;
 /// How often all others do. To them one place more or less means little; and when somebody joins or leaves a long queue,
 /// a message to everyone in it would cost more than everything else.
@@ -67,7 +72,7 @@ pub const POSITIONS_OF_ALL_EVERY: Duration = Duration::from_secs(5);
 pub struct Lobby {
     players: BTreeMap<PlayerId, Player>,
     /// Those in [`Place::Waiting`] or [`Place::Claiming`] who want to play, longest waiting first.
-    queue: BTreeMap<Order, PlayerId>,
+    queue: Queue,
     streamers: BTreeMap<SocketAddr, Streamer>,
     /// Which players have a claim on a streamer, in flight or granted. Kept apart from `streamers`, since a link may
     /// outlive the stream of states.
@@ -84,6 +89,11 @@ pub struct Lobby {
     /// have stopped to be such may be among them for a moment.
     apart: BTreeSet<PlayerId>,
     turnover: Turnover,
+    /// Whether anything has changed that a match may come of for whoever waits: a streamer, or what is held of it. Time
+    /// alone ends pauses and searches, so every tick counts as a change.
+    changed: bool,
+    /// Those who have begun to wait since the last matching, for whom one may come of what has not changed.
+    fresh: Vec<PlayerId>,
     out: Vec<Command>,
 }
 
@@ -99,14 +109,18 @@ impl Lobby {
                 back,
             } => self.joined(now, player, session, want, back),
             Input::Said { player, message } => self.said(now, &player, message),
-            Input::Left { player, parting } => self.left(&player, parting),
+            Input::Left { player, parting } => self.left(now, &player, parting),
             Input::Status { address, status } => self.status(address, status),
             Input::StreamerLost { address } => {
                 self.streamers.remove(&address);
             }
             Input::LinkSaid { link, message } => self.link_said(now, link, message),
             Input::LinkClosed { link } => self.link_closed(now, link),
-            Input::Tick => self.overdue(now),
+            Input::Tick => {
+                self.changed = true;
+                self.queue.pass(now);
+                self.overdue(now);
+            }
         }
         self.place_waiting(now);
         self.tell_positions(now);
@@ -119,6 +133,7 @@ impl Lobby {
             streamer_id: streamer.status.streamer_id.clone(),
             state: streamer.status.state,
             players: streamer.status.players,
+            max_players: streamer.status.max_players,
             away: streamer.status.away,
             viewers: streamer.status.viewers,
         });
@@ -131,7 +146,7 @@ impl Lobby {
 
     /// How the queue stands.
     pub fn queue(&self, now: Instant) -> QueueView {
-        let waiting = self.queue.values().filter_map(|id| self.players.get(id));
+        let waiting = self.queue.players().filter_map(|id| self.players.get(id));
         let longest = waiting
             .map(|player| now.saturating_duration_since(player.waits_since))
             .max();
@@ -159,7 +174,7 @@ impl Lobby {
     /// What those who wait to play ask for, longest waiting first.
     pub fn wishes(&self) -> impl Iterator<Item = &Wish> {
         self.queue
-            .values()
+            .players()
             .filter_map(|id| match &self.players.get(id)?.want {
                 Want::Play(wish) => Some(wish),
                 Want::Watch(_) => None,
@@ -167,36 +182,63 @@ impl Lobby {
     }
 
     /// Gives those who wait what is free and fits, longest waiting first. Whoever asks for something that is not free
-    /// holds up nobody who asks for something else.
+    /// holds up nobody who asks for something else. Most messages change nothing that matters here, and cost nothing.
     fn place_waiting(&mut self, now: Instant) {
-        self.place_returning(now);
-        let mut free = self.free_places(now);
-        let mut matches = Vec::new();
-        for id in self.queue.values() {
-            if free.is_empty() {
-                break;
+        let (changed, fresh) = (std::mem::take(&mut self.changed), std::mem::take(&mut self.fresh));
+        let apart: Vec<_> = match changed {
+            true => self.apart.iter().cloned().collect(),
+            false => fresh
+                .iter()
+                .filter(|id| self.apart.contains(*id))
+                .cloned()
+                .collect(),
+        };
+        self.place_returning(now, &apart);
+        let queues = |id: &PlayerId| self.players.get(id).is_some_and(Player::waits_in_line);
+        if changed || fresh.iter().any(queues) {
+            for (player, address) in self.matches(now) {
+                self.dial(now, &player, address);
             }
-            let waits = |player: &&Player| player.place.is_waiting() && player.back.is_none();
-            let Some(player) = self.players.get(id).filter(waits) else {
+        }
+        self.place_viewers(now, &apart);
+    }
+
+    /// Who in the queue gets which streamer. Of each line only the first is looked at, and once nothing that is free
+    /// fits a line's wish, nobody else in it.
+    fn matches(&self, now: Instant) -> Vec<(PlayerId, SocketAddr)> {
+        let (mut free, mut matches) = (self.free_places(now), Vec::new());
+        if free.is_empty() {
+            return matches;
+        }
+        let waits = |(_, id): &(Order, &PlayerId)| self.players.get(*id).is_some_and(Player::waits_in_line);
+        let mut firsts = BTreeMap::new();
+        for line in self.queue.lines() {
+            let mut rest = line.players().filter(waits);
+            if let Some((order, id)) = rest.next() {
+                firsts.insert(order, (id, &line.wish, rest));
+            }
+        }
+        while let Some((_, (id, wish, mut rest))) = firsts.pop_first() {
+            let fits = |(_, streamer): &(u32, (SocketAddr, &Streamer))| wish.fits(&streamer.1.status);
+            let Some(first) = free.iter().position(fits) else {
                 continue;
             };
-            let fits = |address: &SocketAddr| {
-                let streamer = self.streamers.get(address);
-                streamer.is_some_and(|streamer| player.accepts(&streamer.status))
-            };
-            if let Some(first) = free.iter().position(fits) {
-                matches.push((id.clone(), free.remove(first)));
+            let (left, (address, _)) = &mut free[first];
+            matches.push((id.clone(), *address));
+            *left -= 1;
+            if *left == 0 {
+                free.remove(first);
+            }
+            if let Some((order, id)) = rest.next() {
+                firsts.insert(order, (id, wish, rest));
             }
         }
-        for (player, address) in matches {
-            self.dial(now, &player, address);
-        }
-        self.place_viewers(now);
+        matches
     }
 
     /// Whoever has a seat goes there, and waits for nobody.
-    fn place_returning(&mut self, now: Instant) {
-        for id in &self.apart {
+    fn place_returning(&mut self, now: Instant, apart: &[PlayerId]) {
+        for id in apart {
             let over = |player: &&mut Player| {
                 let back = player.back.as_ref();
                 player.place.is_waiting() && back.is_some_and(|back| now >= back.until)
@@ -205,41 +247,49 @@ impl Lobby {
                 player.back = None;
             }
         }
-        let seat = |player: &Player| player.back.as_ref().map(|back| back.back.token.seat().clone());
+        let seats: BTreeMap<_, _> = self
+            .unpaused(now)
+            .flat_map(|(address, streamer)| streamer.status.seats.iter().map(move |seat| (seat, address)))
+            .collect();
         let placed: Vec<_> = self
-            .apart_who_wait()
-            .filter_map(|(id, player)| Some((id.clone(), self.streamer_with(now, &seat(player)?)?)))
+            .who_wait(apart)
+            .filter_map(|(id, player)| {
+                let seat = player.back.as_ref()?.back.token.seat();
+                Some((id.clone(), *seats.get(seat)?))
+            })
             .collect();
         for (player, address) in placed {
             self.dial(now, &player, address);
         }
     }
 
-    fn apart_who_wait(&self) -> impl Iterator<Item = (&PlayerId, &Player)> {
-        let known = self.apart.iter();
-        let known = known.filter_map(|id| Some((id, self.players.get(id)?)));
+    fn who_wait<'a>(&'a self, ids: &'a [PlayerId]) -> impl Iterator<Item = (&'a PlayerId, &'a Player)> {
+        let known = ids.iter().filter_map(|id| Some((id, self.players.get(id)?)));
         known.filter(|(_, player)| player.place.is_waiting())
     }
 
-    fn streamer_with(&self, now: Instant, seat: &SeatName) -> Option<SocketAddr> {
-        let has = |streamer: &Streamer| !streamer.is_paused(now) && streamer.status.seats.contains(seat);
-        let found = self.streamers.iter().find(|(_, streamer)| has(streamer));
-        found.map(|(address, _)| *address)
-    }
-
-    /// An address for each place that is free, those of the fullest streamer first: what several share should be full
-    /// before the next begins.
-    fn free_places(&self, now: Instant) -> Vec<SocketAddr> {
-        let mut free: Vec<_> = self
+    fn unpaused(&self, now: Instant) -> impl Iterator<Item = (SocketAddr, &Streamer)> {
+        let streamers = self
             .streamers
             .iter()
-            .filter(|(_, streamer)| streamer.status.state == StreamerState::Free && !streamer.is_paused(now))
-            .map(|(address, streamer)| (self.taken(address, streamer), *address, streamer))
+            .map(|(address, streamer)| (*address, streamer));
+        streamers.filter(move |(_, streamer)| !streamer.is_paused(now))
+    }
+
+    /// How many places each streamer has free, the fullest streamer first: what several share should be full before the
+    /// next begins.
+    fn free_places(&self, now: Instant) -> Vec<(u32, (SocketAddr, &Streamer))> {
+        let mut free: Vec<_> = self
+            .unpaused(now)
+            .filter(|(_, streamer)| streamer.status.state == StreamerState::Free)
+            .map(|(address, streamer)| (self.taken(&address, streamer), (address, streamer)))
+            .filter(|(taken, (_, streamer))| *taken < streamer.status.max_players)
             .collect();
-        free.sort_by_key(|(taken, address, _)| (std::cmp::Reverse(*taken), *address));
-        free.into_iter()
-            .flat_map(|(taken, address, streamer)| (taken..streamer.status.max_players).map(move |_| address))
-            .collect()
+        free.sort_by_key(|(taken, (address, _))| (std::cmp::Reverse(*taken), *address));
+        for (count, (_, streamer)) in &mut free {
+            *count = streamer.status.max_players - *count;
+        }
+        free
     }
 
     /// How many places of a streamer are taken, as far as is known: those that it said, and those that players of ours
@@ -255,24 +305,19 @@ impl Lobby {
         said.max(count(held.count()))
     }
 
-    fn place_viewers(&mut self, now: Instant) {
+    fn place_viewers(&mut self, now: Instant, apart: &[PlayerId]) {
+        let sessions: BTreeMap<_, _> = self
+            .unpaused(now)
+            .filter_map(|(address, streamer)| Some((streamer.status.session_id.as_ref()?.as_str(), address)))
+            .collect();
         let placed: Vec<_> = self
-            .apart_who_wait()
+            .who_wait(apart)
             .filter(|(_, player)| player.back.is_none())
-            .filter_map(|(id, player)| Some((id.clone(), self.streamer_of(now, player.watches()?)?)))
+            .filter_map(|(id, player)| Some((id.clone(), *sessions.get(player.watches()?)?)))
             .collect();
         for (player, address) in placed {
             self.dial(now, &player, address);
         }
-    }
-
-    fn streamer_of(&self, now: Instant, session: &str) -> Option<SocketAddr> {
-        let has = |streamer: &Streamer| {
-            let id = streamer.status.session_id.as_ref();
-            !streamer.is_paused(now) && id.is_some_and(|id| id.as_str() == session)
-        };
-        let found = self.streamers.iter().find(|(_, streamer)| has(streamer));
-        found.map(|(address, _)| *address)
     }
 
     fn dial(&mut self, now: Instant, id: &PlayerId, address: SocketAddr) {
@@ -328,6 +373,7 @@ impl Lobby {
     }
 
     fn let_go(&mut self, id: &PlayerId, address: SocketAddr) {
+        self.changed = true;
         if let Some(held) = self.holders.get_mut(&address) {
             held.remove(id);
             if held.is_empty() {
@@ -343,8 +389,9 @@ impl Lobby {
         };
         player.place = Place::Waiting { since: now };
         player.told = None;
-        if player.watches().is_none() {
-            self.queue.insert(player.order, id.clone());
+        self.fresh.push(id.clone());
+        if let Want::Play(wish) = &player.want {
+            self.queue.insert(now, player.order, id.clone(), wish);
             self.newcomers.push(id.clone());
         }
     }
@@ -403,19 +450,12 @@ impl Lobby {
     /// Tells those who wait of their places: a newcomer at once, those near the front a few times a second, and the
     /// others in turns. So a long queue takes no more time at any moment than a short one.
     fn tell_positions(&mut self, now: Instant) {
-        let mut unsettled = std::mem::take(&mut self.newcomers);
-        unsettled.retain(|id| match self.players.get(id) {
-            Some(player) if player.place.is_waiting() && player.back.is_some() => true,
-            Some(player) if self.queue.contains_key(&player.order) => {
-                // Most are the last.
-                let behind = self.queue.range(player.order..).skip(1).count();
-                let position = self.queue.len() - behind;
-                self.tell_position(id, position);
-                false
+        for id in std::mem::take(&mut self.newcomers) {
+            let order = self.players.get(&id).map(|player| player.order);
+            if let Some(standing) = order.and_then(|order| self.queue.standing(order)) {
+                self.tell_position(now, &id, standing);
             }
-            _ => false,
-        });
-        self.newcomers = unsettled;
+        }
         if self
             .positions_told
             .is_some_and(|told| now < told + POSITIONS_EVERY)
@@ -423,52 +463,54 @@ impl Lobby {
             return;
         }
         self.positions_told = Some(now);
-        let near = self.queue.values().take(NEAR_THE_FRONT).cloned().zip(1..);
-        let mut told: Vec<_> = near.collect();
-        told.extend(self.next_far());
-        for (id, position) in told {
-            self.tell_position(&id, position);
+        let turns = POSITIONS_OF_ALL_EVERY.as_millis() / POSITIONS_EVERY.as_millis();
+        let turns = usize::try_from(turns).unwrap_or(1);
+        let (told, up_to) = self.queue.turn(self.told_up_to, NEAR_THE_FRONT, turns);
+        self.told_up_to = up_to;
+        for (id, standing) in told {
+            self.tell_position(now, &id, standing);
         }
     }
 
-    /// Whose turn it is of those further back, and their places.
-    fn next_far(&mut self) -> Vec<(PlayerId, usize)> {
-        let turns = POSITIONS_OF_ALL_EVERY.as_millis() / POSITIONS_EVERY.as_millis();
-        let share = self
-            .queue
-            .len()
-            .div_ceil(usize::try_from(turns).unwrap_or(1).max(1));
-        let before = self.queue.range(..=self.told_up_to).count();
-        let rest = self.queue.range((Excluded(self.told_up_to), Unbounded));
-        let turn: Vec<_> = rest
-            .take(share)
-            .zip(before + 1..)
-            .map(|((order, id), position)| (*order, id.clone(), position))
-            .collect();
-        let last = turn.last().filter(|_| turn.len() == share);
-        self.told_up_to = last.map_or(0, |(order, ..)| *order);
-        turn.into_iter().map(|(_, id, position)| (id, position)).collect()
-    }
-
-    fn tell_position(&mut self, id: &PlayerId, position: usize) {
-        let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
-        let (position, waiting) = (number(position), number(self.queue.len()));
-        let expected_wait_seconds = self.turnover.expected_wait(position).map(in_round_seconds);
-        let new = Some((position, waiting, expected_wait_seconds));
-        let waits = |player: &&mut Player| player.place.is_waiting() && player.back.is_none();
-        let Some(player) = self.players.get_mut(id).filter(waits) else {
+    fn tell_position(&mut self, now: Instant, id: &PlayerId, standing: Standing) {
+        let Some(player) = self.players.get(id).filter(|player| player.waits_in_line()) else {
             return;
         };
-        if player.told == new {
+        let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        let (position, waiting) = (number(standing.position), number(standing.waiting));
+        let waits_for = now.saturating_duration_since(player.waits_since);
+        let told = Told {
+            position,
+            waiting,
+            expected_wait_seconds: self
+                .queue
+                .expected_wait(now, standing.line, position)
+                .map(in_round_seconds),
+            nothing_fits: waits_for >= NOTHING_FITS_AFTER && !self.something_fits(&player.want),
+        };
+        let Some(player) = self
+            .players
+            .get_mut(id)
+            .filter(|player| player.told != Some(told))
+        else {
             return;
-        }
-        player.told = new;
+        };
+        player.told = Some(told);
         let message = ToPlayer::Matchmaker(Notice::Queued {
             position,
             waiting,
-            expected_wait_seconds,
+            expected_wait_seconds: told.expected_wait_seconds,
+            nothing_fits: told.nothing_fits,
         });
         self.send(id, message);
+    }
+
+    /// Whether there is a streamer like this, free or not.
+    fn something_fits(&self, want: &Want) -> bool {
+        let Want::Play(wish) = want else { return true };
+        self.streamers
+            .values()
+            .any(|streamer| wish.fits(&streamer.status))
     }
 
     fn send(&mut self, player: &PlayerId, message: ToPlayer) {

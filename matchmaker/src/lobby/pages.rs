@@ -49,11 +49,11 @@ impl Lobby {
         self.requeue(now, &id);
     }
 
-    pub(super) fn left(&mut self, id: &PlayerId, parting: Parting) {
+    pub(super) fn left(&mut self, now: Instant, id: &PlayerId, parting: Parting) {
         self.say_goodbye(id, parting);
         self.release(id);
         if let Some(player) = self.players.remove(id) {
-            self.queue.remove(&player.order);
+            self.queue.remove(now, player.order);
         }
     }
 
@@ -75,7 +75,7 @@ impl Lobby {
         match message {
             FromPlayer::ListStreamers => self.list_asked(now, id),
             FromPlayer::Subscribe(wish) => self.subscribe(id, &wish.streamer_id),
-            FromPlayer::Unsubscribe => self.unsubscribe(id),
+            FromPlayer::Unsubscribe => self.unsubscribe(now, id),
             FromPlayer::Answer(answer) => self.relay(id, "answer", |player| {
                 ToStreamer::Answer(Answer {
                     player_id: Some(player),
@@ -199,14 +199,14 @@ impl Lobby {
         self.out.push(Command::Tell { link: *link, message });
     }
 
-    fn unsubscribe(&mut self, id: &PlayerId) {
+    fn unsubscribe(&mut self, now: Instant, id: &PlayerId) {
         self.say_goodbye(id, Parting::ForGood);
         self.release(id);
         let Some(player) = self.players.get_mut(id) else {
             return;
         };
         player.place = Place::Idle;
-        self.queue.remove(&player.order);
+        self.queue.remove(now, player.order);
     }
 
     /// Passes a message on to the player's streamer, once that has made an offer. Whom it is from is what we say,

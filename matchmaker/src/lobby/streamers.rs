@@ -19,6 +19,7 @@ impl Lobby {
             paused_until: None,
         };
         self.streamers.insert(address, streamer);
+        self.changed = true;
     }
 
     pub(super) fn link_said(&mut self, now: Instant, link: LinkId, message: FromStreamer) {
@@ -48,6 +49,8 @@ impl Lobby {
         let Place::Claiming { link, address, .. } = player.place else {
             return;
         };
+        // What was asked for is what the streamer has now, and it may say so only later.
+        self.changed = true;
         let resumed = claimed.resumed;
         player.place = Place::Matched {
             link,
@@ -61,12 +64,18 @@ impl Lobby {
             player.asked = true;
             player.subscribed_to = Some(claimed.streamer_id.clone());
         }
-        let waited = now.saturating_duration_since(player.in_order_since);
         let returned = player.back.take().is_some();
-        let queued = player.told.is_some() && !returned;
-        if self.queue.remove(&player.order).is_some() && queued {
+        // Viewers and those who come back wait for one streamer, and not for one that is free.
+        let queues = !returned && player.watches().is_none();
+        let waited = queues.then(|| now.saturating_duration_since(player.waits_since));
+        let queued = player.told.is_some() && queues;
+        let order = player.order;
+        if queued {
+            let streamer = self.streamers.get(&address).map(|streamer| &streamer.status);
+            self.queue.placed(now, order, streamer);
             self.turnover.placed(now);
         }
+        self.queue.remove(now, order);
         self.out.push(Command::Count(Outcome::Claimed(waited)));
         self.send(
             id,
@@ -201,7 +210,7 @@ impl Lobby {
         }
         if let Some(player) = self.players.get_mut(id) {
             player.place = Place::Idle;
-            self.queue.remove(&player.order);
+            self.queue.remove(now, player.order);
         }
         self.send(
             id,

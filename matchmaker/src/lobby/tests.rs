@@ -12,10 +12,11 @@ use penstock_core::ids::{PlayerId, SessionId, StreamerId};
 use penstock_core::wire::link::{Claimed, FromStreamer, Refused, RefusedReason, ToStreamer};
 use penstock_core::wire::returning::ReturnToken;
 use penstock_core::wire::signalling::{
-    Answer, CandidateInit, EndKind, FromPlayer, IceCandidate, Notice, Offer, Subscribe, ToPlayer,
+    Answer, CandidateInit, EndKind, FromPlayer, IceCandidate, Notice, Offer, Ping, Subscribe, ToPlayer,
 };
 use penstock_core::wire::status::{StreamerState, StreamerStatus};
 
+use super::types::fits_asked;
 use super::*;
 
 struct Story {
@@ -71,6 +72,30 @@ impl Story {
             session,
             want: Want::Play(Wish::default()),
             back: Return::Later,
+        })
+    }
+
+    /// Somebody comes who asks for this application.
+    fn ask(&mut self, name: &str, application: &str) -> Vec<Command> {
+        let session = SessionId::new(format!("session-of-{name}")).unwrap();
+        self.handle(Input::Joined {
+            player: id(name),
+            session,
+            want: Want::Play(Wish {
+                application: application.parse().ok(),
+                ..Wish::default()
+            }),
+            back: Return::Later,
+        })
+    }
+
+    /// A free streamer of this application.
+    fn streams(&mut self, number: u16, application: &str) -> Vec<Command> {
+        let mut status = status(number, StreamerState::Free, None);
+        status.application = application.parse().ok();
+        self.handle(Input::Status {
+            address: address(number),
+            status,
         })
     }
 
@@ -273,10 +298,15 @@ fn in_words(message: &ToPlayer) -> String {
             position,
             waiting,
             expected_wait_seconds,
-        }) => match expected_wait_seconds {
-            Some(expected) => format!("queued {position}/{waiting}, {expected} s"),
-            None => format!("queued {position}/{waiting}"),
-        },
+            nothing_fits,
+        }) => {
+            let expected = expected_wait_seconds.map(|expected| format!(", {expected} s"));
+            let nothing = if *nothing_fits { ", nothing fits" } else { "" };
+            format!(
+                "queued {position}/{waiting}{}{nothing}",
+                expected.unwrap_or_default()
+            )
+        }
         ToPlayer::Matchmaker(Notice::Matched { resumed: true, .. }) => "resumed".into(),
         ToPlayer::Matchmaker(Notice::Matched { .. }) => "matched".into(),
         ToPlayer::Matchmaker(Notice::Draining { seconds_left }) => format!("draining in {seconds_left} s"),

@@ -54,6 +54,11 @@ impl Turnover {
         (placed >= AT_LEAST).then(|| waited.saturating_mul(position) / placed)
     }
 
+    /// Whether somebody was placed lately.
+    pub(super) fn placed_lately(&self) -> bool {
+        self.slots.iter().any(|slot| slot.placed > 0)
+    }
+
     fn slot(&mut self, now: Instant) -> &mut Slot {
         let fits = |slot: &Slot| now.saturating_duration_since(slot.since) < SLOT;
         if !self.slots.back().is_some_and(fits) {

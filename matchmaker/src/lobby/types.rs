@@ -53,7 +53,7 @@ pub enum Parting {
 }
 
 /// What a player asks of a streamer. Where nothing is asked for, any will do.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Wish {
     /// It streams this application.
@@ -70,11 +70,23 @@ pub struct Wish {
 impl Wish {
     /// Whether a streamer is what was asked for; whether it is free is another question.
     pub fn fits(&self, status: &StreamerStatus) -> bool {
+        #[cfg(test)]
+        FITS_ASKED.with(|asked| asked.set(asked.get() + 1));
         let application = self.application.as_ref();
         let streamer = self.streamer_id.as_ref();
         application.is_none_or(|wanted| status.application.as_ref() == Some(wanted))
             && self.stream.is_none_or(|wanted| status.stream == wanted)
             && streamer.is_none_or(|wanted| status.streamer_id == *wanted)
+    }
+
+    /// Whether one streamer could be what both ask for.
+    pub(super) fn overlaps(&self, other: &Self) -> bool {
+        fn may_agree<T: PartialEq>(one: Option<&T>, other: Option<&T>) -> bool {
+            one.is_none() || other.is_none() || one == other
+        }
+        may_agree(self.application.as_ref(), other.application.as_ref())
+            && may_agree(self.stream.as_ref(), other.stream.as_ref())
+            && may_agree(self.streamer_id.as_ref(), other.streamer_id.as_ref())
     }
 }
 
@@ -188,8 +200,9 @@ pub enum Command {
 /// What became of a claim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// The streamer said yes, after the player waited so long.
-    Claimed(Duration),
+    /// The streamer said yes, after the player waited so long for a free one; `None` for viewers and for those who come
+    /// back.
+    Claimed(Option<Duration>),
     /// The streamer said no.
     Refused,
     /// The streamer said nothing.
@@ -228,6 +241,9 @@ pub struct StreamerView {
     pub state: StreamerState,
     /// Players on it, those who are away too.
     pub players: u32,
+    /// How many players it takes in all.
+    #[serde(skip)]
+    pub max_players: u32,
     /// How many of them are away, and may come back.
     pub away: u32,
     /// Viewers on it.
@@ -247,8 +263,8 @@ pub(super) struct Player {
     /// while it played.
     pub(super) waits_since: Instant,
     pub(super) place: Place,
-    /// The position, the queue's length and the expected wait that it was told last.
-    pub(super) told: Option<(u32, u32, Option<u64>)>,
+    /// What it was told last of its place.
+    pub(super) told: Option<Told>,
     /// Whether it knows how to come back.
     pub(super) may_return: bool,
     /// The seat that it comes back to.
@@ -257,6 +273,15 @@ pub(super) struct Player {
     pub(super) asked: bool,
     /// The name of the streamer that the page subscribed to last.
     pub(super) subscribed_to: Option<StreamerId>,
+}
+
+/// What one who waits is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Told {
+    pub(super) position: u32,
+    pub(super) waiting: u32,
+    pub(super) expected_wait_seconds: Option<u64>,
+    pub(super) nothing_fits: bool,
 }
 
 /// A player on the way back to its seat.
@@ -275,11 +300,9 @@ impl Player {
         }
     }
 
-    pub(super) fn accepts(&self, streamer: &StreamerStatus) -> bool {
-        match &self.want {
-            Want::Play(wish) => wish.fits(streamer),
-            Want::Watch(_) => false,
-        }
+    /// Whether it waits for whatever fits, and not for one streamer alone.
+    pub(super) fn waits_in_line(&self) -> bool {
+        self.place.is_waiting() && self.back.is_none() && self.watches().is_none()
     }
 }
 
@@ -334,4 +357,15 @@ impl Streamer {
     pub(super) fn is_paused(&self, now: Instant) -> bool {
         self.paused_until.is_some_and(|until| now < until)
     }
+}
+
+#[cfg(test)]
+thread_local! {
+    static FITS_ASKED: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+}
+
+/// How often this thread has asked whether a streamer fits a wish: the measure of the work of matching.
+#[cfg(test)]
+pub(super) fn fits_asked() -> u64 {
+    FITS_ASKED.get()
 }

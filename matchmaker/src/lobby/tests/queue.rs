@@ -221,3 +221,120 @@ fn who_asks_for_what_is_not_free_holds_up_nobody_who_asks_for_something_else() {
     assert_eq!(dialled(story.handle(streams(3, ""))), []);
     assert_eq!(dialled(story.handle(streams(4, "go"))), [("ann".to_owned(), 4)]);
 }
+
+/// Pings are most of what a queue says.
+#[test]
+fn a_long_queue_is_not_tried_on_what_is_free_whenever_somebody_speaks() {
+    let mut story = Story::new();
+    for number in 1..=50 {
+        story.streams(number, "go");
+    }
+    for n in 0..600 {
+        story.ask(&format!("p{n}"), "chess");
+    }
+    let before = fits_asked();
+    for n in 0..600 {
+        let time = serde_json::Number::from(n);
+        story.says(&format!("p{n}"), FromPlayer::Ping(Ping { time }));
+    }
+    assert_eq!(fits_asked() - before, 0, "a ping changes nothing");
+    let before = fits_asked();
+    story.streams(51, "go");
+    story.tick(10);
+    assert!(
+        fits_asked() - before <= 2 * 51,
+        "the line is compared, and not all who stand in it: {}",
+        fits_asked() - before
+    );
+    // It is not that nothing is ever matched.
+    assert_eq!(claims(&story.streams(52, "chess")), ["p0"]);
+}
+
+#[test]
+fn places_are_counted_among_those_who_ask_for_the_same() {
+    let mut story = Story::new();
+    for n in 1..400 {
+        story.ask(&format!("g{n}"), "go");
+    }
+    assert_eq!(texts(&story.ask("ann", "chess"), "ann"), ["queued 1/1"]);
+    assert_eq!(
+        texts(&story.ask("eve", ""), "eve"),
+        ["queued 401/401"],
+        "whoever takes anything comes after all"
+    );
+    assert_eq!(texts(&story.ask("bob", "chess"), "bob"), ["queued 3/3"]);
+    story.leave("eve");
+    let told = story.tick(200);
+    assert_eq!(
+        texts(&told, "bob"),
+        ["queued 2/2"],
+        "though many stand before him"
+    );
+    assert_eq!(texts(&told, "ann"), ["queued 1/2"]);
+}
+
+#[test]
+fn the_expected_wait_is_that_of_what_is_asked_for() {
+    let mut story = Story::new();
+    for n in 1..=4 {
+        story.ask(&format!("g{n}"), "go");
+    }
+    story.ask("ann", "chess");
+    for number in 1..=3 {
+        story.tick(20_000);
+        let link = dialled(&story.streams(number, "go"));
+        story.claimed(link, "s");
+        story.streamer(number, StreamerState::Busy);
+    }
+    story.streamer(9, StreamerState::Busy);
+    let asked = story.ask("bob", "go");
+    assert_eq!(texts(&asked, "bob"), ["queued 2/2, 50 s"]);
+    let asked = story.ask("eve", "chess");
+    assert_eq!(texts(&asked, "eve"), ["queued 2/2"], "chess did not move");
+}
+
+#[test]
+fn who_asks_for_what_nobody_streams_hears_so_and_goes_on_waiting() {
+    let mut story = Story::new();
+    story.streams(1, "go");
+    assert_eq!(texts(&story.ask("ann", "chess"), "ann"), ["queued 1/1"]);
+    let wait = NOTHING_FITS_AFTER.as_millis().try_into().unwrap();
+    assert_eq!(texts(&story.tick(wait), "ann"), ["queued 1/1, nothing fits"]);
+    let mut busy = status(2, StreamerState::Busy, None);
+    busy.application = "chess".parse().ok();
+    story.handle(Input::Status {
+        address: address(2),
+        status: busy,
+    });
+    assert_eq!(texts(&story.tick(200), "ann"), ["queued 1/1"]);
+    assert_eq!(claims(&story.streams(2, "chess")), ["ann"]);
+}
+
+#[test]
+fn the_waits_that_are_counted_are_those_for_a_free_streamer() {
+    let waits = |commands: &[Command]| -> Vec<_> {
+        let counted = commands.iter().filter_map(|command| match command {
+            Command::Count(Outcome::Claimed(waited)) => Some(waited.map(|waited| waited.as_secs())),
+            _ => None,
+        });
+        counted.collect()
+    };
+    let mut story = Story::new();
+    story.join("ann");
+    story.tick(2000);
+    let first = dialled(&story.streamer(1, StreamerState::Free));
+    assert_eq!(waits(&story.claimed(first, "s1")), [Some(2)]);
+    // She plays, and loses her streamer; another becomes free a second later.
+    story.tick(600_000);
+    story.streamer(1, StreamerState::Starting);
+    story.handle(Input::LinkClosed { link: first });
+    story.tick(1000);
+    let second = dialled(&story.streamer(2, StreamerState::Free));
+    assert_eq!(waits(&story.claimed(second, "s2")), [Some(1)]);
+    story.streamer_with(2, "show");
+    let watches = dialled(&story.watch("vic", "show"));
+    assert_eq!(waits(&story.claimed(watches, "s2")), [None]);
+    story.streamer_with_seat(3);
+    let returns = dialled(&story.come_back("bob", false));
+    assert_eq!(waits(&story.claimed_as(returns, "s3", true)), [None]);
+}
