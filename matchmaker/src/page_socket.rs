@@ -21,7 +21,6 @@ use tokio::sync::mpsc;
 use tokio::time::{Interval, MissedTickBehavior, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::clock::now_unix;
 use crate::events::{Event, OUTBOX, ToPage};
 use crate::ice::Ice;
 use crate::limits::Allowance;
@@ -76,7 +75,7 @@ impl Page {
         let Ok(session) = SessionId::new(random_name()) else {
             return;
         };
-        let config = ToPlayer::Config(self.ice.first_config(&player, now_unix()));
+        let config = ToPlayer::Config(self.ice.first_config(&player));
         if send(&mut socket, &config).await.is_err() {
             return;
         }

@@ -158,6 +158,13 @@ async fn ice_servers_come_with_credentials_that_expire() {
     assert_eq!(server["credential"], json!(password));
     let expiry = penstock_core::turn_rest::parse(username).unwrap().expiry_unix_s;
     assert_eq!(servers["expiresAt"], json!(expiry));
+    // A TURN server counts by this part.
+    let who = |answer: &Value| {
+        let name = answer["iceServers"][0]["username"].as_str().unwrap();
+        penstock_core::turn_rest::parse(name).unwrap().who.to_owned()
+    };
+    let again = api.ask("GET", "/ice-servers", "").await.json();
+    assert_eq!(who(&again), who(&servers), "one user has one quota");
     let without = Matchmaker::start(&[], &[]).await;
     let servers = Api::of(&without).await.ok("GET", "/ice-servers", "", 200).await;
     assert_eq!(servers, json!({"iceServers": []}));
