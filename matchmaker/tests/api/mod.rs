@@ -28,7 +28,7 @@ async fn a_session_is_made_seen_watched_and_ended() {
         .await;
     assert_eq!(made.status, 201, "{made:?}");
     let link = made.json()["joinUrl"].as_str().unwrap().to_owned();
-    assert!(link.starts_with("http://door/?join="), "{link}");
+    assert!(link.starts_with("http://127.0.0.1/?join="), "{link}");
     assert_eq!(made.header("location"), Some(&*link));
     // Promised is not free: there is no second one, though nobody has come yet.
     for full in [
