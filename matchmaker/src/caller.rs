@@ -76,7 +76,13 @@ impl FromRequestParts<Front> for Caller {
         };
         let reads = matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS);
         let upgrades = parts.headers.contains_key(header::UPGRADE);
-        if (!reads || upgrades) && !origin_is_allowed(&parts.headers, &site.allow_origin) {
+        if front.auth.is_open() && !site.is_asked_for(&parts.headers) {
+            let why = "Without authentication this host name is not answered, since any site's could lead here. Ask for \
+                       the address, or start the matchmaker with --public-url and the page's URL by this name.";
+            return Err(Refusal::forbidden(Reason::Origin, why));
+        }
+        let https = site.proxies.is_https(peer, &parts.headers);
+        if (!reads || upgrades) && !origin_is_allowed(&parts.headers, &site.allow_origin, https) {
             let why = "Pages of this origin may not do this. The operator can allow it with --allow-origin.";
             return Err(Refusal::forbidden(Reason::Origin, why));
         }
@@ -93,7 +99,7 @@ impl FromRequestParts<Front> for Caller {
             who: identity.who,
             address,
             cookie: identity.cookie,
-            https: site.proxies.is_https(peer, &parts.headers),
+            https,
             refusal: front
                 .auth
                 .unauthorized(Reason::Anonymous, "Sign in first, or open a join link."),

@@ -108,8 +108,9 @@ fn address(text: &str) -> Option<IpAddr> {
 }
 
 /// Whether a page of the origin that the request names may speak to us: one of ours, or one of `allowed` (`*` allows
-/// all). Where no origin is named, no browser sent it, or none that lets other pages in.
-pub fn origin_is_allowed(headers: &HeaderMap, allowed: &[String]) -> bool {
+/// all). Where no origin is named, no browser sent it, or none that lets other pages in. `https`: the browser's connection
+/// is known to be encrypted, so that a page that was not is none of ours.
+pub fn origin_is_allowed(headers: &HeaderMap, allowed: &[String], https: bool) -> bool {
     let Some(origin) = headers.get(ORIGIN) else {
         return true;
     };
@@ -117,12 +118,33 @@ pub fn origin_is_allowed(headers: &HeaderMap, allowed: &[String]) -> bool {
     let is_ours = || {
         let (scheme, authority) = origin.split_once("://")?;
         let host = headers.get(HOST)?.to_str().ok()?;
+        if https && scheme != "https" {
+            return None;
+        }
         Some(without_default_port(scheme, authority).eq_ignore_ascii_case(without_default_port(scheme, host)))
     };
     allowed
         .iter()
         .any(|allowed| allowed == "*" || allowed.eq_ignore_ascii_case(origin))
         || is_ours().unwrap_or(false)
+}
+
+/// Whether the request was sent to a name that no other site can have: an address, `localhost`, or one of `known`. Any
+/// site may have its own name lead to our address (DNS rebinding); to a browser its pages are then ours. Where no host is
+/// named no browser sent it.
+pub fn host_is_ours(headers: &HeaderMap, known: &[String]) -> bool {
+    let Some(host) = headers.get(HOST) else {
+        return true;
+    };
+    let host = host.to_str().unwrap_or_default();
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        _ => host,
+    };
+    let known = known.iter().map(String::as_str).chain(["localhost"]);
+    let bare = name.strip_prefix('[').and_then(|name| name.strip_suffix(']'));
+    bare.unwrap_or(name).parse::<IpAddr>().is_ok()
+        || known.into_iter().any(|known| known.eq_ignore_ascii_case(name))
 }
 
 fn without_default_port<'a>(scheme: &str, authority: &'a str) -> &'a str {
@@ -195,7 +217,7 @@ mod tests {
             if let Some(origin) = origin {
                 headers.insert(ORIGIN, origin.parse().unwrap());
             }
-            origin_is_allowed(&headers, &allowed)
+            origin_is_allowed(&headers, &allowed, false)
         };
         for (origin, host) in [
             (None, "play.example"),
@@ -219,7 +241,46 @@ mod tests {
         }
         let mut headers = headers("host", &["play.example"]);
         headers.insert(ORIGIN, "https://evil.example".parse().unwrap());
-        assert!(origin_is_allowed(&headers, &["*".to_owned()]));
+        assert!(origin_is_allowed(&headers, &["*".to_owned()], false));
+    }
+
+    #[test]
+    fn a_page_that_came_in_the_clear_is_none_of_ours_behind_tls() {
+        let mut headers = headers("host", &["play.example"]);
+        headers.insert(ORIGIN, "http://play.example".parse().unwrap());
+        assert!(origin_is_allowed(&headers, &[], false));
+        assert!(!origin_is_allowed(&headers, &[], true));
+        headers.insert(ORIGIN, "https://play.example".parse().unwrap());
+        assert!(origin_is_allowed(&headers, &[], true));
+    }
+
+    #[test]
+    fn a_name_that_other_sites_may_have_is_not_ours() {
+        let known = ["play.example".to_owned()];
+        let check = |host: &str| host_is_ours(&headers("host", &[host]), &known);
+        for ours in [
+            "127.0.0.1:8080",
+            "192.0.2.1",
+            "[::1]:8080",
+            "[2001:db8::1]",
+            "localhost",
+            "Localhost:8080",
+            "play.example",
+            "Play.Example:443",
+        ] {
+            assert!(check(ours), "{ours}");
+        }
+        for other in [
+            "evil.example:18080",
+            "127.0.0.1.evil.example",
+            "localhost.evil.example",
+            "play.example.evil.example",
+            "",
+            "::1.evil.example",
+        ] {
+            assert!(!check(other), "{other}");
+        }
+        assert!(host_is_ours(&HeaderMap::new(), &known));
     }
 
     fn proxies(header: ForwardedHeader) -> Proxies {

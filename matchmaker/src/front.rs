@@ -14,6 +14,7 @@ use crate::events::Event;
 use crate::ice::Ice;
 use crate::metrics::Metrics;
 use crate::overview::Overviews;
+use crate::players::Players;
 use crate::site::Site;
 
 /// See the module. A clone shares all of it.
@@ -35,6 +36,8 @@ pub struct Front {
     pub overviews: Overviews,
     /// Where the site is.
     pub site: Arc<Site>,
+    /// How many players came by one link, or as one user.
+    pub players: Players,
     /// How many pages an address may have.
     pub gate: Gate,
     /// The tasks of all pages.

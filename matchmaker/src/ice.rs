@@ -9,7 +9,7 @@
 //! (`tests/tests/relay.rs` plays so), so the second is what counts. It needs TURN servers in the first too: with
 //! `ForceTURN` it hangs up where there are none.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use penstock_core::ids::PlayerId;
@@ -52,26 +52,25 @@ impl std::fmt::Debug for Turn {
 
 impl Ice {
     /// The first message to a page, before it has a streamer: with TURN servers, but credentials whose time is over.
-    pub fn first_config(&self, player: &PlayerId, now_unix: Duration) -> Config {
-        let turn = self
-            .turn
-            .iter()
-            .flat_map(|turn| turn.before_match(player, now_unix));
+    pub fn first_config(&self, player: &PlayerId) -> Config {
+        let turn = self.turn.iter().filter_map(|turn| turn.before_match(player));
         config(self.stun().chain(turn).collect())
     }
 
     /// What a page is told once it has a streamer: as the first, and TURN servers with credentials for `player` that
-    /// reach `peers` only, the streamer's addresses; or whatever the TURN servers allow, where there are none.
+    /// reach `peers` only, the streamer's addresses. Where there are none they reach nothing.
     pub fn config(&self, player: &PlayerId, peers: &[IpAddr], now_unix: Duration) -> Config {
-        config(self.servers(player, peers, now_unix))
+        config(self.with_turn(|turn| turn.for_player(player, peers, now_unix)))
     }
 
-    /// The servers in that, the least loaded of the TURN servers first.
-    pub fn servers(&self, player: &PlayerId, peers: &[IpAddr], now_unix: Duration) -> Vec<IceServer> {
-        let turn = self
-            .turn
-            .iter()
-            .flat_map(|turn| turn.for_player(player, peers, now_unix));
+    /// The same servers with credentials for `who` that reach all that the TURN servers allow: for operators.
+    pub fn servers_to_anywhere(&self, who: &PlayerId, now_unix: Duration) -> Vec<IceServer> {
+        self.with_turn(|turn| turn_rest::issue(&turn.secret, who, &[], now_unix, turn.lifetime))
+    }
+
+    /// The least loaded of the TURN servers first.
+    fn with_turn(&self, made: impl Fn(&Turn) -> Credentials) -> Vec<IceServer> {
+        let turn = self.turn.iter().flat_map(|turn| turn.chosen(&made(turn)));
         self.stun().chain(turn).collect()
     }
 
@@ -86,17 +85,30 @@ impl Ice {
 }
 
 impl Turn {
-    fn for_player(&self, player: &PlayerId, peers: &[IpAddr], now_unix: Duration) -> Vec<IceServer> {
-        let made = turn_rest::issue(&self.secret, player, peers, now_unix, self.lifetime);
+    /// For no peers they are void, since to a TURN server none named would be all.
+    fn for_player(&self, player: &PlayerId, peers: &[IpAddr], now_unix: Duration) -> Credentials {
+        match peers {
+            [] => self.void(player),
+            _ => turn_rest::issue(&self.secret, player, peers, now_unix, self.lifetime),
+        }
+    }
+
+    fn chosen(&self, made: &Credentials) -> Vec<IceServer> {
         let chosen = self.servers.choose(SERVERS_FOR_A_PAGE);
-        let with = |urls| with_credentials(urls, &made);
+        let with = |urls| with_credentials(urls, made);
         chosen.into_iter().chain(self.fixed()).map(with).collect()
     }
 
-    fn before_match(&self, player: &PlayerId, now_unix: Duration) -> Option<IceServer> {
-        let over = turn_rest::issue(&self.secret, player, &[], now_unix, Duration::ZERO);
+    fn before_match(&self, player: &PlayerId) -> Option<IceServer> {
         let any = self.fixed().or_else(|| self.servers.any());
-        any.map(|urls| with_credentials(urls, &over))
+        any.map(|urls| with_credentials(urls, &self.void(player)))
+    }
+
+    /// Credentials that are over, by every clock, and name a peer that leads nowhere: a TURN server whose clock is behind
+    /// would take those that end now, and go on with what was made with them.
+    fn void(&self, player: &PlayerId) -> Credentials {
+        let nowhere = [IpAddr::V4(Ipv4Addr::UNSPECIFIED)];
+        turn_rest::issue(&self.secret, player, &nowhere, LONG_OVER, Duration::ZERO)
     }
 
     fn fixed(&self) -> Option<Vec<String>> {
@@ -121,6 +133,8 @@ fn config(ice_servers: Vec<IceServer>) -> Config {
 
 /// A second one for when the first does not answer; with more, a page takes longer to ask all.
 const SERVERS_FOR_A_PAGE: usize = 2;
+/// A second after the beginning of Unix time: 0 might be taken for no end.
+const LONG_OVER: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {
@@ -141,7 +155,9 @@ mod tests {
     }
 
     fn for_ann(ice: &Ice, peers: &[IpAddr]) -> Vec<IceServer> {
-        ice.servers(&PlayerId::new("ann").unwrap(), peers, Duration::from_secs(1000))
+        let ann = PlayerId::new("ann").unwrap();
+        let config = ice.config(&ann, peers, Duration::from_secs(1000));
+        config.peer_connection_options.ice_servers
     }
 
     #[test]
@@ -159,11 +175,17 @@ mod tests {
     #[test]
     fn before_there_is_a_streamer_credentials_are_void() {
         let ann = PlayerId::new("ann").unwrap();
-        let config = ice().first_config(&ann, Duration::from_secs(1000));
+        let config = ice().first_config(&ann);
         let servers = config.peer_connection_options.ice_servers;
         assert_eq!(servers[0].urls, ["stun:h:1"]);
         assert_eq!(servers[1].urls, ["turn:h:1"]);
-        assert_eq!(servers[1].username.as_deref(), Some("1000:ann"), "over at once");
+        assert_eq!(servers[1].username.as_deref(), Some("1:ann@0.0.0.0"));
+    }
+
+    #[test]
+    fn a_streamer_of_no_known_address_is_not_reached_by_reaching_all() {
+        let servers = for_ann(&ice(), &[]);
+        assert_eq!(servers[1].username.as_deref(), Some("1:ann@0.0.0.0"));
     }
 
     #[test]

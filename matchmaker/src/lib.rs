@@ -36,6 +36,7 @@ pub mod lobby;
 pub mod metrics;
 pub mod overview;
 pub mod page_socket;
+pub mod players;
 pub mod pods;
 pub mod prefix;
 pub mod problem;
@@ -73,6 +74,7 @@ use crate::ice::Ice;
 use crate::metrics::Metrics;
 use crate::overview::places::Places;
 use crate::overview::{Overviews, gpu_nodes};
+use crate::players::Players;
 use crate::serve::Door;
 
 /// Serves until `stop` is cancelled, and where it is one of a cluster's pods for [`LAST_CALLS`] more: those who were told
@@ -130,6 +132,7 @@ pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
         api: Api::new(args.access.join_link_ttl)?,
         overviews,
         gate: Gate::new(args.site.per_address()),
+        players: Players::new(args.access.max_per_user),
         site: Arc::new(site),
         pages: pages.clone(),
         stop: stop.clone(),

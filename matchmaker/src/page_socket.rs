@@ -4,29 +4,30 @@
 //! | close code | why |
 //! |---|---|
 //! | 1003 | a binary frame |
-//! | 1008 | too many messages in too short a time, or too many that were wrong |
+//! | 1008 | too many messages in too short a time, or too many that were wrong; its link or its user has no more players |
 //! | 1009 | a message longer than `MAX_MESSAGE_BYTES` |
 //! | 1011 | the streamer ended the player |
 //! | 1012 | the matchmaker ends; stock pages connect again, which they never do after 1001 |
 //! | 1013 | the page takes its messages too slowly: try again later |
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use axum::extract::ws::{CloseFrame, Message, WebSocket};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use penstock_core::ids::{PlayerId, SessionId};
-use penstock_core::wire::signalling::{Failure, FromPlayer, ToPlayer};
-use tokio::sync::mpsc;
+use penstock_core::ids::{PlayerId, SeatName, SessionId};
+use penstock_core::wire::signalling::{Failure, FromPlayer, Notice, ToPlayer};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Interval, MissedTickBehavior, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::clock::now_unix;
 use crate::events::{Event, OUTBOX, ToPage};
 use crate::ice::Ice;
 use crate::limits::Allowance;
 use crate::lobby::{Input, Parting, Return, Want};
 use crate::metrics::Metrics;
+use crate::players::{Account, Full, Players, Ticket};
 use crate::problem::Reason;
 
 /// A page that just connected.
@@ -35,6 +36,10 @@ pub struct Page {
     pub want: Want,
     /// Whether it comes back.
     pub back: Return,
+    /// Whom it counts for, if it plays.
+    pub account: Option<Account>,
+    /// The players that count.
+    pub players: Players,
     /// Where the desk is.
     pub events: mpsc::Sender<Event>,
     /// What to tell it of ICE servers.
@@ -76,10 +81,14 @@ impl Page {
         let Ok(session) = SessionId::new(random_name()) else {
             return;
         };
-        let config = ToPlayer::Config(self.ice.first_config(&player, now_unix()));
+        let config = ToPlayer::Config(self.ice.first_config(&player));
         if send(&mut socket, &config).await.is_err() {
             return;
         }
+        let ticket = match self.ticket().await {
+            Ok(ticket) => ticket,
+            Err(full) => return self.turn_away(socket, full).await,
+        };
         let (page, outbox) = mpsc::channel(OUTBOX);
         let joined = Event::Joined {
             player: player.clone(),
@@ -92,7 +101,7 @@ impl Page {
             return;
         }
         tracing::debug!(%player, "a page connected");
-        let end = self.carry(&mut socket, &player, outbox).await;
+        let end = self.carry(&mut socket, &player, outbox, ticket.as_ref()).await;
         tracing::debug!(%player, ?end, "a page's socket ends");
         // Before the goodbye, which may take a while: a streamer is freed by it.
         let parting = end.parting();
@@ -103,11 +112,59 @@ impl Page {
         }
     }
 
+    /// What counts this player. A page that was closed and is opened anew is waited for: its seat is kept for a moment.
+    async fn ticket(&self) -> Result<Option<Ticket>, Full> {
+        let Some(account) = &self.account else {
+            return Ok(None);
+        };
+        let token = match &self.back {
+            Return::Now { token, .. } => Some(token),
+            Return::Never | Return::Later => None,
+        };
+        let since = Instant::now();
+        loop {
+            let seats = self.seats().await;
+            let entered = self.players.enter(account, token, |seat| seats.contains(seat));
+            match entered {
+                Ok(ticket) => return Ok(Some(ticket)),
+                Err(full) if since.elapsed() > WAIT_FOR_A_SEAT || self.stop.is_cancelled() => {
+                    return Err(full);
+                }
+                Err(_) => tokio::time::sleep(LOOK_FOR_A_SEAT).await,
+            }
+        }
+    }
+
+    /// The seats that streamers keep.
+    async fn seats(&self) -> BTreeSet<SeatName> {
+        let (answer, survey) = oneshot::channel();
+        // Where nobody answers the program ends.
+        let _ = self.events.send(Event::Survey(answer)).await;
+        let streamers = survey.await.map(|survey| survey.streamers).unwrap_or_default();
+        streamers
+            .into_iter()
+            .flat_map(|(_, status)| status.seats)
+            .collect()
+    }
+
+    /// Pages show why, and don't come back by themselves.
+    async fn turn_away(&self, mut socket: WebSocket, full: Full) {
+        self.metrics.refused(Reason::Players);
+        let message = full.to_string();
+        let failed = ToPlayer::SubscribeFailed(Failure {
+            message: message.clone(),
+        });
+        if send(&mut socket, &failed).await.is_ok() {
+            close(socket, 1008, &message).await;
+        }
+    }
+
     async fn carry(
         &self,
         socket: &mut WebSocket,
         player: &PlayerId,
         mut outbox: mpsc::Receiver<ToPage>,
+        ticket: Option<&Ticket>,
     ) -> End {
         let mut allowance = Allowance::new(Instant::now());
         let mut pings = pings();
@@ -115,7 +172,10 @@ impl Page {
         loop {
             let step = tokio::select! {
                 () = self.stop.cancelled() => Err(End::Close(RESTART, "The matchmaker ends.".to_owned())),
-                message = outbox.recv() => deliver(socket, message).await,
+                message = outbox.recv() => {
+                    note_match(ticket, message.as_ref());
+                    deliver(socket, message).await
+                }
                 frame = socket.recv() => {
                     heard = Instant::now();
                     self.take(socket, player, &mut allowance, frame).await
@@ -205,6 +265,14 @@ impl Page {
     }
 }
 
+fn note_match(ticket: Option<&Ticket>, message: Option<&ToPage>) {
+    if let (Some(ticket), Some(ToPage::Message(message))) = (ticket, message)
+        && let ToPlayer::Matchmaker(Notice::Matched { return_token, .. }) = &**message
+    {
+        ticket.matched(return_token.as_ref());
+    }
+}
+
 async fn deliver(socket: &mut WebSocket, message: Option<ToPage>) -> Result<(), End> {
     match message {
         Some(ToPage::Message(message)) => send(socket, &message).await,
@@ -283,6 +351,9 @@ const PING_EVERY: Duration = Duration::from_secs(15);
 const SILENCE: Duration = Duration::from_secs(40);
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 const LINGER: Duration = Duration::from_millis(500);
+/// Streamers keep the seat of a page that closed its socket for five seconds.
+const WAIT_FOR_A_SEAT: Duration = Duration::from_secs(7);
+const LOOK_FOR_A_SEAT: Duration = Duration::from_millis(500);
 
 #[cfg(test)]
 mod tests {

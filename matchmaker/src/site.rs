@@ -8,7 +8,7 @@ use clap::Args;
 use ipnet::IpNet;
 
 use crate::addresses::PerAddress;
-use crate::client_address::{ForwardedHeader, Proxies};
+use crate::client_address::{ForwardedHeader, Proxies, host_is_ours};
 
 /// Where and how the site is served.
 #[derive(Debug, Clone, Args)]
@@ -25,7 +25,8 @@ pub struct SiteArgs {
     #[arg(long, env = "PENSTOCK_PATH_PREFIX", value_name = "PATH", default_value = "", value_parser = prefix)]
     #[arg(hide_default_value = true)]
     pub path_prefix: String,
-    /// The page's URL as players have it, for join links [default: as the request for the link was made]
+    /// The page's URL as players have it, for join links [default: as the request for the link was made]. With --auth none
+    /// its host name is the only one that is answered, besides localhost, addresses and those of --allow-origin
     #[arg(long, env = "PENSTOCK_PUBLIC_URL", value_name = "URL", value_parser = public_url)]
     pub public_url: Option<String>,
     /// Another site whose pages may connect, such as https://portal.example; * for all; may be given several times
@@ -99,7 +100,19 @@ pub struct Site {
     pub proxies: Proxies,
 }
 
+/// The hosts that these URLs name.
+fn hosts<'a>(urls: impl Iterator<Item = &'a String>) -> impl Iterator<Item = String> {
+    let urls = urls.filter_map(|url| reqwest::Url::parse(url).ok());
+    urls.filter_map(|url| Some(url.host_str()?.to_owned()))
+}
+
 impl Site {
+    /// Whether a request was sent to one of the names that we go by.
+    pub fn is_asked_for(&self, headers: &HeaderMap) -> bool {
+        let known: Vec<_> = hosts(self.public_url.iter().chain(&self.allow_origin)).collect();
+        self.allow_origin.iter().any(|origin| origin == "*") || host_is_ours(headers, &known)
+    }
+
     /// The page's URL, with a slash at its end, for whoever sent a request with these headers.
     pub fn url(&self, https: bool, headers: &HeaderMap) -> String {
         if let Some(url) = &self.public_url {

@@ -64,7 +64,9 @@ pub fn authenticator(
 fn warn(how: &How, args: &AccessArgs, listen: SocketAddr) {
     let open = matches!(how, How::Anyone);
     if open && !listen.ip().is_loopback() {
-        tracing::warn!("--auth none: whoever can connect may see, end and watch all sessions");
+        tracing::warn!(
+            "--auth none: whoever can connect may see, end and watch all sessions, and use the TURN servers"
+        );
     }
     if !open && args.signing_key_file.is_none() {
         tracing::warn!(

@@ -176,9 +176,15 @@ impl Front {
         }
         let pass = self.gate.enter(Instant::now(), caller.address);
         let pass = pass.map_err(|error| Refusal::too_many(Reason::Players, error.to_string(), 1))?;
+        let account = self
+            .auth
+            .account(&caller.who)
+            .filter(|_| matches!(want, Want::Play(_)));
         let page = Page {
             back,
             want,
+            account,
+            players: self.players.clone(),
             events: self.events.clone(),
             ice: self.ice.clone(),
             metrics: self.metrics.clone(),

@@ -9,7 +9,7 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderName, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{MethodRouter, get, post};
-use penstock_core::ids::{PlayerId, SessionId};
+use penstock_core::ids::{BadId, PlayerId, SessionId};
 use penstock_core::turn_rest;
 use penstock_core::wire::status::StreamerStatus;
 use serde_json::{Map, Value};
@@ -18,13 +18,12 @@ use tokio::sync::oneshot;
 use super::promises::Full;
 use super::types::{IceServers, Invitation, NewSession, Session, SessionList};
 use crate::auth::Cookie;
-use crate::auth::rights::Action;
+use crate::auth::rights::{Action, Who};
 use crate::caller::Caller;
 use crate::clock::now_unix;
 use crate::events::{Event, Survey};
 use crate::front::Front;
 use crate::join::{Admits, Link};
-use crate::page_socket::random_name;
 use crate::problem::Refusal;
 
 type Answer = Result<Response, Refusal>;
@@ -150,9 +149,9 @@ async fn end(State(front): State<Front>, caller: Caller, id: Id) -> Answer {
 
 async fn ice_servers(State(front): State<Front>, caller: Caller) -> Answer {
     caller.must(Action::GetIceServers)?;
-    let who = PlayerId::new(random_name());
-    let who = who.map_err(|error| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
-    let ice_servers = front.ice.servers(&who, &[], now_unix());
+    let who = name_at_relays(&front, &caller)
+        .map_err(|error| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
+    let ice_servers = front.ice.servers_to_anywhere(&who, now_unix());
     let names = ice_servers.iter().filter_map(|server| server.username.as_deref());
     let expiries = names.filter_map(|name| Some(turn_rest::parse(name)?.expiry_unix_s));
     let expires_at = expiries.min();
@@ -161,6 +160,17 @@ async fn ice_servers(State(front): State<Front>, caller: Caller) -> Answer {
         expires_at,
     };
     Ok((NO_STORE, Json(servers)).into_response())
+}
+
+/// Always the same for one user: the TURN servers' quotas count by it. A user's own name may have characters in it that
+/// mean something there.
+fn name_at_relays(front: &Front, caller: &Caller) -> Result<PlayerId, BadId> {
+    let name = match &caller.who {
+        Who::User(user) => &user.name,
+        Who::Guest(link) => &link.id,
+        Who::Nobody => "",
+    };
+    PlayerId::new(format!("user-{}", front.auth.key().stamp(name)))
 }
 
 /// The cookie is what this is for; see `auth`.

@@ -35,6 +35,7 @@ use self::oidc::{NotAccepted, Provider};
 use self::rights::{Role, User, Who};
 use crate::addresses::{Gate, PerAddress};
 use crate::join::Link;
+use crate::players::Account;
 use crate::problem::{Reason, Refusal};
 use crate::signed::{Purpose, SigningKey};
 
@@ -120,6 +121,20 @@ impl Authenticator {
     /// What signs join links.
     pub fn key(&self) -> &SigningKey {
         &self.key
+    }
+
+    /// Whether nobody needs to show anything. Then a request says by nothing that its site is ours.
+    pub fn is_open(&self) -> bool {
+        matches!(self.how, How::Anyone)
+    }
+
+    /// Whom a player counts for; `None` where nobody answers for it.
+    pub fn account(&self, who: &Who) -> Option<Account> {
+        match (who, &self.how) {
+            (Who::Guest(link), _) => Some(Account::Link(link.id.clone())),
+            (Who::User(user), How::Basic { .. } | How::Oidc(_)) => Some(Account::User(user.name.clone())),
+            (Who::User(_), How::Anyone) | (Who::Nobody, _) => None,
+        }
     }
 
     /// Why nobody can sign in yet; `Ok` where they can.

@@ -66,6 +66,10 @@ pub struct AccessArgs {
     /// How long a join link admits: a number with s, m or h
     #[arg(long, env = "PENSTOCK_JOIN_LINK_TTL", value_name = "TIME", default_value = "10m", value_parser = duration)]
     pub join_link_ttl: Duration,
+    /// Players that one user may have at once, as each replica counts them; 0 for no limit. A join link to play is always
+    /// for one
+    #[arg(long, env = "PENSTOCK_MAX_PER_USER", value_name = "N", default_value_t = 4)]
+    pub max_per_user: u32,
 }
 
 /// How people show who they are.

@@ -2,12 +2,13 @@
 //!
 //! |            | nobody | link to play | link to watch | player | operator |
 //! |---|---|---|---|---|---|
-//! | page, ICE servers      | | ✓ | ✓ | ✓ | ✓ |
+//! | page                   | | ✓ | ✓ | ✓ | ✓ |
 //! | play                   | | ✓ |   | ✓ | ✓ |
 //! | watch                  | |   | ✓ | ✓ | ✓ |
 //! | choose a streamer      | |   |   |   | ✓ |
 //! | overview               | |   |   |   | ✓ |
 //! | list, make, end sessions | | |   |   | ✓ |
+//! | ICE servers without a session | | | | | ✓ |
 //!
 //! What a link admits to exactly (which application, which session) is in the link; here is only of which kind it is.
 //! `/healthz`, `/readyz` and `/metrics` ask nobody: they are for the operators' network.
@@ -51,7 +52,7 @@ pub enum Role {
 pub enum Action {
     /// The page itself.
     OpenPage,
-    /// ICE servers with credentials.
+    /// ICE servers with credentials that reach more than one streamer. Pages are told of theirs when they have a streamer.
     GetIceServers,
     /// To wait for a streamer, and play.
     Play,
@@ -71,15 +72,15 @@ pub enum Action {
 
 /// See the module.
 pub fn may(who: &Who, action: Action) -> bool {
-    use Action::{GetIceServers, OpenPage, Play, Watch};
+    use Action::{OpenPage, Play, Watch};
     match who {
         Who::Nobody => false,
         Who::Guest(link) => match link.admits {
-            Admits::Player(_) => matches!(action, OpenPage | GetIceServers | Play),
-            Admits::Viewer { .. } => matches!(action, OpenPage | GetIceServers | Watch),
+            Admits::Player(_) => matches!(action, OpenPage | Play),
+            Admits::Viewer { .. } => matches!(action, OpenPage | Watch),
         },
         Who::User(user) => match user.role {
-            Role::Player => matches!(action, OpenPage | GetIceServers | Play | Watch),
+            Role::Player => matches!(action, OpenPage | Play | Watch),
             Role::Operator => true,
         },
     }
@@ -114,7 +115,7 @@ mod tests {
         ];
         for (action, expected) in [
             (OpenPage, [false, true, true, true, true]),
-            (GetIceServers, [false, true, true, true, true]),
+            (GetIceServers, [false, false, false, false, true]),
             (Play, [false, true, false, true, true]),
             (Watch, [false, false, true, true, true]),
             (ChooseStreamer, [false, false, false, false, true]),

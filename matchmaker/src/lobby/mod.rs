@@ -323,10 +323,9 @@ impl Lobby {
     fn dial(&mut self, now: Instant, id: &PlayerId, address: SocketAddr) {
         self.last_link += 1;
         let link = LinkId(self.last_link);
-        let watched = self
-            .streamers
-            .get(&address)
-            .and_then(|s| s.status.session_id.clone());
+        let known = self.streamers.get(&address).map(|streamer| &streamer.status);
+        let watched = known.and_then(|status| status.session_id.clone());
+        let peers = known.map_or_else(Vec::new, |status| status.media_addresses.clone());
         let Some(player) = self.players.get_mut(id) else {
             return;
         };
@@ -345,6 +344,7 @@ impl Lobby {
         player.place = Place::Claiming {
             link,
             address,
+            peers,
             since: now,
         };
         self.links.insert(link, id.clone());

@@ -1,6 +1,6 @@
 //! What streamers do and say.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use penstock_core::ids::PlayerId;
@@ -46,9 +46,13 @@ impl Lobby {
         let Some(player) = self.players.get_mut(id) else {
             return;
         };
-        let Place::Claiming { link, address, .. } = player.place else {
+        let Place::Claiming {
+            link, address, peers, ..
+        } = &mut player.place
+        else {
             return;
         };
+        let (link, address, peers) = (*link, *address, std::mem::take(peers));
         // What was asked for is what the streamer has now, and it may say so only later.
         self.changed = true;
         let resumed = claimed.resumed;
@@ -88,16 +92,16 @@ impl Lobby {
             }),
         );
         if !resumed {
-            self.configure(id, address);
+            self.configure(id, address, peers);
             self.send_list(id);
         }
     }
 
     /// Gives a page credentials for this streamer, just before it hears of it: a page makes a new peer connection of
-    /// each `config`.
-    fn configure(&mut self, id: &PlayerId, address: SocketAddr) {
+    /// each `config`. What the streamer says now counts, and what it `said` when it was asked where it is not heard.
+    fn configure(&mut self, id: &PlayerId, address: SocketAddr, said: Vec<IpAddr>) {
         let known = self.streamers.get(&address);
-        let peers = known.map_or_else(Vec::new, |known| known.status.media_addresses.clone());
+        let peers = known.map_or(said, |known| known.status.media_addresses.clone());
         self.out.push(Command::Configure {
             player: id.clone(),
             peers,

@@ -160,7 +160,8 @@ pub enum Command {
     Configure {
         /// Whose.
         player: PlayerId,
-        /// The streamer's media addresses, the only peers that its TURN credentials are good for.
+        /// The streamer's media addresses, the only peers that its TURN credentials are good for; where there are none, they
+        /// are good for nothing.
         peers: Vec<IpAddr>,
     },
     /// Close a page's socket.
@@ -315,6 +316,8 @@ pub(super) enum Place {
     Claiming {
         link: LinkId,
         address: SocketAddr,
+        /// Its media addresses, as it said them. Its states may not be heard any more when it says yes.
+        peers: Vec<IpAddr>,
         since: Instant,
     },
     Matched {

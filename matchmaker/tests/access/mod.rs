@@ -91,7 +91,7 @@ async fn a_password_opens_the_page_and_its_cookie_the_socket() {
         assert_eq!(refused.err(), Some(401), "{wrong}");
     }
     // Ann plays; only the operator sees others.
-    for path in ["/sessions", "/status", "/signalling?id=demo"] {
+    for path in ["/sessions", "/status", "/ice-servers", "/signalling?id=demo"] {
         let answer = door.ask("GET", path, &[("cookie", &cookie)], "").await;
         let expected = if path.starts_with("/signalling") { 426 } else { 403 };
         assert_eq!(answer.status, expected, "{path}: {answer:?}");
@@ -180,13 +180,8 @@ async fn a_join_link_admits_to_what_it_says_and_nothing_else() {
             .await
             .is_ok()
     );
-    assert_eq!(
-        door.ask("GET", &format!("/ice-servers{query}"), &[], "")
-            .await
-            .status,
-        200
-    );
-    for path in ["/sessions", "/status"] {
+    // Its page gets TURN credentials for its own streamer when it has one; these would reach others.
+    for path in ["/sessions", "/status", "/ice-servers"] {
         assert_eq!(
             door.ask("GET", &format!("{path}{query}"), &[], "").await.status,
             403,
@@ -215,6 +210,50 @@ async fn a_join_link_admits_to_what_it_says_and_nothing_else() {
             .await
             .is_ok()
     );
+}
+
+#[tokio::test]
+async fn one_link_has_one_player_however_often_it_is_opened() {
+    let streamers = [StandIn::start("a").await, StandIn::start("b").await];
+    let files = Files::with_users();
+    let door = Matchmaker::start_guarded(&streamers.each_ref(), &files.basic()).await;
+    let socket = format!("/signalling{}", join_link(&door).await);
+    let mut first = door.player(&socket).await;
+    is_placed(&mut first).await;
+    let mut second = door.player(&socket).await;
+    let refused = second.next_of("subscribeFailed").await;
+    assert!(
+        refused["message"].as_str().unwrap().contains("in use"),
+        "{refused}"
+    );
+    assert_eq!(second.closed().await, Some(1008));
+    let other = format!("/signalling{}", join_link(&door).await);
+    is_placed(&mut door.player(&other).await).await;
+    first.leave().await;
+    is_placed(&mut door.player(&socket).await).await;
+}
+
+async fn is_placed(player: &mut Player) {
+    player.say(json!({"type": "listStreamers"})).await;
+    player.next_of("streamerList").await;
+}
+
+#[tokio::test]
+async fn one_user_has_so_many_players() {
+    let streamers = [StandIn::start("a").await, StandIn::start("b").await];
+    let files = Files::with_users();
+    let args = with(&files.basic(), &["--max-per-user", "1"]);
+    let door = Matchmaker::start_guarded(&streamers.each_ref(), &args).await;
+    let connect = async |name, password| {
+        let authorization = basic(name, password);
+        let headers = [("authorization", &*authorization)];
+        let player = Player::try_connect(door.address(), "/signalling", &headers).await;
+        player.unwrap()
+    };
+    let mut first = connect("ann", "north").await;
+    is_placed(&mut first).await;
+    assert_eq!(connect("ann", "north").await.closed().await, Some(1008));
+    is_placed(&mut connect("oscar", "south").await).await;
 }
 
 #[tokio::test]
@@ -342,6 +381,37 @@ async fn a_page_of_another_site_gets_no_socket_and_changes_nothing() {
     }
 }
 
+/// A site may have its name lead to our address, and to the browser its pages are then of our own origin.
+#[tokio::test]
+async fn without_authentication_a_foreign_host_name_opens_nothing() {
+    let door = Matchmaker::start(&[], &["--public-url", "http://play.example/"]).await;
+    for (host, let_in) in [
+        ("evil.example:18080", false),
+        ("play.example", true),
+        ("localhost:8080", true),
+        ("127.0.0.1:8080", true),
+    ] {
+        let origin = format!("http://{host}");
+        let headers = [
+            ("host", host),
+            ("origin", &*origin),
+            ("content-type", "application/json"),
+        ];
+        let made = door.ask("POST", "/sessions", &headers, "{}").await;
+        assert_eq!(made.status != 403, let_in, "{host}: {made:?}");
+        assert!(let_in || made.body.contains("--public-url"), "{made:?}");
+        let seen = door.ask("GET", "/sessions", &headers, "").await;
+        assert_eq!(seen.status != 403, let_in, "{host}: {seen:?}");
+        let socket = Player::try_connect(door.address(), "/signalling", &[("host", host)]).await;
+        assert_eq!(socket.is_ok(), let_in, "{host}");
+    }
+    let files = Files::with_users();
+    let door = Matchmaker::start_guarded(&[], &files.basic()).await;
+    let oscar = basic("oscar", "south");
+    let headers = [("host", "play.example"), ("authorization", &*oscar)];
+    assert_eq!(door.ask("GET", "/sessions", &headers, "").await.status, 200);
+}
+
 #[tokio::test]
 async fn one_address_has_so_many_players_and_others_have_theirs() {
     let args = ["--trusted-proxy", "127.0.0.1", "--max-per-address", "2"];
@@ -466,7 +536,7 @@ async fn pages_and_sockets_go_over_tls_and_the_certificate_is_exchanged_under_wa
     let oscar = [("authorization", &*oscar), ("content-type", "application/json")];
     let made = ask_over(tls(&door, &old).await.unwrap(), "POST", "/sessions", &oscar, "{}").await;
     let link = made.json()["joinUrl"].as_str().unwrap().to_owned();
-    assert!(link.starts_with("https://door/?join="), "{link}");
+    assert!(link.starts_with("https://127.0.0.1/?join="), "{link}");
     let request = format!("wss://localhost/signalling{}", &link[link.find('?').unwrap()..]);
     let connection = tls(&door, &old).await.unwrap();
     let (mut socket, _) = tokio_tungstenite::client_async(request, connection)
@@ -535,7 +605,7 @@ async fn all_of_it_can_be_under_a_path() {
     let json = [("content-type", "application/json")];
     let made = door.ask("POST", "/play/sessions", &json, "{}").await;
     let link = made.json()["joinUrl"].as_str().unwrap().to_owned();
-    assert!(link.starts_with("http://door/play/?join="), "{link}");
+    assert!(link.starts_with("http://127.0.0.1/play/?join="), "{link}");
     let document = door.ask("GET", "/play/openapi.json", &[], "").await.json();
     assert_eq!(document["servers"][0]["url"], "/play/");
     for path in ["/play/signalling", "/play/", "/play"] {

@@ -28,7 +28,7 @@ async fn a_session_is_made_seen_watched_and_ended() {
         .await;
     assert_eq!(made.status, 201, "{made:?}");
     let link = made.json()["joinUrl"].as_str().unwrap().to_owned();
-    assert!(link.starts_with("http://door/?join="), "{link}");
+    assert!(link.starts_with("http://127.0.0.1/?join="), "{link}");
     assert_eq!(made.header("location"), Some(&*link));
     // Promised is not free: there is no second one, though nobody has come yet.
     for full in [
@@ -158,6 +158,13 @@ async fn ice_servers_come_with_credentials_that_expire() {
     assert_eq!(server["credential"], json!(password));
     let expiry = penstock_core::turn_rest::parse(username).unwrap().expiry_unix_s;
     assert_eq!(servers["expiresAt"], json!(expiry));
+    // A TURN server counts by this part.
+    let who = |answer: &Value| {
+        let name = answer["iceServers"][0]["username"].as_str().unwrap();
+        penstock_core::turn_rest::parse(name).unwrap().who.to_owned()
+    };
+    let again = api.ask("GET", "/ice-servers", "").await.json();
+    assert_eq!(who(&again), who(&servers), "one user has one quota");
     let without = Matchmaker::start(&[], &[]).await;
     let servers = Api::of(&without).await.ok("GET", "/ice-servers", "", 200).await;
     assert_eq!(servers, json!({"iceServers": []}));

@@ -165,7 +165,7 @@ impl Matchmaker {
     /// Head and body.
     pub(crate) async fn get(&self, path: &str) -> (String, String) {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
-        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        let request = format!("GET {path} HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut answer = String::new();
         timeout(PATIENCE, stream.read_to_string(&mut answer))
@@ -252,7 +252,7 @@ pub(crate) async fn ask_over(
         body.len()
     );
     if !headers.iter().any(|(name, _)| *name == "host") {
-        request += "host: door\r\n";
+        request += "host: 127.0.0.1\r\n";
     }
     for (name, value) in headers {
         request += &format!("{name}: {value}\r\n");

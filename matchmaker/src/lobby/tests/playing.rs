@@ -177,3 +177,20 @@ fn a_player_of_a_streamer_that_ends_is_told_and_moves_before_all_who_wait() {
     assert!(!moved.iter().any(|c| matches!(c, Command::Close { .. })));
     assert_eq!(claims(&story.streamer(2, StreamerState::Free)), ["ann"]);
 }
+
+/// To a TURN server credentials that name no peer are good for all.
+#[test]
+fn a_streamer_that_is_not_heard_any_more_when_it_says_yes_is_the_only_one_to_reach() {
+    let mut story = Story::new();
+    let mut free = status(1, StreamerState::Free, None);
+    free.media_addresses = vec![[10, 0, 3, 9].into()];
+    let (address, status) = (address(1), free);
+    story.handle(Input::Status { address, status });
+    let link = dialled(&story.join("ann"));
+    story.handle(Input::StreamerLost { address });
+    let configure = Command::Configure {
+        player: id("ann"),
+        peers: vec![[10, 0, 3, 9].into()],
+    };
+    assert!(story.claimed(link, "s1").contains(&configure));
+}
