@@ -60,7 +60,7 @@ pub(crate) enum Obstacle {
 impl Index {
     /// What becomes of each of `names`, in that order. A pod that asks for none of our resources fits everywhere.
     pub(crate) fn filter(&self, pod: &Pod, names: &[NodeName]) -> Vec<Verdict> {
-        let demand = self.demand_of(pod);
+        let demand = Amounts::of_pod(pod.demand());
         names
             .iter()
             .map(|name| self.verdict(demand, self.node(name)))
@@ -85,7 +85,7 @@ impl Index {
         }
     }
 
-    fn refusal(&self, demand: Amounts, node: &Node) -> Refusal {
+    pub(super) fn refusal(&self, demand: Amounts, node: &Node) -> Refusal {
         if let Some((open, limit)) = node.capped_sessions()
             && node.rooms.iter().any(|room| room.takes(demand))
         {

@@ -29,7 +29,7 @@ impl Index {
     ///
     /// Of what the scheduler proposes, pods that hold nothing of ours stay in: it needs them for other reasons.
     pub(crate) fn preempt(&self, pod: &Pod, proposed: &[Victims]) -> Vec<Victims> {
-        let demand = self.demand_of(pod);
+        let demand = Amounts::of_pod(pod.demand());
         if demand == Amounts::NONE {
             return proposed.to_vec();
         }

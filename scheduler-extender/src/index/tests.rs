@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use penstock_core::gpu_node::{Allocation, Capacity, Gpu, GpuNodeSpec, Health, Measured};
+use penstock_core::gpu_node::{Allocation, Capacity, Gpu, GpuNodeSpec, Health, LoadBand, Measured};
 use penstock_core::ids::{GpuUuid, NodeName, PodUid};
 use penstock_core::packing::Resources;
 use penstock_core::pod_demand::ContainerKind::{App, Init, Sidecar};
@@ -53,6 +53,74 @@ fn a_pod_on_a_gpu_that_nobody_knows_counts_on_each() {
     stranger.node = Some(node());
     index.apply_pod(stranger);
     assert_eq!(free(&index), 37);
+}
+
+#[test]
+fn pods_of_a_gpu_that_is_gone_take_nothing_of_the_others_and_are_waited_for_by_nobody() {
+    let mut index = Index::new(Settings::default());
+    let old: Vec<_> = (0..10).map(|i| format!("old{i}")).collect();
+    let mut spec = two_gpus(30);
+    spec.gpus[1].allocated = old.iter().map(|name| held(name, 3)).collect();
+    index.apply_gpu_node(&node(), &spec);
+    for name in &old {
+        index.apply_pod(bound(pod(name, 3), "GPU-1"));
+    }
+    index.apply_gpu_node(&node(), &node_of(30));
+    assert_eq!(free(&index), 30);
+    index.apply_pod(pod("new", 3));
+    let gpu = index.choose_gpu(&uid("new"), &node()).unwrap();
+    assert_eq!(gpu.as_str(), "GPU-0");
+    // It is back, and its pods with it.
+    index.apply_gpu_node(&node(), &two_gpus(30));
+    let free: Vec<_> = index
+        .rooms(&node())
+        .iter()
+        .map(|room| room.free.encoder())
+        .collect();
+    assert_eq!(free, [27, 0]);
+}
+
+#[test]
+fn a_pod_is_shown_once_all_that_it_asks_for_is_however_its_clients_are_counted() {
+    let mut index = Index::new(Settings::default());
+    let mut spec = two_gpus(30);
+    for gpu in &mut spec.gpus {
+        (gpu.capacity.mps, gpu.capacity.mps_clients) = (SmPercent(100), 48);
+    }
+    let with_mps = |name: &str| {
+        let mut pod = pod(name, 3);
+        pod.containers[0].1.mps = SmPercent(60);
+        pod
+    };
+    index.apply_gpu_node(&node(), &spec);
+    index.apply_pod(bound(with_mps("a"), "GPU-0"));
+    index.apply_pod(with_mps("b"));
+    assert!(
+        index.choose_gpu(&uid("b"), &node()).is_err(),
+        "it could be confused with the first"
+    );
+    spec.gpus[0].allocated = vec![Allocation {
+        mps: SmPercent(60),
+        ..held("a", 3)
+    }];
+    index.apply_gpu_node(&node(), &spec);
+    assert_eq!(index.choose_gpu(&uid("b"), &node()).unwrap().as_str(), "GPU-1");
+}
+
+#[test]
+fn a_pod_that_asks_for_nothing_is_told_what_is_in_the_way_where_nobody_is() {
+    let mut spec = node_of(30);
+    spec.gpus[0].measured.encoder_load_percent = Some(LoadBand::of(95));
+    let mut index = Index::new(Settings::default());
+    index.apply_gpu_node(&node(), &spec);
+    index.apply_pod(pod("a", 0));
+    let refusal = index.choose_gpu(&uid("a"), &node()).unwrap_err();
+    assert!(
+        refusal
+            .to_string()
+            .contains("its encoder is measured at 90 % load"),
+        "{refusal}"
+    );
 }
 
 #[test]
@@ -242,6 +310,15 @@ fn node_of(units: u32) -> GpuNodeSpec {
         gpus: vec![gpu],
         ..GpuNodeSpec::default()
     }
+}
+
+fn two_gpus(units: u32) -> GpuNodeSpec {
+    let mut spec = node_of(units);
+    spec.gpus.push(Gpu {
+        uuid: GpuUuid::new("GPU-1").unwrap(),
+        ..spec.gpus[0].clone()
+    });
+    spec
 }
 
 fn pod(name: &str, units: u32) -> Pod {
