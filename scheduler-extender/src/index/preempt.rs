@@ -40,7 +40,7 @@ impl Index {
     }
 
     fn victims(&self, pod: &Pod, demand: Amounts, proposal: &Victims) -> Option<Victims> {
-        let node = self.node(&proposal.node)?;
+        let node = self.node(&proposal.node).filter(|node| !node.unregistered)?;
         let ours = |uid: &&PodUid| {
             self.pods
                 .get(*uid)

@@ -13,6 +13,8 @@ use super::appetite::Totals;
 #[derive(Debug, Default)]
 pub(super) struct Node {
     pub(super) name: Option<NodeName>,
+    /// Whether its kubelet does not know the plugin: it would refuse what is bound here, for good.
+    pub(super) unregistered: bool,
     /// Its GPUs as the GpuNode says, in the order of their names.
     pub(super) gpus: Vec<Gpu>,
     /// What is free of each of them.
@@ -58,6 +60,7 @@ impl Node {
 
     /// Takes what a GpuNode says.
     pub(super) fn describe(&mut self, spec: &GpuNodeSpec) {
+        self.unregistered = spec.is_unregistered();
         self.gpus.clone_from(&spec.gpus);
         self.gpus.sort_by(|a, b| a.uuid.cmp(&b.uuid));
     }

@@ -2,7 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use penstock_core::gpu_node::{Allocation, Capacity, Gpu, GpuNodeSpec, Health, LoadBand, Measured};
+use penstock_core::gpu_node::{
+    Allocation, Capacity, Condition, ConditionStatus, Gpu, GpuNodeSpec, Health, LoadBand, Measured,
+    REGISTERED,
+};
 use penstock_core::ids::{GpuUuid, NodeName, PodUid};
 use penstock_core::packing::Resources;
 use penstock_core::pod_demand::ContainerKind::{App, Init, Sidecar};
@@ -10,7 +13,7 @@ use penstock_core::units::{EncoderUnits, SmPercent, VramBlocks};
 
 use super::pod::{Requirement, Selector};
 use super::preempt::Victims;
-use super::{Budget, Index, Pod, Settings, Verdict};
+use super::{BindRefusal, Budget, Index, Pod, Settings, Verdict};
 
 #[test]
 fn a_pod_counts_with_all_it_will_take_while_the_kubelet_is_at_it() {
@@ -105,6 +108,50 @@ fn a_pod_is_shown_once_all_that_it_asks_for_is_however_its_clients_are_counted()
     }];
     index.apply_gpu_node(&node(), &spec);
     assert_eq!(index.choose_gpu(&uid("b"), &node()).unwrap().as_str(), "GPU-1");
+}
+
+#[test]
+fn a_node_whose_kubelet_does_not_know_the_plugin_takes_nothing_until_it_does() {
+    let mut index = one_node(30);
+    index.apply_pod(bound(pod("old", 30), "GPU-0"));
+    index.apply_pod(pod("new", 3));
+    let says = |status| GpuNodeSpec {
+        conditions: vec![Condition {
+            about: REGISTERED.to_owned(),
+            status,
+            reason: String::new(),
+            message: String::new(),
+            last_transition_time: String::new(),
+        }],
+        ..two_gpus(30)
+    };
+    index.apply_gpu_node(&node(), &says(ConditionStatus::False));
+    let [Verdict::Unresolvable(reason)] = &index.filter(&pod("new", 3), &[node()])[..] else {
+        panic!("it fits on a node without plugin");
+    };
+    assert!(reason.to_string().contains("kubelet"), "{reason}");
+    assert_eq!(index.prioritize(&pod("new", 3), &[node()]), [0]);
+    let refusal = index.choose_gpu(&uid("new"), &node()).unwrap_err();
+    assert!(
+        matches!(&refusal, BindRefusal::NoRoom { reason, .. } if reason.contains("kubelet")),
+        "{refusal}"
+    );
+    let proposal = Victims {
+        node: node(),
+        pods: Vec::new(),
+        budget_violations: 0,
+    };
+    let vip = Pod {
+        priority: 1,
+        ..pod("vip", 30)
+    };
+    assert_eq!(index.preempt(&vip, std::slice::from_ref(&proposal)), []);
+    // What can't be told is no reason.
+    for status in [ConditionStatus::Unknown, ConditionStatus::True] {
+        index.apply_gpu_node(&node(), &says(status));
+        assert_eq!(index.filter(&pod("new", 3), &[node()]), [Verdict::Fits]);
+    }
+    assert_eq!(index.choose_gpu(&uid("new"), &node()).unwrap().as_str(), "GPU-1");
 }
 
 #[test]
