@@ -116,7 +116,7 @@ pub struct Capacity {
     /// Video memory in blocks of 256 MiB.
     #[cfg_attr(feature = "schema", schemars(schema_with = "schema::count"))]
     pub vram: VramBlocks,
-    /// Clients that its MPS daemon serves at one time.
+    /// Containers with `mps` that its MPS daemon serves at one time: its clients, over those that a container is.
     #[cfg_attr(feature = "schema", schemars(schema_with = "schema::count"))]
     pub mps_clients: u32,
 }
@@ -145,7 +145,7 @@ pub struct Allocation {
     #[serde(default)]
     #[cfg_attr(feature = "schema", schemars(schema_with = "schema::count"))]
     pub vram: VramBlocks,
-    /// Clients of the MPS daemon that are kept for it.
+    /// Containers with `mps` that it runs at one time.
     #[serde(default)]
     #[cfg_attr(feature = "schema", schemars(schema_with = "schema::count"))]
     pub mps_clients: u32,

@@ -51,7 +51,11 @@ fn the_agent_stays_whatever_a_node_is_tainted_with_and_slices_of_gpus_are_looked
     let kube = cluster("base/plugin");
     for name in ["penstock-plugin", "penstock-mps"] {
         let spec = daemons(&kube, name)["spec"]["template"]["spec"].clone();
-        assert_eq!(spec["tolerations"], serde_json::json!([{ "operator": "Exists" }]), "{name}");
+        assert_eq!(
+            spec["tolerations"],
+            serde_json::json!([{ "operator": "Exists" }]),
+            "{name}"
+        );
         assert_eq!(spec["nodeSelector"]["app.pixel/gpu"], "true", "{name}");
     }
     let patch = std::fs::read_to_string(manifests("overlays/gpu/streamer.yaml")).unwrap();

@@ -172,6 +172,16 @@ fn registered(registered: bool) -> Observed {
     }
 }
 
+/// The last that is said: the next plugin says something else once the kubelet knows it.
+pub(super) fn ending() -> Observed {
+    Observed {
+        about: REGISTERED.to_owned(),
+        status: ConditionStatus::False,
+        reason: "Ending".to_owned(),
+        message: "the device plugin of this node ends; until another is there no pod gets a slice".to_owned(),
+    }
+}
+
 /// What is held of a GPU without anybody knowing by whom counts all the same: it is not free.
 fn allocation(slice: &Slice) -> Option<Allocation> {
     let uid = || slice.uid.clone().or_else(|| PodUid::new(UNKNOWN).ok());
