@@ -24,6 +24,10 @@ pub const API_GROUP: &str = "penstock.dev";
 /// The version of [`GpuNodeSpec`].
 pub const API_VERSION: &str = "v1alpha1";
 
+/// The [`Condition`] that says whether the node's kubelet knows the plugin. While it does not, it refuses every pod that
+/// asks for a slice, for good.
+pub const REGISTERED: &str = "Registered";
+
 /// What one node has, gives and measures.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -112,7 +116,7 @@ pub struct Capacity {
     /// Video memory in blocks of 256 MiB.
     #[cfg_attr(feature = "schema", schemars(schema_with = "schema::count"))]
     pub vram: VramBlocks,
-    /// Clients that its MPS daemon serves at one time.
+    /// Containers with `mps` that its MPS daemon serves at one time: its clients, over those that a container is.
     #[cfg_attr(feature = "schema", schemars(schema_with = "schema::count"))]
     pub mps_clients: u32,
 }
@@ -141,7 +145,7 @@ pub struct Allocation {
     #[serde(default)]
     #[cfg_attr(feature = "schema", schemars(schema_with = "schema::count"))]
     pub vram: VramBlocks,
-    /// Clients of the MPS daemon that are kept for it.
+    /// Containers with `mps` that it runs at one time.
     #[serde(default)]
     #[cfg_attr(feature = "schema", schemars(schema_with = "schema::count"))]
     pub mps_clients: u32,
@@ -229,6 +233,12 @@ pub enum ConditionStatus {
 }
 
 impl GpuNodeSpec {
+    /// Whether the kubelet is said not to know the plugin. Where nothing is said it is not: an older plugin did not.
+    pub fn is_unregistered(&self) -> bool {
+        let says_no = |c: &Condition| c.about == REGISTERED && c.status == ConditionStatus::False;
+        self.conditions.iter().any(says_no)
+    }
+
     /// The content over `gpus`, with its summary.
     pub fn new(gpus: Vec<Gpu>, conditions: Vec<Condition>) -> Self {
         Self {

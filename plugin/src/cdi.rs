@@ -41,6 +41,13 @@ pub(crate) enum Inject {
     Auto,
 }
 
+impl Inject {
+    /// The variable: the plugin's own container has its driver by it, so it is known to work. CDI is not: containerd 1.7 has
+    /// it off by default and drops the names without a word, and recent toolkits write a specification on every node,
+    /// so that there is one says nothing.
+    pub(crate) const DEFAULT: Self = Self::Env;
+}
+
 /// A CDI device's full name: `nvidia.com/gpu=GPU-…`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct QualifiedName(String);

@@ -26,7 +26,7 @@ pub(crate) struct Args {
     #[arg(long, env = "PENSTOCK_SOFTWARE_SLICES")]
     software_slices: bool,
     /// How GPUs get into containers, as the plugin is told
-    #[arg(long, env = "PENSTOCK_INJECT", value_enum, default_value_t = Inject::Auto)]
+    #[arg(long, env = "PENSTOCK_INJECT", value_enum, default_value_t = Inject::DEFAULT)]
     inject: Inject,
     /// Directory of the MPS daemons' pipes
     #[arg(long, env = ENV_ROOT, default_value = DEFAULT_ROOT, value_name = "PATH")]

@@ -100,18 +100,22 @@ impl Gpus {
         Ok((gpus, followed))
     }
 
-    /// Follows them until NVML's thread ends.
-    pub(crate) async fn run(mut self) {
+    /// Follows them until NVML's thread ends; with `ends_when_stale`, which is for a container, also until only a new one
+    /// can have a library that works.
+    ///
+    /// # Errors
+    /// That NVML is stale.
+    pub(crate) async fn run(mut self, ends_when_stale: bool) -> anyhow::Result<()> {
         let mut seen = self.daemons.subscribe();
         let mut watching: Option<JoinHandle<()>> = None;
         let mut found = false;
         loop {
             tokio::select! {
                 report = self.reports.recv() => match report {
-                    None => return,
+                    None => return Ok(()),
                     Some(Report::Found(inventory)) => {
                         found = true;
-                        self.known.inventory = inventory;
+                        self.known.found(inventory);
                         if let Some(old) = watching.replace(self.watch_daemons()) {
                             old.abort();
                         }
@@ -122,6 +126,11 @@ impl Gpus {
                         // What was measured before says nothing about now.
                         self.measured.send_replace(Arc::default());
                     }
+                    Some(Report::Stale(_)) if !ends_when_stale => continue,
+                    Some(Report::Stale(why)) => anyhow::bail!(
+                        "ending, since NVIDIA's management library is of no use any more ({why}): after an upgrade of the driver \
+                         only a new container has the new library"
+                    ),
                     Some(Report::Xid(event)) => {
                         let labels = [event.gpu.as_str(), &event.xid.to_string()];
                         self.xids.with_label_values(&labels).inc();
@@ -207,3 +216,41 @@ fn log_changes(old: &[GpuOffer], new: &[GpuOffer]) {
 
 /// A daemon that has died is seen within this time.
 const LOOK_AT_DAEMONS: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use prometheus::Opts;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_library_that_will_never_work_again_ends_a_container_and_no_other_process() {
+        let told = |ends_when_stale| async move {
+            let (report, reports) = mpsc::channel(1);
+            let gpus = Gpus {
+                reports,
+                known: Known::default(),
+                opted_in: OptedIn::All,
+                settings: Settings::default(),
+                layout: Layout::new("/nowhere"),
+                daemons: watch::channel(BTreeMap::new()).0,
+                offers: watch::channel(None).0,
+                described: watch::channel(Arc::default()).0,
+                measured: watch::channel(Arc::default()).0,
+                xids: IntCounterVec::new(Opts::new("xids", "xids"), &["gpu", "xid"]).unwrap(),
+            };
+            report
+                .send(Report::Stale("of another release".to_owned()))
+                .await
+                .unwrap();
+            drop(report);
+            gpus.run(ends_when_stale).await
+        };
+        assert!(told(false).await.is_ok());
+        let said = told(true).await.unwrap_err().to_string();
+        assert!(
+            said.contains("of another release") && said.contains("new container"),
+            "{said}"
+        );
+    }
+}

@@ -28,13 +28,32 @@ use crate::settings::{OptedIn, Settings};
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Known {
     pub(crate) inventory: Inventory,
+    /// GPUs that were in it once and that the driver does not list any more.
+    pub(crate) lost: Vec<Gpu>,
     pub(crate) health: BTreeMap<GpuUuid, Verdict>,
     pub(crate) daemons: BTreeMap<GpuUuid, Health>,
 }
 
-/// The GPUs that are offered, in NVML's order.
+impl Known {
+    /// Takes in the GPUs that the driver lists now. One that it does not list any more stays, as lost: pods run on it, and
+    /// whoever counts GPUs must see it ill rather than never have been there. But a MIG instance whose GPU is listed was
+    /// taken apart on purpose, as was a whole GPU that is divided now.
+    pub(crate) fn found(&mut self, inventory: Inventory) {
+        let before = self.inventory.usable().chain(&self.lost);
+        let is_gone = |gpu: &&Gpu| inventory.physical().all(|listed| listed.uuid != *gpu.physical());
+        self.lost = before.filter(is_gone).cloned().collect();
+        self.inventory = inventory;
+    }
+
+    fn is_lost(&self, gpu: &Gpu) -> bool {
+        self.lost.iter().any(|lost| lost.uuid == gpu.uuid)
+    }
+}
+
+/// The GPUs that are offered, in NVML's order; those that are lost come last, and nothing of them can be used.
 pub(crate) fn offered<'a>(known: &'a Known, opted_in: &'a OptedIn) -> impl Iterator<Item = &'a Gpu> {
-    known.inventory.usable().filter(|gpu| opted_in.has(gpu))
+    let gpus = known.inventory.usable().chain(&known.lost);
+    gpus.filter(|gpu| opted_in.has(gpu))
 }
 
 /// What is offered of each.
@@ -78,7 +97,7 @@ fn offer(known: &Known, gpu: &Gpu, settings: &Settings) -> GpuOffer {
             mps: SmPercent(wished(|o| o.mps).unwrap_or(100)),
             vram: VramBlocks(wished(|o| o.vram).unwrap_or(u32::try_from(memory).unwrap_or(u32::MAX))),
         },
-        mps_clients: wished(|o| o.mps_clients).unwrap_or(limit),
+        mps_clients: wished(|o| o.mps_clients).unwrap_or(limit) / settings.clients_per_container(),
         unhealthy: unhealthy(known, gpu),
     }
 }
@@ -103,7 +122,11 @@ fn after_headroom(units: EncoderUnits, percent: u32) -> EncoderUnits {
 }
 
 fn unhealthy(known: &Known, gpu: &Gpu) -> BTreeMap<Resource, String> {
-    let verdict = known.health.get(&gpu.uuid).cloned().unwrap_or_default();
+    let mut verdict = known.health.get(&gpu.uuid).cloned().unwrap_or_default();
+    if known.is_lost(gpu) {
+        // The next look at its health may tell more.
+        verdict.gpu.get_or_insert_with(|| NOT_LISTED.to_owned());
+    }
     let daemon = match known.daemons.get(&gpu.uuid) {
         Some(Health::Alive) => None,
         Some(Health::Dead(cause)) => Some(cause.to_string()),
@@ -121,6 +144,8 @@ fn unhealthy(known: &Known, gpu: &Gpu) -> BTreeMap<Resource, String> {
         .filter_map(|(resource, reason)| Some((resource, reason?)))
         .collect()
 }
+
+const NOT_LISTED: &str = "the driver does not list it any more";
 
 /// Why `mps` is not to be used of a GPU that has just been found.
 pub(crate) const NOT_LOOKED_AT: &str = "its MPS daemon was not looked at yet";
@@ -261,6 +286,41 @@ mod tests {
         assert_eq!(ill(&known).into_keys().collect::<Vec<_>>(), [Resource::Mps]);
     }
 
+    #[test]
+    fn a_gpu_that_the_driver_lists_no_more_is_offered_as_ill_until_it_is_back() {
+        let mut known = known("Tesla T4");
+        let listed = known.inventory.clone();
+        let settings = Settings::default();
+        let healthy = offers(&known, &OptedIn::All, &settings);
+        for _ in 0..2 {
+            known.found(Inventory::default());
+            let lost = offers(&known, &OptedIn::All, &settings);
+            assert_eq!(lost[0].capacity, healthy[0].capacity);
+            assert_eq!(lost[0].unhealthy.len(), 3);
+        }
+        known.found(listed.clone());
+        assert_eq!(offers(&known, &OptedIn::All, &settings), healthy);
+        let mut divided = listed;
+        divided.gpus[0].kind = Kind::Divided;
+        known.found(divided);
+        assert_eq!(
+            offers(&known, &OptedIn::All, &settings),
+            [],
+            "it was divided on purpose"
+        );
+    }
+
+    #[test]
+    fn where_a_container_is_several_clients_a_gpu_takes_fewer_of_them() {
+        let clients = |settings: &str| {
+            let settings = Settings::parse(settings).unwrap();
+            offers(&known("Tesla T4"), &OptedIn::All, &settings)[0].mps_clients
+        };
+        assert_eq!(clients("mpsClientsPerContainer: 5"), 9, "48 in all");
+        let fewer = "{ mpsClientsPerContainer: 2, gpus: { GPU-1: { mpsClients: 7 } } }";
+        assert_eq!(clients(fewer), 3);
+    }
+
     fn known(model: &str) -> Known {
         let gpu = Gpu {
             uuid: "GPU-1".parse().unwrap(),
@@ -279,6 +339,7 @@ mod tests {
         let daemons = BTreeMap::from([("GPU-1".parse().unwrap(), Health::Alive)]);
         Known {
             inventory,
+            lost: Vec::new(),
             health: BTreeMap::new(),
             daemons,
         }

@@ -16,6 +16,7 @@ use crate::nvml::{self, NvmlArgs};
 ///
 /// ```text
 /// headroomPercent: 10              # of the encoder units, kept free; 0
+/// mpsClientsPerContainer: 2        # processes with CUDA that a container with `mps` has; 1
 /// encoderSessions: 12              # that the driver allows on GeForce GPUs together; by the driver's release
 /// models:                          # by NVML's name
 ///   NVIDIA L4: { nvenc: 200, nvencEngine: 100 }
@@ -32,6 +33,7 @@ use crate::nvml::{self, NvmlArgs};
 pub(crate) struct Settings {
     pub(crate) headroom_percent: u32,
     pub(crate) encoder_sessions: Option<u32>,
+    mps_clients_per_container: Option<NonZeroU32>,
     models: BTreeMap<String, Override>,
     gpus: BTreeMap<GpuUuid, Override>,
     software: Software,
@@ -66,6 +68,12 @@ impl Settings {
     /// What `file` says, or nothing in particular.
     pub(crate) fn of(file: Option<&Path>) -> anyhow::Result<Self> {
         file.map_or_else(|| Ok(Self::default()), Self::read)
+    }
+
+    /// How many clients of an MPS daemon a container with `mps` is, at least 1. So many fewer containers a GPU takes: what
+    /// is published and asked about counts containers, and nobody else has to know this number.
+    pub(crate) fn clients_per_container(&self) -> u32 {
+        self.mps_clients_per_container.map_or(1, NonZeroU32::get)
     }
 
     /// The CPU's encoder units, where they are set.
@@ -204,6 +212,7 @@ mod tests {
             "nonsense: 1",
             "gpus: { 'a b': {} }",
             "software: { nvenc: 0 }",
+            "mpsClientsPerContainer: 0",
             "software: { mps: 1 }",
         ] {
             assert!(Settings::parse(bad).is_err(), "{bad}");

@@ -250,6 +250,106 @@ async fn a_cluster_is_told_who_holds_what_and_an_annotated_gpu_is_used() {
     .await;
 }
 
+#[tokio::test]
+async fn a_gpu_that_is_lost_stays_in_the_books_as_ill() {
+    let Cluster { kube, config } = cluster();
+    let gpu = |uuid: &str| fake_nvml::Gpu {
+        uuid: uuid.into(),
+        ..fake_nvml::Gpu::default()
+    };
+    let mut state = State {
+        gpus: vec![gpu("GPU-a"), gpu("GPU-b")],
+        ..State::default()
+    };
+    let address = format!("127.0.0.1:{}", free_port());
+    let args = [
+        "--gpus",
+        "all",
+        "--node-name",
+        "node-1",
+        "--metrics-listen",
+        &address,
+    ];
+    let environment = [("KUBECONFIG", config.path().to_str().unwrap())];
+    let (mut node, stage) = Node::with_gpus_in(&state, &args, &environment).await;
+    let mut log = node.log();
+    node.kubelet.until_allocatable(NVENC, 2 * 198).await;
+    let gpus = |kube: &FakeKube| {
+        kube.get("gpunodes", None, "node-1")
+            .map(|told| told["spec"]["gpus"].clone())
+    };
+    kube.until("both are told of", |kube| {
+        gpus(kube).is_some_and(|gpus| gpus[1] != json!(null))
+    })
+    .await;
+
+    state.gpus[0].lost = true;
+    state.events.push(fake_nvml::Event {
+        gpu: "GPU-a".into(),
+        xid: Some(79),
+        ..fake_nvml::Event::default()
+    });
+    stage.change(&state).unwrap();
+    // NVML is opened again, and lists it no more.
+    line_with(&mut log, "GPU 0 can't be offered").await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let told = gpus(&kube).unwrap();
+    assert_eq!(told[0]["uuid"], "GPU-a");
+    assert_eq!(told[0]["health"]["nvenc"]["healthy"], false, "{told}");
+    assert_eq!(told[1]["health"]["nvenc"]["healthy"], true, "{told}");
+    let wanted = [("GPU-a", 0), ("GPU-b", 1)]
+        .map(|(gpu, well)| format!(r#"penstock_plugin_healthy{{gpu="{gpu}",resource="vram"}} {well}"#));
+    metrics_with(&address, &wanted).await;
+    assert_eq!(node.kubelet.allocatable(NVENC), 198);
+}
+
+#[tokio::test]
+async fn before_it_ends_the_cluster_is_told() {
+    let Cluster { kube, config } = cluster();
+    let state = State {
+        gpus: vec![fake_nvml::Gpu {
+            uuid: "GPU-a".into(),
+            ..fake_nvml::Gpu::default()
+        }],
+        ..State::default()
+    };
+    let args = ["--gpus", "all", "--node-name", "node-1"];
+    let environment = [("KUBECONFIG", config.path().to_str().unwrap())];
+    let (mut node, _stage) = Node::with_gpus_in(&state, &args, &environment).await;
+    let registered = |kube: &FakeKube, status: &str| {
+        let told = kube.get("gpunodes", None, "node-1");
+        told.is_some_and(|told| {
+            let conditions = told["spec"]["conditions"].as_array().cloned().unwrap_or_default();
+            conditions
+                .iter()
+                .any(|c| c["type"] == "Registered" && c["status"] == status)
+        })
+    };
+    kube.until("it is registered", |kube| registered(kube, "True"))
+        .await;
+    node.signal(Signal::TERM);
+    let status = tokio::time::timeout(PATIENCE, node.process.wait()).await;
+    assert!(status.unwrap().unwrap().success());
+    assert!(registered(&kube, "False"));
+}
+
+/// A cluster with the plugin's permissions and the Node `node-1`.
+struct Cluster {
+    kube: FakeKube,
+    config: tempfile::NamedTempFile,
+}
+
+fn cluster() -> Cluster {
+    let kube = FakeKube::start();
+    let manifests = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests/base/plugin");
+    kube.apply_manifests(Path::new(manifests));
+    kube.create(json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": "node-1" } }));
+    let config = tempfile::NamedTempFile::new().unwrap();
+    kube.kubeconfig(config.path(), Some(("penstock", "penstock-plugin")))
+        .unwrap();
+    Cluster { kube, config }
+}
+
 /// What /metrics says once all of `lines` are in it.
 async fn metrics_with(address: &str, lines: &[String]) -> String {
     let mut text = String::new();

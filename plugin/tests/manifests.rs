@@ -47,6 +47,25 @@ fn daemons_that_hold_programs_are_replaced_by_hand_only() {
 }
 
 #[test]
+fn the_agent_stays_whatever_a_node_is_tainted_with_and_slices_of_gpus_are_looked_for_on_nodes_with_gpus() {
+    let kube = cluster("base/plugin");
+    for name in ["penstock-plugin", "penstock-mps"] {
+        let spec = daemons(&kube, name)["spec"]["template"]["spec"].clone();
+        assert_eq!(
+            spec["tolerations"],
+            serde_json::json!([{ "operator": "Exists" }]),
+            "{name}"
+        );
+        assert_eq!(spec["nodeSelector"]["app.pixel/gpu"], "true", "{name}");
+    }
+    let patch = std::fs::read_to_string(manifests("overlays/gpu/streamer.yaml")).unwrap();
+    let patch: Value = serde_yaml_ng::from_str(&patch).unwrap();
+    let spec = &patch["spec"]["template"]["spec"];
+    assert_eq!(spec["runtimeClassName"], "nvidia");
+    assert_eq!(spec["nodeSelector"]["app.pixel/gpu"], "true");
+}
+
+#[test]
 fn privileges_are_few_and_every_volume_is_used() {
     let kube = cluster("overlays/software");
     for daemons in kube.list("daemonsets") {

@@ -33,10 +33,6 @@ pub(crate) struct ServeArgs {
     #[arg(long, env = "PENSTOCK_EXTENDER_LOAD_LIMIT", value_name = "PERCENT", default_value_t = Settings::default().encoder_load_limit)]
     #[arg(value_parser = clap::value_parser!(u8).range(1..=100))]
     encoder_load_limit: u8,
-    /// How many clients of an MPS daemon each container with penstock.dev/mps is; the plugin is told the same
-    #[arg(long, env = "PENSTOCK_EXTENDER_MPS_CLIENTS", value_name = "COUNT", default_value_t = Settings::default().mps_clients_per_container)]
-    #[arg(value_parser = clap::value_parser!(u32).range(1..=60))]
-    mps_clients_per_container: u32,
 }
 
 impl ServeArgs {
@@ -44,7 +40,6 @@ impl ServeArgs {
     pub(crate) fn settings(&self) -> Settings {
         Settings {
             encoder_load_limit: self.encoder_load_limit,
-            mps_clients_per_container: self.mps_clients_per_container,
         }
     }
 }

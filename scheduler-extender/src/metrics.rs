@@ -146,6 +146,7 @@ fn of_verdict(verdict: &Verdict) -> &'static str {
         Verdict::Fits => "fits",
         Verdict::Refused(why) | Verdict::Unresolvable(why) => match why {
             Refusal::NoGpus => "no_gpus",
+            Refusal::Unregistered => "unregistered",
             Refusal::Sessions { .. } => "sessions",
             Refusal::Gpu { obstacle, .. } => of_obstacle(obstacle),
         },

@@ -135,10 +135,18 @@ impl Policy {
 
     /// Begins a write that is due, and gives what to write. The next call is [`Self::wrote`] or [`Self::failed`].
     pub(super) fn begin(&mut self, now: Instant) -> Option<GpuNodeSpec> {
-        let wanted = self
-            .wanted
-            .as_ref()
-            .filter(|_| self.due().is_some_and(|due| due <= now))?;
+        self.due().filter(|due| *due <= now)?;
+        self.start(now)
+    }
+
+    /// Begins the last write of all, where there are facts that were not written: no other comes, so it waits for none.
+    pub(super) fn begin_last(&mut self, now: Instant) -> Option<GpuNodeSpec> {
+        let unwritten = self.wanted.as_ref().is_some_and(|w| !self.is_written(&w.facts));
+        unwritten.then(|| self.start(now)).flatten()
+    }
+
+    fn start(&mut self, now: Instant) -> Option<GpuNodeSpec> {
+        let wanted = self.wanted.as_ref()?;
         let shown = self.written.as_ref().map(|w| &w.readings);
         let readings = readings(&wanted.state, shown.unwrap_or(&Readings::new()));
         let content = wanted.facts.with(&readings);

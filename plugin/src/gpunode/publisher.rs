@@ -22,7 +22,8 @@ use super::resource::{GpuNode, GpuNodeSpec};
 use super::state::NodeState;
 use penstock_shell::api_errors;
 
-/// Writes what `states` says of `node` until its sender is gone, the value that it has at first at once. The API
+/// Writes what `states` says of `node` until its sender is gone, the value that it has at first at once, and the facts of
+/// its last one at the end. The API
 /// server may be away, and the custom resource missing, for any time: the newest state is written afterwards.
 pub(crate) async fn publish(client: Client, node: NodeName, mut states: watch::Receiver<NodeState>) {
     let mut publisher = Publisher {
@@ -43,7 +44,7 @@ pub(crate) async fn publish(client: Client, node: NodeName, mut states: watch::R
         tokio::select! {
             changed = states.changed() => match changed {
                 Ok(()) => publisher.take(&mut states),
-                Err(_) => return,
+                Err(_) => return publisher.write_last().await,
             },
             () = wait => publisher.write().await,
         }
@@ -65,9 +66,18 @@ impl Publisher {
     }
 
     async fn write(&mut self) {
-        let Some(content) = self.policy.begin(Instant::now()) else {
-            return;
-        };
+        if let Some(content) = self.policy.begin(Instant::now()) {
+            self.send(content).await;
+        }
+    }
+
+    async fn write_last(&mut self) {
+        if let Some(content) = self.policy.begin_last(Instant::now()) {
+            self.send(content).await;
+        }
+    }
+
+    async fn send(&mut self, content: gpu_node::GpuNodeSpec) {
         let outcome = self.writer.write(content).await;
         let jitter = Jitter::new(rand::random());
         match outcome {

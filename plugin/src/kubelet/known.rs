@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use penstock_core::device::Resource;
 use penstock_core::gpu_node::{
-    self, Allocation, Capacity, ConditionStatus, Health, Measured, ResourceHealth,
+    self, Allocation, Capacity, ConditionStatus, Health, Measured, REGISTERED, ResourceHealth,
 };
 use penstock_core::ids::{GpuUuid, PodUid};
 use penstock_core::packing::Resources;
@@ -165,10 +165,20 @@ fn registered(registered: bool) -> Observed {
         ),
     };
     Observed {
-        about: "Registered".to_owned(),
+        about: REGISTERED.to_owned(),
         status,
         reason: reason.to_owned(),
         message: message.to_owned(),
+    }
+}
+
+/// The last that is said: the next plugin says something else once the kubelet knows it.
+pub(super) fn ending() -> Observed {
+    Observed {
+        about: REGISTERED.to_owned(),
+        status: ConditionStatus::False,
+        reason: "Ending".to_owned(),
+        message: "the device plugin of this node ends; until another is there no pod gets a slice".to_owned(),
     }
 }
 

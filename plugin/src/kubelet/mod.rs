@@ -98,7 +98,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     gpus: GpuArgs,
     /// How GPUs get into containers
-    #[arg(long, env = "PENSTOCK_INJECT", value_enum, default_value_t = Inject::Auto)]
+    #[arg(long, env = "PENSTOCK_INJECT", value_enum, default_value_t = Inject::DEFAULT)]
     inject: Inject,
     /// Offer this node's CPU as one GPU: its encoder units are x264's; what it offers of SMs (100 %) and video memory
     /// (as much as it has memory) is only counted. For nodes without GPU
@@ -159,22 +159,30 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         described: offered.described,
         measured: offered.measured,
         registered: view.registered.clone(),
+        ending: told_to_end.clone(),
     };
     let reporter = Reporter::new(inputs, metrics, cluster);
+    let plugin_ends = CancellationToken::new();
+    let cluster_is_told = plugin_ends.clone().drop_guard();
     tasks.spawn(async move {
+        // Nobody should be bound here any more before the kubelet finds nobody to ask.
+        let _cluster_is_told = cluster_is_told;
         reporter.run().await;
         Ok(())
     });
     if let Some(address) = args.metrics_listen {
         serve_ops(&mut tasks, address, registry, view.registered).await?;
     }
-    let mut running = pin!(plugin.run(told_to_end.clone()));
+    let mut running = pin!(plugin.run(plugin_ends));
     loop {
         tokio::select! {
             ended = &mut running => return ended,
             Some(part) = tasks.join_next() => {
                 // At the end they go one after the other, as those whom they tell of things do.
                 if !told_to_end.is_cancelled() {
+                    if let Ok(Err(error)) = part {
+                        return Err(error);
+                    }
                     bail!("a part of the device plugin ended by itself: {part:?}");
                 }
             }
@@ -184,7 +192,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
 
 /// Follows the pods of `node` at the API server of this cluster.
 fn watch_pods(
-    tasks: &mut JoinSet<std::io::Result<()>>,
+    tasks: &mut JoinSet<anyhow::Result<()>>,
     client: kube::Client,
     node: NodeName,
 ) -> mpsc::Receiver<PodEvent> {
@@ -197,7 +205,7 @@ fn watch_pods(
 }
 
 async fn offered(
-    tasks: &mut JoinSet<std::io::Result<()>>,
+    tasks: &mut JoinSet<anyhow::Result<()>>,
     args: &Args,
     metrics: &Metrics,
 ) -> anyhow::Result<Followed> {
@@ -211,15 +219,13 @@ async fn offered(
     let library = args.gpus.nvml.nvml_library.clone();
     let layout = Layout::new(&args.mps_root);
     let (follower, followed) = Gpus::follow(library, opted_in, settings, layout, metrics.xids.clone())?;
-    tasks.spawn(async move {
-        follower.run().await;
-        Ok(())
-    });
+    // The kubelet starts a container anew whose program has ended: then the driver's libraries are mounted anew too.
+    tasks.spawn(follower.run(true));
     Ok(followed)
 }
 
 /// One GPU that stays as it is, for as long as anybody listens.
-fn unchanging(tasks: &mut JoinSet<std::io::Result<()>>, offer: GpuOffer, model: String) -> Followed {
+fn unchanging(tasks: &mut JoinSet<anyhow::Result<()>>, offer: GpuOffer, model: String) -> Followed {
     let description = Description {
         model,
         encoders: offer.capacity.nvenc,
@@ -277,7 +283,7 @@ fn memory(memory_info: &str) -> VramBlocks {
 }
 
 async fn serve_ops(
-    tasks: &mut JoinSet<std::io::Result<()>>,
+    tasks: &mut JoinSet<anyhow::Result<()>>,
     address: SocketAddr,
     registry: Registry,
     registered: watch::Receiver<bool>,
@@ -289,7 +295,7 @@ async fn serve_ops(
         false => Err("the kubelet does not know this plugin as yet; its log says why".to_owned()),
     };
     let router = ops::router::<()>(registry, Arc::new(ready));
-    tasks.spawn(async move { axum::serve(listener, router).await });
+    tasks.spawn(async move { Ok(axum::serve(listener, router).await?) });
     Ok(())
 }
 

@@ -7,14 +7,16 @@
 //! ```
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use kube::Client;
 use penstock_core::ids::NodeName;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
-use super::known::{Loads, NodeKnown, known, node_state, overuse, uses};
+use super::known::{Loads, NodeKnown, ending, known, node_state, overuse, uses};
 use super::metrics::Metrics;
 use crate::assign::Occupancy;
 use crate::gpunode::{NodeState, Overuse, OveruseReporter, PodRef, publish};
@@ -43,6 +45,8 @@ pub(super) struct Inputs {
     pub(super) described: Described,
     pub(super) measured: Measuring,
     pub(super) registered: watch::Receiver<bool>,
+    /// The program is about to end.
+    pub(super) ending: CancellationToken,
 }
 
 /// The cluster that is told.
@@ -56,7 +60,8 @@ struct Cluster {
 struct Telling {
     states: watch::Sender<NodeState>,
     overuse: mpsc::Sender<(PodRef, Overuse)>,
-    _tasks: JoinSet<()>,
+    publishing: JoinSet<()>,
+    _events: JoinSet<()>,
 }
 
 impl Reporter {
@@ -78,7 +83,8 @@ impl Reporter {
         }
     }
 
-    /// Tells until those it hears from are gone.
+    /// Tells until those it hears from are gone, or the program ends: then the cluster is told that, and this returns once
+    /// it knows. Who is bound to the node before can still be served meanwhile.
     pub(super) async fn run(mut self) {
         loop {
             self.tell();
@@ -93,10 +99,20 @@ impl Reporter {
                     }
                     heard
                 }
+                () = inputs.ending.cancelled() => return self.take_leave().await,
             };
             if heard.is_err() {
                 return;
             }
+        }
+    }
+
+    async fn take_leave(mut self) {
+        let known = self.known();
+        if let Some((known, cluster)) = known.zip(self.cluster)
+            && let Some(telling) = cluster.telling
+        {
+            telling.take_leave(&known).await;
         }
     }
 
@@ -156,16 +172,34 @@ impl Cluster {
 
 impl Telling {
     fn begin(client: &Client, node: &NodeName, state: NodeState) -> Self {
-        let mut tasks = JoinSet::new();
         let (states, seen_states) = watch::channel(state);
-        tasks.spawn(publish(client.clone(), node.clone(), seen_states));
+        let mut publishing = JoinSet::new();
+        publishing.spawn(publish(client.clone(), node.clone(), seen_states));
         let (overuse, events) = mpsc::channel(MOST_EVENTS_WAITING);
         let reporter = OveruseReporter::new(client.clone(), node);
-        tasks.spawn(write_events(reporter, events));
+        let mut writing = JoinSet::new();
+        writing.spawn(write_events(reporter, events));
         Self {
             states,
             overuse,
-            _tasks: tasks,
+            publishing,
+            _events: writing,
+        }
+    }
+
+    async fn take_leave(mut self, known: &NodeKnown) {
+        let mut state = node_state(known);
+        state.conditions = vec![ending()];
+        self.states.send_replace(state);
+        drop(self.states);
+        if timeout(TAKE_LEAVE_WITHIN, self.publishing.join_next())
+            .await
+            .is_err()
+        {
+            tracing::warn!(
+                "the API server was not told in time that this plugin ends: pods that are bound here until the next one is \
+                 there may fail"
+            );
         }
     }
 }
@@ -179,6 +213,7 @@ async fn write_events(mut reporter: OveruseReporter, mut events: mpsc::Receiver<
 }
 
 const MOST_EVENTS_WAITING: usize = 64;
+const TAKE_LEAVE_WITHIN: Duration = Duration::from_secs(2);
 
 #[cfg(test)]
 mod tests {
@@ -217,6 +252,7 @@ mod tests {
             described,
             measured,
             registered,
+            ending: CancellationToken::new(),
         };
         let registry = Registry::new();
         let mut reporter = Reporter::new(inputs, Metrics::new(&registry).unwrap(), None);

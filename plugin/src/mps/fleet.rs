@@ -142,7 +142,7 @@ impl Fleet {
         match report {
             Report::Found(inventory) => self.found(&inventory),
             Report::Unavailable(why) => self.served.send_modify(|served| served.unavailable = Some(why)),
-            Report::Xid(_) | Report::Health(_) | Report::Measured(_) => {}
+            Report::Xid(_) | Report::Health(_) | Report::Measured(_) | Report::Stale(_) => {}
         }
     }
 

@@ -164,6 +164,8 @@ const PACE: Pace = Pace {
     probe: Duration::from_secs(10),
     measure: Duration::from_secs(24 * 60 * 60),
     reopen: Duration::from_secs(5),
+    // Nobody here heeds it: the end of this program would end every daemon.
+    stale: Duration::MAX,
     rediscover: Duration::from_secs(5),
     quiet: Duration::from_secs(60),
 };

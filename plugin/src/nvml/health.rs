@@ -336,7 +336,9 @@ impl Recovery {
     fn in_words(self) -> Option<&'static str> {
         match self {
             Self::Nothing => None,
-            Self::Reset => Some("a reset of the GPU (`nvidia-smi --gpu-reset`, with nothing running on it)"),
+            Self::Reset => Some(
+                "a reset of the GPU (`nvidia-smi --gpu-reset`, with nothing running on it, so without the node's label app.pixel/gpu)",
+            ),
             Self::Reboot => Some("a reboot of the node"),
             Self::DrainPeers => Some("an end of peer-to-peer traffic, then a reset of the GPU"),
             Self::DrainAndReset => Some("no new work, then a reset of the GPU"),
@@ -345,7 +347,9 @@ impl Recovery {
     }
 }
 
-const RESET_ADVICE: &str = " (reset the GPU, or reboot the node)";
+/// A reset needs that nobody has the GPU open, and plugin and MPS daemon do.
+const RESET_ADVICE: &str = " (reset the GPU, or reboot the node: drain it and take its label app.pixel/gpu off first, since the \
+    agent and MPS keep the GPU open)";
 
 #[cfg(test)]
 mod tests;

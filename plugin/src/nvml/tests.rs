@@ -321,6 +321,32 @@ async fn a_driver_that_goes_away_takes_all_gpus_with_it() {
 }
 
 #[tokio::test]
+async fn a_library_that_is_of_no_use_any_more_is_told_of_after_a_while_and_one_that_is_waited_for_is_not() {
+    let init_error = |init_error| State {
+        init_error,
+        ..State::default()
+    };
+    // The driver is not loaded yet: it may come.
+    let scene = Scene::new(init_error(9));
+    let mut reports = scene.watch();
+    assert!(matches!(next(&mut reports).await, Report::Unavailable(_)));
+    let more = tokio::time::timeout(Duration::from_millis(1500), reports.recv()).await;
+    assert!(more.is_err(), "{more:?}");
+    // Library and driver are of different releases.
+    scene.stage.change(&init_error(18)).unwrap();
+    let stale = |report: &Report| matches!(report, Report::Stale(why) if why.contains("driver was updated"));
+    find(&mut reports, stale).await;
+    // It had been there.
+    let mut state = two_gpus();
+    let scene = Scene::new(state.clone());
+    let mut reports = scene.watch();
+    health(&mut reports).await;
+    (state.init_error, state.gpus[0].lost) = (9, true);
+    scene.stage.change(&state).unwrap();
+    find(&mut reports, |report| matches!(report, Report::Stale(_))).await;
+}
+
+#[tokio::test]
 async fn a_gpu_without_events_is_probed_all_the_same() {
     let mut state = two_gpus();
     state.gpus.truncate(1);
@@ -382,6 +408,7 @@ impl Scene {
             probe: Duration::from_millis(30),
             measure: Duration::from_millis(50),
             reopen: Duration::from_millis(100),
+            stale: Duration::from_millis(500),
             rediscover: Duration::from_millis(100),
             quiet: Duration::from_millis(300),
         };

@@ -27,7 +27,7 @@ use super::inventory::{Inventory, Unreadable};
 use super::measures::{Measures, Sampler};
 use super::probe::probe;
 use super::raw::{DeviceKey, Event, EventSet};
-use super::{Waiting, in_full, open};
+use super::{OpenError, Waiting, in_full, open};
 
 /// What the thread reports.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -35,6 +35,10 @@ use super::{Waiting, in_full, open};
 pub(crate) enum Report {
     /// There is no NVML, for this reason. Health has it as the reason of every GPU that was found.
     Unavailable(String),
+    /// NVML has not opened for [`Pace::stale`], for this reason, and trying again won't help: its library is of another
+    /// release than the driver, or it had been open before. In a container the library is the one that was there when the
+    /// container was made.
+    Stale(String),
     /// The GPUs that there are: the first time, and when they have changed.
     Found(Inventory),
     /// An XID, whatever it means; health is reported by itself.
@@ -54,6 +58,8 @@ pub(crate) struct Pace {
     pub(crate) measure: Duration,
     /// From one attempt to open NVML to the next, while there is none or a GPU is lost.
     pub(crate) reopen: Duration,
+    /// For how long NVML must have been of no use to count as stale.
+    pub(crate) stale: Duration,
     /// From one look for GPUs that came or went to the next.
     pub(crate) rediscover: Duration,
     /// For how long nothing bad must be seen before an error that passes is forgotten.
@@ -66,6 +72,7 @@ impl Default for Pace {
             probe: Duration::from_secs(5),
             measure: Duration::from_secs(5),
             reopen: super::RETRY_EVERY,
+            stale: Duration::from_secs(300),
             rediscover: Duration::from_secs(60),
             quiet: Duration::from_secs(60),
         }
@@ -131,10 +138,12 @@ struct Watch {
 impl Watch {
     fn run(&mut self, library: Option<PathBuf>) -> Result<std::convert::Infallible, Unread> {
         let mut waiting = Waiting::default();
+        let mut hopeless_since = None;
         loop {
             match open(library.as_deref()) {
                 Ok(nvml) => {
                     waiting = Waiting::default();
+                    hopeless_since = None;
                     self.session(&nvml)?;
                 }
                 Err(error) => {
@@ -142,10 +151,19 @@ impl Watch {
                     if let Some(why) = waiting.say(&error) {
                         self.report(Report::Unavailable(why))?;
                     }
+                    let is_hopeless = matches!(error, OpenError::Mismatch { .. }) || self.inventory.is_some();
+                    if is_hopeless && self.is_stale(*hopeless_since.get_or_insert_with(Instant::now)) {
+                        hopeless_since = None;
+                        self.report(Report::Stale(in_full(&error)))?;
+                    }
                     self.rest(self.pace.reopen)?;
                 }
             }
         }
+    }
+
+    fn is_stale(&self, since: Instant) -> bool {
+        since.elapsed() >= self.pace.stale
     }
 
     /// Works with an open NVML until it must be opened again.

@@ -72,7 +72,9 @@ impl Offered {
         let library = gpus.nvml.nvml_library.clone();
         let (follower, mut followed) = Gpus::follow(library, opted_in, settings, mps, xids)?;
         let mut follows = JoinSet::new();
-        follows.spawn(follower.run());
+        follows.spawn(async move {
+            let _ = follower.run(false).await;
+        });
         let all_looked_at = |offers: &Option<Vec<GpuOffer>>| {
             let waits = |offer: &GpuOffer| offer.unhealthy.values().any(|why| why == NOT_LOOKED_AT);
             let offers = offers.as_deref().unwrap_or_default();

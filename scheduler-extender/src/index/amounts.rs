@@ -73,13 +73,14 @@ impl Amounts {
     /// Nothing of anything.
     pub(crate) const NONE: Self = Self([0; DIMENSIONS]);
 
-    /// What a pod takes, where each of its containers with `mps` is so many clients of the MPS daemon.
-    pub(crate) fn of_pod(demand: PodDemand, clients_per_container: u32) -> Self {
+    /// What a pod takes. Each of its containers with `mps` is one client of the MPS daemon, as in a GpuNode: where they
+    /// are several, the plugin publishes room for fewer.
+    pub(crate) fn of_pod(demand: PodDemand) -> Self {
         Self([
             demand.resources.nvenc.0,
             demand.resources.mps.0,
             demand.resources.vram.0,
-            demand.mps_containers.saturating_mul(clients_per_container),
+            demand.mps_containers,
         ])
     }
 
@@ -101,6 +102,12 @@ impl Amounts {
     /// Whether `demand` fits in.
     pub(crate) fn holds(self, demand: Self) -> bool {
         (0..DIMENSIONS).all(|i| demand.0[i] <= self.0[i])
+    }
+
+    /// Whether all that a pod asks for by name fits in. MPS clients are not: whoever counts them counts by rules of its own.
+    pub(crate) fn holds_what_is_asked(self, demand: Self) -> bool {
+        let asked = Dimension::ALL.into_iter().filter(|d| *d != Dimension::Clients);
+        asked.map(|d| d as usize).all(|i| demand.0[i] <= self.0[i])
     }
 
     /// The greater of each.

@@ -108,13 +108,16 @@ impl Index {
                 node: name.clone(),
                 reason: reason.to_string(),
             },
-            _ => BindRefusal::Wait {
-                node: name.clone(),
-                other: self
-                    .in_the_way(&known.pod, node)
-                    .map(|(other, _)| other.full_name())
-                    .next()
-                    .unwrap_or_default(),
+            _ => match self.in_the_way(&known.pod, node).next() {
+                Some((other, _)) => BindRefusal::Wait {
+                    node: name.clone(),
+                    other: other.full_name(),
+                },
+                // One that asks for nothing passes the filter, and still needs a GPU that takes it.
+                None => BindRefusal::NoRoom {
+                    node: name.clone(),
+                    reason: self.refusal(known.demand, node).to_string(),
+                },
             },
         }
     }
@@ -154,12 +157,12 @@ impl Known {
         shown.or_else(|| node.find(self.gpu()?))
     }
 
-    /// Whether its GpuNode does not show all of it yet.
+    /// Whether its GpuNode does not show all of it yet. Of a GPU that the GpuNode has no more it never will.
     pub(super) fn is_in_flight(&self, node: &Node) -> bool {
-        let shown = node
-            .shows(&self.pod.uid)
-            .map_or(Amounts::NONE, |(_, amounts)| amounts);
-        !self.pod.terminal && !shown.holds(self.demand)
+        let shown = node.shows(&self.pod.uid).map(|(_, amounts)| amounts);
+        let is_gone = |gpu: &GpuUuid| shown.is_none() && node.find(gpu).is_none();
+        let shown = shown.unwrap_or(Amounts::NONE);
+        !self.pod.terminal && !shown.holds_what_is_asked(self.demand) && !self.gpu().is_some_and(is_gone)
     }
 }
 

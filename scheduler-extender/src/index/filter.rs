@@ -25,6 +25,8 @@ pub(crate) enum Verdict {
 pub(crate) enum Refusal {
     /// Nothing is known of its GPUs.
     NoGpus,
+    /// The kubelet does not know the plugin: it is being replaced, or does not come up.
+    Unregistered,
     /// The driver allows no further encoder session on this node.
     Sessions { open: u32, limit: u32 },
     /// What is in the way on the GPU that comes nearest, and how many others have no room either.
@@ -60,7 +62,7 @@ pub(crate) enum Obstacle {
 impl Index {
     /// What becomes of each of `names`, in that order. A pod that asks for none of our resources fits everywhere.
     pub(crate) fn filter(&self, pod: &Pod, names: &[NodeName]) -> Vec<Verdict> {
-        let demand = self.demand_of(pod);
+        let demand = Amounts::of_pod(pod.demand());
         names
             .iter()
             .map(|name| self.verdict(demand, self.node(name)))
@@ -74,6 +76,9 @@ impl Index {
         let Some(node) = node.filter(|node| !node.rooms.is_empty()) else {
             return Verdict::Unresolvable(Refusal::NoGpus);
         };
+        if node.unregistered {
+            return Verdict::Unresolvable(Refusal::Unregistered);
+        }
         if node.takes(demand).next().is_some() {
             return Verdict::Fits;
         }
@@ -85,7 +90,10 @@ impl Index {
         }
     }
 
-    fn refusal(&self, demand: Amounts, node: &Node) -> Refusal {
+    pub(super) fn refusal(&self, demand: Amounts, node: &Node) -> Refusal {
+        if node.unregistered {
+            return Refusal::Unregistered;
+        }
         if let Some((open, limit)) = node.capped_sessions()
             && node.rooms.iter().any(|room| room.takes(demand))
         {
@@ -116,7 +124,8 @@ impl Node {
             let capped = full && self.gpus[i].encoder_session_limit.is_some();
             (room.takes(demand) && !capped).then_some(i)
         };
-        self.rooms.iter().enumerate().filter_map(fits)
+        let rooms = self.rooms.iter().enumerate().filter(|_| !self.unregistered);
+        rooms.filter_map(fits)
     }
 }
 
@@ -193,6 +202,10 @@ impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoGpus => f.write_str("no GPU is known here: is penstock-plugin running on it?"),
+            Self::Unregistered => f.write_str(
+                "its kubelet does not know penstock-plugin now and would refuse the pod: it is being replaced, or its log says \
+                 why",
+            ),
             Self::Sessions { open, limit } => {
                 write!(
                     f,

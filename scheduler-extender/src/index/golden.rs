@@ -238,7 +238,7 @@ impl Cluster {
 }
 
 fn allocation(pod: &Pod) -> Allocation {
-    let Amounts([nvenc, mps, vram, mps_clients]) = Amounts::of_pod(pod.demand(), 1);
+    let Amounts([nvenc, mps, vram, mps_clients]) = Amounts::of_pod(pod.demand());
     Allocation {
         namespace: pod.namespace.clone(),
         pod: pod.name.clone(),

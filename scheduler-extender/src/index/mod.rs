@@ -49,15 +49,12 @@ pub(crate) use usage::Usage;
 pub(crate) struct Settings {
     /// From this measured encoder load on, in percent, a GPU takes nothing new.
     pub(crate) encoder_load_limit: u8,
-    /// How many clients of an MPS daemon a container with `mps` is.
-    pub(crate) mps_clients_per_container: u32,
 }
 
 impl Default for Settings {
     fn default() -> Self {
         Self {
             encoder_load_limit: 90,
-            mps_clients_per_container: 1,
         }
     }
 }
@@ -114,7 +111,7 @@ impl Index {
 
     /// A pod that is new or has changed. Pods that ask for nothing of ours need not be told.
     pub(crate) fn apply_pod(&mut self, pod: Pod) {
-        let demand = Amounts::of_pod(pod.demand(), self.settings.mps_clients_per_container);
+        let demand = Amounts::of_pod(pod.demand());
         let before = self.pods.remove(&pod.uid);
         let was = before.as_ref().and_then(|known| known.place);
         let promised = before.as_ref().and_then(|known| known.promised.clone());
@@ -163,11 +160,6 @@ impl Index {
     /// A budget that is gone.
     pub(crate) fn delete_budget(&mut self, namespace: &str, name: &str) {
         self.budgets.remove(&(namespace.to_owned(), name.to_owned()));
-    }
-
-    /// What a pod takes, as this index counts.
-    pub(crate) fn demand_of(&self, pod: &Pod) -> Amounts {
-        Amounts::of_pod(pod.demand(), self.settings.mps_clients_per_container)
     }
 
     /// What is free on a node, GPU by GPU in the order of their names.

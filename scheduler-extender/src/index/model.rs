@@ -35,6 +35,8 @@ enum Step {
     /// A GPU's encoder falls ill or well; its load changes.
     Ail(usize, usize, bool),
     Load(usize, usize, u8),
+    /// A GPU leaves its GpuNode with all that was shown on it, or is back.
+    List(usize, usize, bool),
 }
 
 const NODES: usize = 3;
@@ -52,6 +54,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         2 => any::<usize>().prop_map(Step::Delete),
         1 => (0..NODES, 0..GPUS, any::<bool>()).prop_map(|(node, gpu, ill)| Step::Ail(node, gpu, ill)),
         1 => (0..NODES, 0..GPUS, 0..100u8).prop_map(|(node, gpu, load)| Step::Load(node, gpu, load)),
+        1 => (0..NODES, 0..GPUS, any::<bool>()).prop_map(|(node, gpu, listed)| Step::List(node, gpu, listed)),
     ];
     proptest::collection::vec(step, 1..70)
 }
@@ -59,7 +62,9 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 #[derive(Debug)]
 struct Model {
     index: Index,
+    /// With the GPUs that are gone.
     specs: Vec<GpuNodeSpec>,
+    gone: [[bool; GPUS]; NODES],
     /// Each pod, with the place it was promised or is bound to.
     pods: BTreeMap<PodUid, (Pod, Option<(usize, usize)>)>,
     born: usize,
@@ -95,9 +100,22 @@ impl Model {
         Self {
             index,
             specs,
+            gone: Default::default(),
             pods: BTreeMap::new(),
             born: 0,
         }
+    }
+
+    /// The GPUs that a GpuNode lists.
+    fn listed(&self, node: usize) -> impl Iterator<Item = &Gpu> {
+        let gpus = self.specs[node].gpus.iter().zip(self.gone[node]);
+        gpus.filter(|(_, gone)| !gone).map(|(gpu, _)| gpu)
+    }
+
+    fn tell(&mut self, node: usize) {
+        let listed = self.listed(node).cloned().collect();
+        let spec = GpuNodeSpec::new(listed, Vec::new());
+        self.index.apply_gpu_node(&name(node), &spec);
     }
 
     /// What is free of a GPU, from the lists alone.
@@ -113,9 +131,7 @@ impl Model {
             Amounts::of_allocation(held).most(claim)
         });
         let unseen = |uid: &PodUid| {
-            self.specs[node]
-                .gpus
-                .iter()
+            self.listed(node)
                 .all(|gpu| gpu.allocated.iter().all(|a| a.pod_uid != *uid))
         };
         let promised = self
@@ -141,15 +157,16 @@ impl Model {
             && here
                 .encoder_session_limit
                 .is_some_and(|limit| self.streams(node) >= limit);
-        self.free(node, gpu).holds(demand(pod)) && !ill && !busy && !capped
+        self.free(node, gpu).holds(demand(pod)) && !ill && !busy && !capped && !self.gone[node][gpu]
     }
 
     /// Pods with encoder units on a node, shown or promised.
     fn streams(&self, node: usize) -> u32 {
-        let shown = self.specs[node].gpus.iter().flat_map(|gpu| &gpu.allocated);
+        let shown = self.listed(node).flat_map(|gpu| &gpu.allocated);
         let held = |uid: &PodUid| {
             self.pods.get(uid).is_some_and(|(pod, at)| {
-                !pod.terminal && at.is_some_and(|at| at.0 == node) && demand(pod).encoder() > 0
+                let there = at.is_some_and(|at| at.0 == node && !self.gone[node][at.1]);
+                !pod.terminal && there && demand(pod).encoder() > 0
             })
         };
         let mut streaming: Vec<_> = shown.filter(|a| a.nvenc.0 > 0).map(|a| &a.pod_uid).collect();
@@ -196,11 +213,15 @@ impl Model {
                     ResourceHealth::HEALTHY
                 };
                 self.specs[*node].gpus[*gpu].health.nvenc = Some(health);
-                self.index.apply_gpu_node(&name(*node), &self.specs[*node]);
+                self.tell(*node);
             }
             Step::Load(node, gpu, load) => {
                 self.specs[*node].gpus[*gpu].measured.encoder_load_percent = Some(LoadBand::of(*load));
-                self.index.apply_gpu_node(&name(*node), &self.specs[*node]);
+                self.tell(*node);
+            }
+            Step::List(node, gpu, listed) => {
+                self.gone[*node][*gpu] = !listed;
+                self.tell(*node);
             }
         }
         Ok(())
@@ -261,7 +282,7 @@ impl Model {
             };
             self.specs[node].gpus[gpu].allocated = here.map(|(pod, _)| part(pod)).collect();
         }
-        self.index.apply_gpu_node(&name(node), &self.specs[node]);
+        self.tell(node);
     }
 
     /// Filter is right about every node; what is chosen fits; what waits has a reason to.
@@ -309,9 +330,8 @@ impl Model {
     /// Where pods in flight are that a pod could be confused with.
     fn confusing(&self, node: usize, pod: &Pod) -> Vec<usize> {
         let shown = |uid: &PodUid| {
-            let held = self.specs[node]
-                .gpus
-                .iter()
+            let held = self
+                .listed(node)
                 .flat_map(|gpu| &gpu.allocated)
                 .filter(|a| a.pod_uid == *uid);
             held.map(Amounts::of_allocation)
@@ -331,7 +351,7 @@ impl Model {
         in_flight
             .filter(|(other, _)| same(other))
             .filter_map(|(_, at)| *at)
-            .filter(|at| at.0 == node)
+            .filter(|at| at.0 == node && !self.gone[node][at.1])
             .map(|at| at.1)
             .collect()
     }
@@ -349,6 +369,7 @@ impl Model {
             let mut without = Model {
                 index: Index::default(),
                 specs: self.specs.clone(),
+                gone: self.gone,
                 pods: self.pods.clone(),
                 born: 0,
             };
@@ -407,7 +428,10 @@ proptest! {
         for step in &steps {
             model.step(step)?;
             for node in 0..NODES {
-                for (gpu, room) in model.index.rooms(&name(node)).iter().enumerate() {
+                let listed: Vec<_> = (0..GPUS).filter(|gpu| !model.gone[node][*gpu]).collect();
+                let rooms = model.index.rooms(&name(node));
+                prop_assert_eq!(rooms.len(), listed.len());
+                for (gpu, room) in listed.into_iter().zip(rooms) {
                     prop_assert_eq!(room.free, model.free(node, gpu), "node {} GPU {} after {:?}", node, gpu, step);
                 }
             }
@@ -419,7 +443,7 @@ proptest! {
 }
 
 fn demand(pod: &Pod) -> Amounts {
-    Amounts::of_pod(pod.demand(), 1)
+    Amounts::of_pod(pod.demand())
 }
 
 fn name(node: usize) -> NodeName {

@@ -29,7 +29,7 @@ impl Index {
     ///
     /// Of what the scheduler proposes, pods that hold nothing of ours stay in: it needs them for other reasons.
     pub(crate) fn preempt(&self, pod: &Pod, proposed: &[Victims]) -> Vec<Victims> {
-        let demand = self.demand_of(pod);
+        let demand = Amounts::of_pod(pod.demand());
         if demand == Amounts::NONE {
             return proposed.to_vec();
         }
@@ -40,7 +40,7 @@ impl Index {
     }
 
     fn victims(&self, pod: &Pod, demand: Amounts, proposal: &Victims) -> Option<Victims> {
-        let node = self.node(&proposal.node)?;
+        let node = self.node(&proposal.node).filter(|node| !node.unregistered)?;
         let ours = |uid: &&PodUid| {
             self.pods
                 .get(*uid)

@@ -23,7 +23,7 @@ impl Index {
     /// A score for each of `names`, in that order: the best gets the highest, each further one less by 1, those that
     /// have no room now 0. Equals go by name, so the same cluster always gets the same answer.
     pub(crate) fn prioritize(&self, pod: &Pod, names: &[NodeName]) -> Vec<u8> {
-        let demand = self.demand_of(pod);
+        let demand = Amounts::of_pod(pod.demand());
         let mut scores = vec![0; names.len()];
         if demand == Amounts::NONE {
             return scores;
@@ -43,7 +43,7 @@ impl Index {
 
     /// How well a node takes a pod, and on which of its GPUs; `None` where it can't take it now.
     pub(crate) fn fit(&self, pod: &Pod, name: &NodeName) -> Option<(Fit, usize)> {
-        self.best_on(pod, self.demand_of(pod), self.node(name)?)
+        self.best_on(pod, Amounts::of_pod(pod.demand()), self.node(name)?)
     }
 
     /// The GPU of a node that is best for a pod which asks for `demand`.

@@ -13,6 +13,8 @@ use super::appetite::Totals;
 #[derive(Debug, Default)]
 pub(super) struct Node {
     pub(super) name: Option<NodeName>,
+    /// Whether its kubelet does not know the plugin: it would refuse what is bound here, for good.
+    pub(super) unregistered: bool,
     /// Its GPUs as the GpuNode says, in the order of their names.
     pub(super) gpus: Vec<Gpu>,
     /// What is free of each of them.
@@ -44,7 +46,7 @@ pub(crate) struct Room {
 #[derive(Debug, Clone)]
 pub(super) struct Claim {
     pub(super) demand: Amounts,
-    /// Of which GPU; `None` where nobody said.
+    /// Of which GPU, which need not be there any more; `None` where nobody said.
     pub(super) gpu: Option<GpuUuid>,
 }
 
@@ -58,6 +60,7 @@ impl Node {
 
     /// Takes what a GpuNode says.
     pub(super) fn describe(&mut self, spec: &GpuNodeSpec) {
+        self.unregistered = spec.is_unregistered();
         self.gpus.clone_from(&spec.gpus);
         self.gpus.sort_by(|a, b| a.uuid.cmp(&b.uuid));
     }
@@ -85,8 +88,9 @@ impl Node {
             hold(gpu, if first { held.most(claim) } else { held });
         }
         for (_, claim) in claims.iter().filter(|(uid, _)| !shown.contains(**uid)) {
-            match claim.gpu.as_ref().and_then(|gpu| self.find(gpu)) {
-                Some(gpu) => hold(gpu, claim.demand),
+            match &claim.gpu {
+                // One that is gone (lost, divided anew, opted in no more) took its pods along, running or not.
+                Some(gpu) => self.find(gpu).into_iter().for_each(|gpu| hold(gpu, claim.demand)),
                 // Nobody knows which it will be. For the moment until a GpuNode shows it, it counts on each.
                 None => (0..self.gpus.len()).for_each(|gpu| hold(gpu, claim.demand)),
             }

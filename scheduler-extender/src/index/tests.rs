@@ -2,7 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use penstock_core::gpu_node::{Allocation, Capacity, Gpu, GpuNodeSpec, Health, Measured};
+use penstock_core::gpu_node::{
+    Allocation, Capacity, Condition, ConditionStatus, Gpu, GpuNodeSpec, Health, LoadBand, Measured,
+    REGISTERED,
+};
 use penstock_core::ids::{GpuUuid, NodeName, PodUid};
 use penstock_core::packing::Resources;
 use penstock_core::pod_demand::ContainerKind::{App, Init, Sidecar};
@@ -10,7 +13,7 @@ use penstock_core::units::{EncoderUnits, SmPercent, VramBlocks};
 
 use super::pod::{Requirement, Selector};
 use super::preempt::Victims;
-use super::{Budget, Index, Pod, Settings, Verdict};
+use super::{BindRefusal, Budget, Index, Pod, Settings, Verdict};
 
 #[test]
 fn a_pod_counts_with_all_it_will_take_while_the_kubelet_is_at_it() {
@@ -53,6 +56,118 @@ fn a_pod_on_a_gpu_that_nobody_knows_counts_on_each() {
     stranger.node = Some(node());
     index.apply_pod(stranger);
     assert_eq!(free(&index), 37);
+}
+
+#[test]
+fn pods_of_a_gpu_that_is_gone_take_nothing_of_the_others_and_are_waited_for_by_nobody() {
+    let mut index = Index::new(Settings::default());
+    let old: Vec<_> = (0..10).map(|i| format!("old{i}")).collect();
+    let mut spec = two_gpus(30);
+    spec.gpus[1].allocated = old.iter().map(|name| held(name, 3)).collect();
+    index.apply_gpu_node(&node(), &spec);
+    for name in &old {
+        index.apply_pod(bound(pod(name, 3), "GPU-1"));
+    }
+    index.apply_gpu_node(&node(), &node_of(30));
+    assert_eq!(free(&index), 30);
+    index.apply_pod(pod("new", 3));
+    let gpu = index.choose_gpu(&uid("new"), &node()).unwrap();
+    assert_eq!(gpu.as_str(), "GPU-0");
+    // It is back, and its pods with it.
+    index.apply_gpu_node(&node(), &two_gpus(30));
+    let free: Vec<_> = index
+        .rooms(&node())
+        .iter()
+        .map(|room| room.free.encoder())
+        .collect();
+    assert_eq!(free, [27, 0]);
+}
+
+#[test]
+fn a_pod_is_shown_once_all_that_it_asks_for_is_however_its_clients_are_counted() {
+    let mut index = Index::new(Settings::default());
+    let mut spec = two_gpus(30);
+    for gpu in &mut spec.gpus {
+        (gpu.capacity.mps, gpu.capacity.mps_clients) = (SmPercent(100), 48);
+    }
+    let with_mps = |name: &str| {
+        let mut pod = pod(name, 3);
+        pod.containers[0].1.mps = SmPercent(60);
+        pod
+    };
+    index.apply_gpu_node(&node(), &spec);
+    index.apply_pod(bound(with_mps("a"), "GPU-0"));
+    index.apply_pod(with_mps("b"));
+    assert!(
+        index.choose_gpu(&uid("b"), &node()).is_err(),
+        "it could be confused with the first"
+    );
+    spec.gpus[0].allocated = vec![Allocation {
+        mps: SmPercent(60),
+        ..held("a", 3)
+    }];
+    index.apply_gpu_node(&node(), &spec);
+    assert_eq!(index.choose_gpu(&uid("b"), &node()).unwrap().as_str(), "GPU-1");
+}
+
+#[test]
+fn a_node_whose_kubelet_does_not_know_the_plugin_takes_nothing_until_it_does() {
+    let mut index = one_node(30);
+    index.apply_pod(bound(pod("old", 30), "GPU-0"));
+    index.apply_pod(pod("new", 3));
+    let says = |status| GpuNodeSpec {
+        conditions: vec![Condition {
+            about: REGISTERED.to_owned(),
+            status,
+            reason: String::new(),
+            message: String::new(),
+            last_transition_time: String::new(),
+        }],
+        ..two_gpus(30)
+    };
+    index.apply_gpu_node(&node(), &says(ConditionStatus::False));
+    let [Verdict::Unresolvable(reason)] = &index.filter(&pod("new", 3), &[node()])[..] else {
+        panic!("it fits on a node without plugin");
+    };
+    assert!(reason.to_string().contains("kubelet"), "{reason}");
+    assert_eq!(index.prioritize(&pod("new", 3), &[node()]), [0]);
+    let refusal = index.choose_gpu(&uid("new"), &node()).unwrap_err();
+    assert!(
+        matches!(&refusal, BindRefusal::NoRoom { reason, .. } if reason.contains("kubelet")),
+        "{refusal}"
+    );
+    let proposal = Victims {
+        node: node(),
+        pods: Vec::new(),
+        budget_violations: 0,
+    };
+    let vip = Pod {
+        priority: 1,
+        ..pod("vip", 30)
+    };
+    assert_eq!(index.preempt(&vip, std::slice::from_ref(&proposal)), []);
+    // What can't be told is no reason.
+    for status in [ConditionStatus::Unknown, ConditionStatus::True] {
+        index.apply_gpu_node(&node(), &says(status));
+        assert_eq!(index.filter(&pod("new", 3), &[node()]), [Verdict::Fits]);
+    }
+    assert_eq!(index.choose_gpu(&uid("new"), &node()).unwrap().as_str(), "GPU-1");
+}
+
+#[test]
+fn a_pod_that_asks_for_nothing_is_told_what_is_in_the_way_where_nobody_is() {
+    let mut spec = node_of(30);
+    spec.gpus[0].measured.encoder_load_percent = Some(LoadBand::of(95));
+    let mut index = Index::new(Settings::default());
+    index.apply_gpu_node(&node(), &spec);
+    index.apply_pod(pod("a", 0));
+    let refusal = index.choose_gpu(&uid("a"), &node()).unwrap_err();
+    assert!(
+        refusal
+            .to_string()
+            .contains("its encoder is measured at 90 % load"),
+        "{refusal}"
+    );
 }
 
 #[test]
@@ -242,6 +357,15 @@ fn node_of(units: u32) -> GpuNodeSpec {
         gpus: vec![gpu],
         ..GpuNodeSpec::default()
     }
+}
+
+fn two_gpus(units: u32) -> GpuNodeSpec {
+    let mut spec = node_of(units);
+    spec.gpus.push(Gpu {
+        uuid: GpuUuid::new("GPU-1").unwrap(),
+        ..spec.gpus[0].clone()
+    });
+    spec
 }
 
 fn pod(name: &str, units: u32) -> Pod {
