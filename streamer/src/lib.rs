@@ -9,7 +9,8 @@
 //!  pure      session        who may be here: claims, bids, draining
 //!            data_channel   frames of the Pixel Streaming data channel
 //!            keys, typing, pointer  the browser's keys and coordinates as X knows them
-//!            pace           which frames a viewer gets; when a keyframe is asked for
+//!            pace           which frames a viewer gets; when a keyframe is asked for; which bitrate holds
+//!            candidates     which addresses of a page are tried
 //!  shell     media, display, input, peer, link, web, owner
 //! ```
 
