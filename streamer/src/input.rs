@@ -97,7 +97,7 @@ impl Input {
             .push(event);
         waiting.more.notify_one();
         if !taken {
-            tracing::debug!("the X server does not keep up: an input event was dropped");
+            tracing::warn!("the X server does not keep up: an input event was dropped");
         }
     }
 }
