@@ -151,7 +151,7 @@ pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
         _ = future::join(ending, door.run(app, pages.clone(), stop.clone())) => {}
         () = &mut desk => anyhow::bail!("the desk ended by itself"),
         () = discovery.run() => anyhow::bail!("the discovery of streamers ended by itself"),
-        Some(_) = cluster.join_next(), if !told.is_cancelled() => anyhow::bail!("a part that works with the cluster ended by itself"),
+        () = one_ends(&mut cluster, &told) => anyhow::bail!("a part that works with the cluster ended by itself"),
         Some(_) = followers.join_next() => anyhow::bail!("a task that follows files or keys ended by itself"),
     }
     // Each page's task says its own goodbye; the desk goes on meanwhile, and closes the links to streamers.
@@ -164,6 +164,16 @@ pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
     }
     last_writes(cluster).await;
     Ok(())
+}
+
+/// Waits until one of `parts` ends that was not told to.
+async fn one_ends(parts: &mut JoinSet<()>, told: &CancellationToken) {
+    while parts.join_next().await.is_some() {
+        if !told.is_cancelled() {
+            return;
+        }
+    }
+    future::pending().await
 }
 
 /// Ready no more once it is told to end.

@@ -22,6 +22,7 @@ use tokio::sync::oneshot;
 use tower_http::services::{ServeDir, ServeFile};
 use tower_http::set_header::SetResponseHeaderLayer;
 
+use crate::addresses::Pass;
 use crate::api::routes as api;
 use crate::api::types::wish;
 use crate::auth::rights::{Action, Who};
@@ -174,8 +175,7 @@ impl Front {
         if self.stop.is_cancelled() {
             return Err(Refusal::ending());
         }
-        let pass = self.gate.enter(Instant::now(), caller.address);
-        let pass = pass.map_err(|error| Refusal::too_many(Reason::Players, error.to_string(), 1))?;
+        let pass = self.admit(&caller)?;
         let account = self
             .auth
             .account(&caller.who)
@@ -201,6 +201,20 @@ impl Front {
             });
         caller.remember(&self, &mut response);
         Ok(response)
+    }
+
+    fn admit(&self, caller: &Caller) -> Result<Pass, Refusal> {
+        let pass = self.gate.enter(Instant::now(), caller.address);
+        pass.map_err(|error| Refusal::too_many(Reason::Players, error.to_string(), 1))
+    }
+
+    /// Whether a socket of the caller would be refused. Of one that was, a browser says nothing to its page, which asks
+    /// without a socket then.
+    fn would_refuse(&self, caller: &Caller, wish: Wish) -> Result<(), Refusal> {
+        if let (Who::Nobody | Who::User(_), Ok(Query(wish))) = (&caller.who, wish) {
+            wish.want(caller)?;
+        }
+        self.admit(caller).map(drop)
     }
 
     /// The overview's page. What it shows it asks for itself.
@@ -229,10 +243,11 @@ async fn signalling(
 ) -> Result<Response, Refusal> {
     match upgrade {
         Ok(upgrade) => front.welcome(caller, upgrade, wish),
-        Err(error) => Err(Refusal::new(
-            StatusCode::UPGRADE_REQUIRED,
-            format!("This is a WebSocket: {error}"),
-        )),
+        Err(error) => {
+            front.would_refuse(&caller, wish)?;
+            let why = format!("This is a WebSocket: {error}");
+            Err(Refusal::new(StatusCode::UPGRADE_REQUIRED, why))
+        }
     }
 }
 

@@ -42,14 +42,11 @@ async fn without_a_password_nothing_is_to_be_had_but_what_is_open_to_all() {
                 continue;
             }
             guarded += 1;
-            // A WebSocket's path is first of all no WebSocket; who asks comes second.
-            let expected = if path == "/signalling" { 426 } else { 401 };
-            assert_eq!(answer.status, expected, "{method} {path}: {answer:?}");
+            // A WebSocket's path too: a page whose socket failed asks there without one.
+            assert_eq!(answer.status, 401, "{method} {path}: {answer:?}");
             let Problem { error } = serde_json::from_str(&answer.body).unwrap();
             assert!(!error.is_empty());
-            if expected == 401 {
-                assert_eq!(answer.header("www-authenticate"), Some(BASIC), "{method} {path}");
-            }
+            assert_eq!(answer.header("www-authenticate"), Some(BASIC), "{method} {path}");
         }
     }
     assert!(guarded >= 9, "{guarded}");
@@ -93,9 +90,10 @@ async fn a_password_opens_the_page_and_its_cookie_the_socket() {
     // Ann plays; only the operator sees others.
     for path in ["/sessions", "/status", "/ice-servers", "/signalling?id=demo"] {
         let answer = door.ask("GET", path, &[("cookie", &cookie)], "").await;
-        let expected = if path.starts_with("/signalling") { 426 } else { 403 };
-        assert_eq!(answer.status, expected, "{path}: {answer:?}");
+        assert_eq!(answer.status, 403, "{path}: {answer:?}");
     }
+    let without_a_socket = door.ask("GET", "/signalling", &[("cookie", &cookie)], "").await;
+    assert_eq!(without_a_socket.status, 426, "{without_a_socket:?}");
     let pinned = Player::try_connect(door.address(), "/signalling?id=demo", &[("cookie", &cookie)]).await;
     assert_eq!(pinned.err(), Some(403));
     let oscar = basic("oscar", "south");
@@ -422,6 +420,13 @@ async fn one_address_has_so_many_players_and_others_have_theirs() {
     let first = connect("2001:db8::1").await.unwrap();
     let second = connect("2001:db8::2").await.unwrap();
     assert_eq!(connect("2001:db8::3").await.err(), Some(429));
+    let headers = [("x-forwarded-for", "2001:db8::3")];
+    let without_a_socket = door.ask("GET", "/signalling", &headers, "").await;
+    assert_eq!(
+        without_a_socket.status, 429,
+        "a page is told why: {without_a_socket:?}"
+    );
+    assert_eq!(without_a_socket.header("retry-after"), Some("1"));
     assert_eq!(
         connect("1.1.1.1, 2001:db8::3").await.err(),
         Some(429),
