@@ -28,6 +28,7 @@ mod duration;
 pub mod events;
 pub mod front;
 pub mod ice;
+mod impatient;
 pub mod join;
 pub mod lease;
 pub mod limits;
@@ -55,7 +56,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use penstock_shell::open_files;
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -87,6 +88,9 @@ pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
     let ice = args.ice()?;
     // Tasks that go on as long as the program: what they follow may change.
     let mut followers = JoinSet::new();
+    let has_files = args.access.users.is_some() || args.site.tls_cert.is_some();
+    let hang_ups = reload::outlive_hang_ups(has_files).context("installing a handler for SIGHUP")?;
+    followers.spawn(hang_ups);
     let auth = start::authenticator(&args.access, args.listen, &mut followers)?;
     let tls = start::certificate(&args.site, &mut followers)?;
     let metrics = Metrics::new()?;
@@ -114,6 +118,7 @@ pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
         listener,
         tls,
         gate: Gate::new(args.site.per_address()),
+        room: Arc::new(Semaphore::new(serve::MAX_CONNECTIONS)),
         proxies: site.proxies.clone(),
         metrics: metrics.clone(),
     };
