@@ -87,10 +87,7 @@ pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
     let page = args.page()?;
     let ice = args.ice()?;
     // Tasks that go on as long as the program: what they follow may change.
-    let mut followers = JoinSet::new();
-    let has_files = args.access.users.is_some() || args.site.tls_cert.is_some();
-    let hang_ups = reload::outlive_hang_ups(has_files).context("installing a handler for SIGHUP")?;
-    followers.spawn(hang_ups);
+    let mut followers = start::followers(&args)?;
     let auth = start::authenticator(&args.access, args.listen, &mut followers)?;
     let tls = start::certificate(&args.site, &mut followers)?;
     let metrics = Metrics::new()?;
