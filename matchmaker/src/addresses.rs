@@ -163,6 +163,31 @@ impl Gate {
         Ok(Pass { gate, account })
     }
 
+    /// The same, but waits while the address is refused and others of its are within: they may yet be forgiven.
+    ///
+    /// # Errors
+    /// [`Refused`] where the address has had enough, whatever becomes of those within; or after `patience`.
+    pub async fn enter_or_wait(&self, address: IpAddr, patience: Duration) -> Result<Pass, Refused> {
+        let begin = Instant::now();
+        loop {
+            match self.enter(Instant::now(), address) {
+                Err(_) if self.has_some(address) && begin.elapsed() < patience => {
+                    tokio::time::sleep(LOOK_AGAIN).await;
+                }
+                entered => return entered,
+            }
+        }
+    }
+
+    /// Whether somebody of that address is within.
+    fn has_some(&self, address: IpAddr) -> bool {
+        self.with(|addresses| {
+            let account = addresses.account(Instant::now(), address);
+            let balance = addresses.balances.get(&account);
+            balance.is_some_and(|balance| balance.open > 0)
+        })
+    }
+
     fn with<T>(&self, what: impl FnOnce(&mut Addresses) -> T) -> T {
         // A count that a panic left behind is at worst one too high.
         what(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
@@ -182,6 +207,8 @@ impl Drop for Pass {
     }
 }
 
+/// How often someone who waits tries again.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
@@ -219,6 +246,27 @@ mod tests {
         for _ in 0..100 {
             gate.enter(start, address).unwrap().forgive();
         }
+    }
+
+    #[tokio::test]
+    async fn who_comes_with_many_waits_for_those_before() {
+        let gate = Gate::new(RULES);
+        let address = IpAddr::from([192, 0, 2, 1]);
+        let patience = Duration::from_secs(5);
+        let come = |gate: Gate, good: bool| async move {
+            let pass = gate.enter_or_wait(address, patience).await?;
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            if good {
+                pass.forgive();
+            }
+            Ok::<_, Refused>(())
+        };
+        let good = futures_util::future::join_all((0..30).map(|_| come(gate.clone(), true))).await;
+        assert!(good.iter().all(Result::is_ok), "{good:?}");
+        let bad = futures_util::future::join_all((0..30).map(|_| come(gate.clone(), false))).await;
+        let failed = bad.iter().filter(|result| result.is_ok()).count();
+        // Those in one go, and those that time allows.
+        assert!((5..=10).contains(&failed), "{failed}");
     }
 
     #[test]

@@ -28,6 +28,7 @@ mod duration;
 pub mod events;
 pub mod front;
 pub mod ice;
+mod impatient;
 pub mod join;
 pub mod lease;
 pub mod limits;
@@ -57,7 +58,7 @@ use futures_util::future;
 use penstock_shell::open_files;
 use penstock_shell::ops::Ready;
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -91,7 +92,7 @@ pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
     let page = args.page()?;
     let ice = args.ice()?;
     // Tasks that go on as long as the program: what they follow may change.
-    let mut followers = JoinSet::new();
+    let mut followers = start::followers(&args)?;
     let auth = start::authenticator(&args.access, args.listen, &mut followers)?;
     let tls = start::certificate(&args.site, &mut followers)?;
     let metrics = Metrics::new()?;
@@ -120,6 +121,7 @@ pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
         listener,
         tls,
         gate: Gate::new(args.site.per_address()),
+        room: Arc::new(Semaphore::new(serve::MAX_CONNECTIONS)),
         proxies: site.proxies.clone(),
         metrics: metrics.clone(),
     };

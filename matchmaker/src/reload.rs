@@ -1,5 +1,6 @@
 //! Files that are read again when they change, or on SIGHUP: a mounted Secret is exchanged under a running program.
 
+use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -66,6 +67,25 @@ impl<T> Reloading<T> {
             }
         }
     }
+}
+
+/// Takes SIGHUPs for ever, each of which would else end the program; `has_files`: there are some that are read again, by
+/// others.
+///
+/// # Errors
+/// Where no handler can be installed.
+pub fn outlive_hang_ups(has_files: bool) -> io::Result<impl Future<Output = ()>> {
+    let mut hangup = signal(SignalKind::hangup())?;
+    Ok(async move {
+        while hangup.recv().await.is_some() {
+            if !has_files {
+                tracing::info!(
+                    "told to read files again by SIGHUP: there are none, neither users nor a certificate"
+                );
+            }
+        }
+        std::future::pending().await
+    })
 }
 
 const LOOK_EVERY: Duration = Duration::from_secs(2);

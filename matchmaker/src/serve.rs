@@ -15,7 +15,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -23,8 +23,15 @@ use tower::ServiceExt as _;
 
 use crate::addresses::{Gate, Pass};
 use crate::client_address::{Peer, Proxies};
+use crate::impatient::Impatient;
 use crate::metrics::Metrics;
 use crate::problem::Reason;
+
+/// The most connections at once that are no WebSockets. Each may hold [`MAX_HEADER_BYTES`] and as much of an answer.
+pub const MAX_CONNECTIONS: usize = 8192;
+
+/// What a connection gives back when it ends.
+type Admission = (Option<Pass>, OwnedSemaphorePermit);
 
 /// Ends the connection that a request came over, at once and whatever is still to be sent. Each request carries one.
 #[derive(Debug, Clone)]
@@ -38,6 +45,9 @@ pub struct Door {
     pub tls: Option<watch::Receiver<Arc<ServerConfig>>>,
     /// How many an address may have. WebSockets no longer count here: they have a gate of their own.
     pub gate: Gate,
+    /// How many there may be of all addresses together, each of which takes some memory before anybody has said who they
+    /// are. WebSockets don't count here either.
+    pub room: Arc<Semaphore>,
     /// They are as many clients as they say.
     pub proxies: Proxies,
     /// Where it counts those turned away.
@@ -78,6 +88,12 @@ impl Door {
                 }
             },
         };
+        let Ok(place) = self.room.clone().try_acquire_owned() else {
+            self.metrics.refused(Reason::Connections);
+            tracing::debug!(%address, "a connection was turned away: there are as many as there may be");
+            return;
+        };
+        let pass = (pass, place);
         // Messages are small and follow one another: held back until the last is acknowledged, each would be late.
         // Where that can't be had it is slower, but no worse.
         let _ = stream.set_nodelay(true);
@@ -96,7 +112,7 @@ async fn connection(
     tls: Option<TlsAcceptor>,
     app: Router,
     stop: CancellationToken,
-    pass: Option<Pass>,
+    pass: Admission,
 ) {
     let peer = Peer {
         address,
@@ -112,7 +128,7 @@ async fn connection(
     }
 }
 
-async fn serve<S>(stream: S, peer: Peer, app: Router, stop: CancellationToken, _pass: Option<Pass>)
+async fn serve<S>(stream: S, peer: Peer, app: Router, stop: CancellationToken, _pass: Admission)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -128,7 +144,7 @@ where
         .timer(TokioTimer::new())
         .header_read_timeout(HEADERS_WITHIN)
         .max_buf_size(MAX_HEADER_BYTES)
-        .serve_connection(TokioIo::new(stream), service)
+        .serve_connection(TokioIo::new(Impatient::new(stream, TAKES_WITHIN)), service)
         .with_upgrades();
     let mut connection = pin!(connection);
     let ended = tokio::select! {
@@ -153,5 +169,53 @@ async fn recover(error: &io::Error) {
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 /// Also how long a connection may be idle between requests.
 const HEADERS_WITHIN: Duration = Duration::from_secs(20);
-const MAX_HEADER_BYTES: usize = 64 << 10;
+/// How long a client may take nothing of an answer.
+const TAKES_WITHIN: Duration = Duration::from_secs(30);
+/// The longest token, and as much again as others' headers come to.
+const MAX_HEADER_BYTES: usize = crate::auth::jwt::MAX_TOKEN_BYTES + (8 << 10);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt as _;
+
+    use super::*;
+    use crate::addresses::PerAddress;
+
+    #[tokio::test]
+    async fn all_addresses_together_have_so_many_connections() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let no_limit = PerAddress {
+            per_second: 0,
+            burst: 0,
+            at_once: 0,
+        };
+        let door = Door {
+            listener,
+            tls: None,
+            gate: Gate::new(no_limit),
+            room: Arc::new(Semaphore::new(2)),
+            proxies: Proxies::default(),
+            metrics: Metrics::new().unwrap(),
+        };
+        let stop = CancellationToken::new();
+        tokio::spawn(door.run(Router::new(), TaskTracker::new(), stop.clone()));
+        let is_closed = async |stream: &mut TcpStream| {
+            let read = tokio::time::timeout(Duration::from_millis(300), stream.read_u8()).await;
+            read.is_ok()
+        };
+        let mut held = [
+            TcpStream::connect(address).await.unwrap(),
+            TcpStream::connect(address).await.unwrap(),
+        ];
+        let mut third = TcpStream::connect(address).await.unwrap();
+        assert!(is_closed(&mut third).await);
+        assert!(!is_closed(&mut held[0]).await && !is_closed(&mut held[1]).await);
+        drop(held);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let mut fourth = TcpStream::connect(address).await.unwrap();
+        assert!(!is_closed(&mut fourth).await);
+        stop.cancel();
+    }
+}

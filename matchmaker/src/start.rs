@@ -9,12 +9,24 @@ use rustls::ServerConfig;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::args::Args;
 use crate::auth::basic::Users;
 use crate::auth::oidc::Provider;
 use crate::auth::options::{Access, AccessArgs};
 use crate::auth::{Authenticator, How};
-use crate::reload::Reloading;
+use crate::reload::{Reloading, outlive_hang_ups};
 use crate::site::SiteArgs;
+
+/// A set for what is followed, in which SIGHUPs are taken already.
+///
+/// # Errors
+/// Where no handler for them can be installed.
+pub fn followers(args: &Args) -> anyhow::Result<JoinSet<()>> {
+    let has_files = args.access.users.is_some() || args.site.tls_cert.is_some();
+    let mut followers = JoinSet::new();
+    followers.spawn(outlive_hang_ups(has_files).context("installing a handler for SIGHUP")?);
+    Ok(followers)
+}
 
 /// Who finds out who asks. What has to be followed for that goes into `followers`.
 ///

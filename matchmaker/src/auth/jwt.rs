@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, PublicKeyUse};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header};
 use serde_json::{Map, Value};
@@ -52,7 +53,7 @@ pub struct Accepted {
 /// Why a token is not taken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Rejected {
-    /// It names a key that the issuer didn't have when it was asked last.
+    /// It names a key that the issuer didn't have when it was asked last; or it names none, and the only key is not its.
     #[error("it was signed with a key that its issuer does not publish")]
     UnknownKey,
     /// It is not a token, or not a good one.
@@ -146,7 +147,13 @@ pub fn verify(token: &str, keys: &KeySet, rules: &Rules) -> Result<Accepted, Rej
     validation.set_issuer(&[&rules.issuer]);
     validation.set_audience(&[&rules.audience]);
     validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
-    let claims: Map<String, Value> = decode(token, &key.key, &validation).map_err(bad)?.claims;
+    let claims: Map<String, Value> = decode(token, &key.key, &validation)
+        .map_err(|error| match (&header.kid, error.kind()) {
+            // It names no key, so that it may well be signed with a new one.
+            (None, ErrorKind::InvalidSignature | ErrorKind::InvalidAlgorithm) => Rejected::UnknownKey,
+            _ => bad(error),
+        })?
+        .claims;
     let expires = claims.get("exp").and_then(Value::as_f64).unwrap_or_default();
     let user = User {
         name: name(&claims),

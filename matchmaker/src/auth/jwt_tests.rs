@@ -193,6 +193,25 @@ fn a_name_can_carry_no_line_break() {
     assert_eq!(accepted.user.name, "ab");
 }
 
+/// Some issuers name no keys. After they change theirs, only the signature shows it.
+#[test]
+fn a_token_that_names_no_key_may_be_signed_with_a_new_one() {
+    let (old, new) = (Issuer::new(), Issuer::new());
+    let only = |issuer: &Issuer| KeySet(issuer.keys().0.into_iter().take(1).collect());
+    let header = json!({"alg": "ES256", "typ": "JWT"});
+    let sign = |message: &[u8]| {
+        let signature = new.ec.sign(&SystemRandom::new(), message).unwrap();
+        signature.as_ref().to_vec()
+    };
+    let token = token(&header, &claims_with(|_| {}), &sign);
+    assert!(verify(&token, &only(&new), &rules()).is_ok());
+    assert_eq!(
+        verify(&token, &only(&old), &rules()),
+        Err(Rejected::UnknownKey),
+        "the issuer is asked again"
+    );
+}
+
 struct Issuer {
     ec: EcdsaKeyPair,
 }

@@ -24,7 +24,7 @@ pub mod rights;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::http::{HeaderMap, StatusCode, header};
 use serde::{Deserialize, Serialize};
@@ -48,6 +48,8 @@ pub struct Authenticator {
     attempts: Gate,
     /// Passwords are looked at by so many threads at once: each look takes a CPU for a good part of a second.
     lookers: Semaphore,
+    /// Those whose password is looked at, or soon will be.
+    waiting: Semaphore,
 }
 
 /// How people show who they are.
@@ -115,6 +117,7 @@ impl Authenticator {
             key,
             attempts: Gate::new(ATTEMPTS),
             lookers: Semaphore::new(LOOKERS),
+            waiting: Semaphore::new(MOST_WAITING),
         }
     }
 
@@ -250,15 +253,15 @@ impl Authenticator {
     ) -> Result<Identity, Refusal> {
         let credentials = Credentials::parse(encoded)
             .ok_or_else(|| self.unauthorized(Reason::Credentials, "the name and password can't be read"))?;
-        let attempt = self.attempts.enter(Instant::now(), address);
+        let waiting = self.waiting.try_acquire().map_err(|_| busy())?;
+        let attempt = self.attempts.enter_or_wait(address, LOOK_WITHIN).await;
         let attempt = attempt.map_err(|_| {
             let why = "too many attempts to sign in from this address; try again in a minute";
             Refusal::too_many(Reason::Attempts, why, 60)
         })?;
         let looked = tokio::time::timeout(LOOK_WITHIN, self.look(users.clone(), credentials.clone())).await;
-        let good = looked.unwrap_or_else(|_| {
-            Err(Refusal::unavailable("too many people sign in at once", 5).because(Reason::Attempts))
-        })?;
+        drop(waiting);
+        let good = looked.unwrap_or_else(|_| Err(busy()))?;
         if !good {
             tracing::info!(%address, "a wrong name or password");
             return Err(self.unauthorized(Reason::Credentials, "the name or the password is wrong"));
@@ -356,6 +359,10 @@ fn is_password_of((scheme, credentials): (&str, &str), user: &User) -> bool {
         && Credentials::parse(credentials).is_some_and(|credentials| credentials.name == user.name)
 }
 
+fn busy() -> Refusal {
+    Refusal::unavailable("too many people sign in at once", 5).because(Reason::Attempts)
+}
+
 fn role(operators: &BTreeSet<String>, name: &str) -> Role {
     match operators.contains(name) {
         true => Role::Operator,
@@ -380,8 +387,9 @@ const LOGIN_COOKIE: &str = "penstock_login";
 const OPENED_COOKIE: &str = "penstock_link_";
 const LOGIN_LASTS: Duration = Duration::from_secs(12 * 3600);
 const LOOKERS: usize = 2;
+const MOST_WAITING: usize = 1024;
 const LOOK_WITHIN: Duration = Duration::from_secs(10);
-/// Failed ones: ten in one go, then one a second.
+/// Failed ones: ten in one go, then one a second. Others of an address wait while ten of it are looked at.
 const ATTEMPTS: PerAddress = PerAddress {
     per_second: 1,
     burst: 10,

@@ -4,7 +4,7 @@
 //! ```text
 //!  at start       again and again, a little later each time, until they are there; meanwhile nobody can sign in
 //!  every 10 min   so that a key that was taken back ends
-//!  unknown kid    at once, but not more often than every 10 s: whoever sends tokens chooses what they name
+//!  unknown key    at once, but not more often than every 10 s: whoever sends tokens chooses what they name
 //!  no answer      the last good keys stay
 //! ```
 

@@ -156,6 +156,19 @@ async fn who_guesses_passwords_is_slowed_down_and_alone() {
     }
 }
 
+/// Behind one NAT, at the beginning of a lesson.
+#[tokio::test]
+async fn thirty_who_sign_in_at_once_from_one_address_all_get_in() {
+    let files = Files::with_users();
+    let door = Matchmaker::start_guarded(&[], &files.basic()).await;
+    let ann = basic("ann", "north");
+    let headers = [("authorization", &*ann)];
+    let asked = (0..30).map(|_| door.ask("GET", "/", &headers, ""));
+    let answers = futures_util::future::join_all(asked).await;
+    let statuses: Vec<_> = answers.iter().map(|answer| answer.status).collect();
+    assert_eq!(statuses, [200; 30]);
+}
+
 #[tokio::test]
 async fn a_join_link_admits_to_what_it_says_and_nothing_else() {
     let streamer = StandIn::start("demo").await;
@@ -355,6 +368,15 @@ async fn others_than_this_machine_get_in_only_where_someone_said_so() {
     assert!(!output.status.success() && said.contains("--auth none"), "{said}");
 }
 
+/// Whoever tells all programs of a node to read their files again does not mean to end this one.
+#[tokio::test]
+async fn a_hang_up_ends_nothing_where_there_is_nothing_to_read() {
+    let door = Matchmaker::start(&[], &[]).await;
+    door.hang_up();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(door.ask("GET", "/healthz", &[], "").await.status, 200);
+}
+
 #[tokio::test]
 async fn a_page_of_another_site_gets_no_socket_and_changes_nothing() {
     let door = Matchmaker::start(&[], &["--allow-origin", "https://portal.example"]).await;
@@ -458,6 +480,18 @@ async fn one_address_has_so_many_connections() {
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert_eq!(door.ask("GET", "/healthz", &[], "").await.status, 200);
     assert_eq!(refusals(&door).await["connections"], 1);
+}
+
+/// What is kept of a request before anybody said who they are.
+#[tokio::test]
+async fn headers_that_go_on_and_on_are_not_kept() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let door = Matchmaker::start(&[], &[]).await;
+    let mut stream = TcpStream::connect(door.address()).await.unwrap();
+    let begun = format!("GET / HTTP/1.1\r\nhost: 127.0.0.1\r\nx: {}", "x".repeat(40 << 10));
+    stream.write_all(begun.as_bytes()).await.unwrap();
+    let answer = tokio::time::timeout(Duration::from_secs(5), stream.read_u8()).await;
+    assert!(answer.is_ok(), "it should be refused or closed");
 }
 
 #[tokio::test]
