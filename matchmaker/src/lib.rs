@@ -49,6 +49,7 @@ pub mod start;
 pub mod turn_servers;
 pub mod web;
 
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -96,12 +97,7 @@ pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
     let auth = start::authenticator(&args.access, args.listen, &mut followers)?;
     let tls = start::certificate(&args.site, &mut followers)?;
     let metrics = Metrics::new()?;
-    let listener = TcpListener::bind(args.listen).await.with_context(|| {
-        format!(
-            "listening on {}: choose another address with --listen",
-            args.listen
-        )
-    })?;
+    let listener = listener(args.listen).await?;
     let address = listener.local_addr().context("asking for the own address")?;
 
     let (events, desk) = Desk::new(metrics.clone(), ice.clone());
@@ -157,15 +153,24 @@ pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
         Some(_) = followers.join_next() => anyhow::bail!("a task that follows files or keys ended by itself"),
     }
     // Each page's task says its own goodbye; the desk goes on meanwhile, and closes the links to streamers.
-    pages.close();
     tokio::select! {
-        left = tokio::time::timeout(GOODBYE, pages.wait()) => if left.is_err() {
-            tracing::warn!(left = pages.len(), "some pages did not take their goodbye");
-        },
+        () = goodbyes(pages) => {}
         () = &mut desk => {}
     }
     last_writes(cluster).await;
     Ok(())
+}
+
+async fn listener(at: SocketAddr) -> anyhow::Result<TcpListener> {
+    let bound = TcpListener::bind(at).await;
+    bound.with_context(|| format!("listening on {at}: choose another address with --listen"))
+}
+
+async fn goodbyes(pages: TaskTracker) {
+    pages.close();
+    if tokio::time::timeout(GOODBYE, pages.wait()).await.is_err() {
+        tracing::warn!(left = pages.len(), "some pages did not take their goodbye");
+    }
 }
 
 /// Waits until one of `parts` ends that was not told to.
