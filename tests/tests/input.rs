@@ -115,7 +115,10 @@ async fn a_window_that_loses_the_keyboard_lets_go_of_keys_and_buttons() -> anyho
     page.mouse("mousePressed", 640.0, 360.0, "left").await?;
     assert!(matches!(listener.next()?, Heard::Press(1, ..)));
     page.eval("window.dispatchEvent(new Event('blur'))").await?;
-    assert!(matches!(listener.next()?, Heard::Release(1, 639..=641, 359..=361)));
+    assert!(matches!(
+        listener.next()?,
+        Heard::Release(1, 639..=641, 359..=361)
+    ));
     assert_eq!(page.eval("window.released.join()").await?, "18,116");
     Ok(())
 }
