@@ -47,6 +47,7 @@ pub mod start;
 pub mod turn_servers;
 pub mod web;
 
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -93,12 +94,7 @@ pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
     let auth = start::authenticator(&args.access, args.listen, &mut followers)?;
     let tls = start::certificate(&args.site, &mut followers)?;
     let metrics = Metrics::new()?;
-    let listener = TcpListener::bind(args.listen).await.with_context(|| {
-        format!(
-            "listening on {}: choose another address with --listen",
-            args.listen
-        )
-    })?;
+    let listener = listen(args.listen).await?;
     let address = listener.local_addr().context("asking for the own address")?;
 
     let (events, desk) = Desk::new(metrics.clone(), ice.clone());
@@ -161,6 +157,12 @@ pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
     }
     last_writes(cluster).await;
     Ok(())
+}
+
+async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("listening on {address}: choose another address with --listen"))
 }
 
 /// Waits until one of `parts` ends that was not told to.
