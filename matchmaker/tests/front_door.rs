@@ -21,7 +21,11 @@ async fn a_player_sees_the_protocol_in_order() {
     assert_eq!(config["type"], "config");
     assert_eq!(config["protocolVersion"], "1.3.0");
     let void = &config["peerConnectionOptions"]["iceServers"][0];
-    assert!(!void["username"].as_str().unwrap().contains('@'));
+    let name = void["username"].as_str().unwrap();
+    assert!(
+        name.starts_with("1:") && name.ends_with("@0.0.0.0"),
+        "long over, and to nowhere: {name}"
+    );
 
     let config = ann.next().await;
     assert_eq!(config["type"], "config");
