@@ -10,14 +10,12 @@
 
 mod common;
 
-use std::io::IoSlice;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use common::Answer;
 use common::namespaces::{Namespaces, Program};
-use common::person::{Person, channel_data};
-use penstock_turn::shell::datagrams;
+use common::person::{Person, channel_data, send_burst};
 use stun_types::AddressFamily;
 use stun_types::attribute::AttributeWrite;
 use stun_types::message::Message;
@@ -330,16 +328,6 @@ fn allocate_v6(person: &mut Person) -> SocketAddr {
     let message = Message::from_bytes(&bytes).unwrap();
     let relayed = message.attribute::<XorRelayedAddress>().unwrap();
     relayed.addr(transaction)
-}
-
-fn send_burst(from: &UdpSocket, to: SocketAddr, payloads: &[Vec<u8>]) {
-    let parts: Vec<_> = payloads.iter().map(|payload| IoSlice::new(payload)).collect();
-    let message = datagrams::Message {
-        to,
-        parts: &parts,
-        segment: Some(u16::try_from(payloads[0].len()).unwrap()),
-    };
-    assert_eq!(datagrams::send(from, &[message]).unwrap(), 1);
 }
 
 fn nothing_comes(socket: &UdpSocket) {

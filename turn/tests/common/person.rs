@@ -1,9 +1,10 @@
 //! A client of a running server, over sockets.
 
-use std::io::{Read, Write as _};
+use std::io::{IoSlice, Read, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
+use penstock_turn::shell::datagrams;
 use rustls::{ClientConnection, StreamOwned};
 use stun_types::attribute::AttributeWrite;
 use stun_types::message::{Message, Method, TransactionId};
@@ -172,4 +173,15 @@ pub fn read_stream(stream: &mut impl Read) -> Vec<u8> {
     message.resize(4 + rest, 0);
     stream.read_exact(&mut message[4..]).unwrap();
     message
+}
+
+/// All at once, for the kernel to cut.
+pub fn send_burst(from: &UdpSocket, to: SocketAddr, payloads: &[Vec<u8>]) {
+    let parts: Vec<_> = payloads.iter().map(|payload| IoSlice::new(payload)).collect();
+    let message = datagrams::Message {
+        to,
+        parts: &parts,
+        segment: Some(u16::try_from(payloads[0].len()).unwrap()),
+    };
+    assert_eq!(datagrams::send(from, &[message]).unwrap(), 1);
 }

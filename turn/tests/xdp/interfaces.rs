@@ -9,9 +9,10 @@ use rand::rngs::StdRng;
 
 use crate::common::namespaces::{Program, number, refused};
 use crate::common::person::channel_data;
+use crate::common::person::send_burst;
 use crate::net::{
     CHANNEL, Call, Direct, FAR_AWAY, Net, PUBLISHED, SERVER, TO_CLIENT, XDP_TO_CLIENT, XDP_TO_PEER,
-    random_by, received, send_burst, wait_until,
+    random_by, received, wait_until,
 };
 
 #[test]

@@ -1,11 +1,9 @@
 //! Where the tests happen, and who calls whom there.
 
-use std::io::IoSlice;
 use std::net::{SocketAddr, SocketAddrV4, UdpSocket};
 use std::time::Duration;
 
 use aya::programs::ProgramType;
-use penstock_turn::shell::datagrams;
 use penstock_turn::shell::xdp::{Mode, Way, Xdp};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
@@ -237,17 +235,6 @@ impl Direct {
     pub(crate) fn without_xdp(self) -> (UdpSocket, UdpSocket) {
         (self.client, self.server)
     }
-}
-
-/// All at once, for the kernel to cut.
-pub(crate) fn send_burst(from: &UdpSocket, to: SocketAddr, payloads: &[Vec<u8>]) {
-    let parts: Vec<_> = payloads.iter().map(|payload| IoSlice::new(payload)).collect();
-    let message = datagrams::Message {
-        to,
-        parts: &parts,
-        segment: Some(u16::try_from(payloads[0].len()).unwrap()),
-    };
-    assert_eq!(datagrams::send(from, &[message]).unwrap(), 1);
 }
 
 pub(crate) fn received(socket: &UdpSocket) -> (Vec<u8>, SocketAddr) {
